@@ -1,0 +1,188 @@
+"""The quantized ops, each declared once: operands, attributes, type inference, NumPy meaning.
+
+The dtype in an op's type is its width, from ``int1`` to ``uint8``; values are NHWC / OHWI and meaning
+is `nybble.ir.numerics`. Use ``ops.call("conv2d", [x, w, bias], strides=(1, 1), …)`` to build a call.
+Structural ops (concat, reshape, permute_dims, pad) are Relax's own, on integers as on floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from nybble.ir import numerics
+from nybble.ir.graph import attributes
+
+Infer = Callable[[list[Any], dict[str, Any]], tuple[Sequence[Any], str]]
+
+
+@dataclass(frozen=True)
+class OpDef:
+    """One op of the vocabulary.
+
+    Attributes:
+        name: without the ``nybble.`` prefix.
+        operands: names of the tensor operands, in order.
+        defaults: attributes and their defaults; ``...`` marks a required one.
+        infer: (operand types, attributes) -> (shape, dtype) of the result.
+        law: the function in `nybble.ir.numerics`; takes operands, then attributes by keyword.
+        doc: one line.
+    """
+
+    name: str
+    operands: tuple[str, ...]
+    defaults: dict[str, Any]
+    infer: Infer
+    law: Callable[..., Any]
+    doc: str
+
+
+def _same_shape(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return types[0].shape, attrs["dtype"]
+
+
+def _dequantized(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return types[0].shape, "float32"
+
+
+def _out(extent: Any, kernel: int, stride: int, pad: int, dilation: int = 1) -> Any:
+    return (extent + pad - (kernel - 1) * dilation - 1) // stride + 1
+
+
+def _window_shape(x: Any, size: Sequence[int], attrs: dict[str, Any], channels: Any) -> list[Any]:
+    n, h, w, _ = x.shape
+    (top, left, bottom, right), strides = attrs["padding"], attrs["strides"]
+    dilation = attrs.get("dilation", (1, 1))
+    height = _out(h, size[0], strides[0], top + bottom, dilation[0])
+    return [n, height, _out(w, size[1], strides[1], left + right, dilation[1]), channels]
+
+
+def _conv2d(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    out_channels, kh, kw, _ = types[1].shape
+    return _window_shape(types[0], (int(kh), int(kw)), attrs, out_channels), "int32"
+
+
+def _linear(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return [*list(types[0].shape)[:-1], types[1].shape[0]], "int32"
+
+
+def _max_pool2d(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    x = types[0]
+    return _window_shape(x, attrs["pool_size"], attrs, x.shape[3]), str(x.dtype)
+
+
+def _sum_pool2d(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return _window_shape(types[0], attrs["pool_size"], attrs, types[0].shape[3]), "int32"
+
+
+def _quantize_law(x: Any, scale: Any, zero_point: Any, *, dtype: str, axis: int) -> Any:
+    return numerics.quantize(x, along(scale, axis, x.ndim), along(zero_point, axis, x.ndim), dtype)
+
+
+def _dequantize_law(q: Any, scale: Any, zero_point: Any, *, axis: int) -> Any:
+    return numerics.dequantize(q, along(scale, axis, q.ndim), along(zero_point, axis, q.ndim))
+
+
+def along(vector: Any, axis: int, ndim: int) -> Any:
+    """Reshapes a scalar or a vector so that it broadcasts along ``axis`` of an ndim tensor."""
+    if vector.ndim == 0:
+        return vector
+    return vector.reshape([-1 if d == axis % ndim else 1 for d in range(ndim)])
+
+
+_WINDOW = {"strides": ..., "padding": ...}
+_REQUANTIZED = {"dtype": ..., "lo": ..., "hi": ..., "zero_point": 0, "rounding": "half_up"}
+
+VOCABULARY: dict[str, OpDef] = {
+    op.name: op
+    for op in (
+        OpDef(
+            "quantize", ("x", "scale", "zero_point"), {"dtype": ..., "axis": -1},
+            _same_shape, _quantize_law,
+            "float32 -> integer; scale float32 and zero_point int32, scalars or along axis",
+        ),
+        OpDef(
+            "dequantize", ("q", "scale", "zero_point"), {"axis": -1},
+            _dequantized, _dequantize_law,
+            "integer -> float32; scale float32 and zero_point int32, scalars or along axis",
+        ),
+        OpDef(
+            "conv2d", ("x", "w", "bias"),
+            {**_WINDOW, "dilation": (1, 1), "groups": 1, "pad_value": 0},
+            _conv2d, numerics.conv2d,
+            "NHWC x OHWI + bias -> int32 accumulators",
+        ),
+        OpDef(
+            "linear", ("x", "w", "bias"), {}, _linear, numerics.linear,
+            "(…, K) x (O, K) + bias -> int32 accumulators",
+        ),
+        OpDef(
+            "requantize", ("x", "multiplier", "shift"), {**_REQUANTIZED, "zero_point_in": 0},
+            _same_shape, numerics.requantize,
+            "dyadic rescaling and clamp; multiplier and shift int32, broadcast against x",
+        ),
+        OpDef(
+            "add", ("a", "multiplier_a", "shift_a", "b", "multiplier_b", "shift_b"),
+            {**_REQUANTIZED, "zero_point_a": 0, "zero_point_b": 0},
+            _same_shape, numerics.add,
+            "residual add: each branch requantized by itself, then clamped",
+        ),
+        OpDef(
+            "max_pool2d", ("x",), {**_WINDOW, "pool_size": ..., "dilation": (1, 1)},
+            _max_pool2d, numerics.max_pool2d, "maximum over windows",
+        ),
+        OpDef(
+            "sum_pool2d", ("x",), {**_WINDOW, "pool_size": ..., "pad_value": 0},
+            _sum_pool2d, numerics.sum_pool2d, "sum over windows in int32",
+        ),
+    )
+}  # fmt: skip
+
+
+@cache
+def get(name: str) -> tvm.ir.Op:
+    """TVM's handle of a vocabulary op, registered with TVM on first use."""
+    definition = VOCABULARY[name]
+    full = f"nybble.{name}"
+    tvm.ir._ffi_api.RegisterOp(full, definition.doc)
+    op = tvm.ir.Op.get(full)
+    tvm.ir._ffi_api.OpSetNumInputs(op, len(definition.operands))
+    for operand in definition.operands:
+        tvm.ir._ffi_api.OpAddArgument(op, operand, "Tensor", operand)
+
+    def infer(call: relax.Call, _context: Any) -> relax.TensorType:
+        types = [arg.ty for arg in call.args]
+        return relax.TensorType(*definition.infer(types, attributes(call)))
+
+    tvm.ir.register_op_attr(full, "FInferType", infer)
+    tvm.ir.register_op_attr(full, "FPurity", True)
+    return op
+
+
+def call(name: str, operands: Sequence[Any], **attrs: Any) -> relax.Call:
+    """A call of a vocabulary op with every attribute filled in.
+
+    Raises:
+        TypeError: wrong number of operands, an unknown attribute or a missing one.
+    """
+    definition = VOCABULARY[name]
+    if len(operands) != len(definition.operands):
+        raise TypeError(f"{name} takes {definition.operands}, got {len(operands)} operands")
+    unknown = attrs.keys() - definition.defaults.keys()
+    full = {**definition.defaults, **attrs}
+    missing = [key for key, value in full.items() if value is ...]
+    if unknown or missing:
+        raise TypeError(f"{name}: unknown attributes {sorted(unknown)}, missing {missing}")
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in full.items()}
+    node = tvm.ir.make_node("ir.DictAttrs", **values)
+    return relax.Call(get(name), list(operands), node)
+
+
+def definition_of(op: str) -> OpDef | None:
+    """The vocabulary entry of a full op name (``"nybble.conv2d"``), None for other ops."""
+    return VOCABULARY.get(op.removeprefix("nybble.")) if op.startswith("nybble.") else None

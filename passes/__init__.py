@@ -1,0 +1,3 @@
+"""Relax to Relax: canonicalize, calibrate, quantize, lower to integers. One file a pass."""
+
+import nybble.ir as ir  # first: brings TVM without torch

@@ -1,0 +1,1 @@
+"""Artifacts: write, load, run, profile. Loading needs the TVM runtime alone."""

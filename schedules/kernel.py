@@ -1,0 +1,133 @@
+"""What a kernel family is: a `Kernel` record that answers for `Problem`s on a `CpuTarget`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nybble.errors import ScheduleError
+
+T = TypeVar("T")
+Extent = int | str  # a string names a symbolic extent (the batch)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of one tensor; the dtype carries the width."""
+
+    shape: tuple[Extent, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to the accumulators before they are stored.
+
+    Attributes:
+        kind: ``none`` stores int32 accumulators (bias included); ``requantize`` and ``add`` are
+            `nybble.ir.numerics.requantize` and ``add`` with the accumulator as operand ``a``;
+            ``float`` clamps float32 accumulators to lo..hi, after adding ``other`` if there is one.
+        lo: lower bound of the clamp (an integer, or a float for ``float``; -inf for none).
+        hi: upper bound of the clamp.
+        other: the second branch of a residual add, same shape as the output.
+        zero_point: of the output.
+        zero_point_other: of ``other``.
+        rounding: the requantization convention.
+    """
+
+    kind: Literal["none", "requantize", "add", "float"] = "none"
+    lo: float = 0
+    hi: float = 0
+    other: TensorSpec | None = None
+    zero_point: int = 0
+    zero_point_other: int = 0
+    rounding: str = "half_up"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer to compile: everything that its code depends on, nothing that is mere data.
+
+    Attributes:
+        op: the anchor: ``conv2d``, ``linear``, ``requantize``, ``add``, ``max_pool2d``,
+            ``sum_pool2d``, ``quantize``, ``dequantize``; float32 inputs mean the float op.
+        inputs: the activations, in operand order, without ``epilogue.other``.
+        output: what is stored (after the epilogue).
+        attrs: the anchor's attributes, sorted by name.
+        weights: spec of the unpacked weights (OHWI or (O, K)), None without weights.
+        weights_narrow: no weight is the dtype's minimum (-128), so the sign trick is exact.
+        epilogue: what is fused behind the anchor.
+    """
+
+    op: str
+    inputs: tuple[TensorSpec, ...]
+    output: TensorSpec
+    attrs: tuple[tuple[str, Any], ...] = ()
+    weights: TensorSpec | None = None
+    weights_narrow: bool = True
+    epilogue: Epilogue = Epilogue()
+
+    def attr(self, name: str) -> Any:
+        """One attribute of the anchor."""
+        return dict(self.attrs)[name]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one image (symbolic extents count as 1)."""
+        if self.weights is None:
+            return 0
+        outputs = np.prod([d for d in self.output.shape if isinstance(d, int)], dtype=np.int64)
+        return int(outputs * np.prod(self.weights.shape[1:], dtype=np.int64))
+
+
+Constants = Mapping[str, NDArray[Any]]
+"""A layer's unpacked constants by operand name: w, bias, multiplier, shift, multiplier_b, …"""
+
+
+@dataclass
+class Knobs:
+    """The choices of a schedule: defaults when untuned, a stored or sampled decision otherwise.
+
+    Attributes:
+        decisions: choices already made, by knob name.
+        space: filled by `pick`: every knob asked for and what it may be.
+    """
+
+    decisions: dict[str, Any] = field(default_factory=dict)
+    space: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def pick(self, name: str, choices: Sequence[T], default: T) -> T:
+        """The decision for knob ``name``, one of ``choices``.
+
+        Raises:
+            ScheduleError: a stored decision is none of the choices.
+        """
+        self.space[name] = tuple(choices)
+        value: T = self.decisions.get(name, default)
+        if value not in choices:
+            raise ScheduleError(f"knob {name}={value!r} is none of {list(choices)}")
+        return value
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel family on one kind of target.
+
+    Attributes:
+        name: ``cpu.int8.avx2``; what the user reads and may force.
+        op: the anchor op that it implements.
+        supports: None when it can compile the problem on the target, else the reason in words.
+        pack: the layer's constants in the kernel's own layout, in the order of its parameters.
+        build: the fused TensorIR function: parameters are the activations (inputs, then
+            ``epilogue.other``), the packed constants, and the output.
+    """
+
+    name: str
+    op: str
+    supports: Callable[[Problem, Any], str | None]
+    pack: Callable[[Problem, Constants], list[NDArray[Any]]]
+    build: Callable[[Problem, Any, Knobs], Any]

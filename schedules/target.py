@@ -1,0 +1,111 @@
+"""Names of machines, resolved to what code generation and the loader need to know."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from nybble.errors import NybbleError
+
+V3 = ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
+V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+VNNI = (*V4, "avx512_vnni")
+
+
+@dataclass(frozen=True)
+class CpuTarget:
+    """A CPU to compile for.
+
+    Attributes:
+        name: what the user asked for.
+        llvm: the TVM target as a dict, hashable as sorted pairs.
+        features: CPU features (as Linux spells them) that the code needs to run.
+        arch: ``x86_64``, ``aarch64``, …
+    """
+
+    name: str
+    llvm: tuple[tuple[str, Any], ...]
+    features: frozenset[str]
+    arch: str
+
+    def tvm_target(self) -> tvm.target.Target:
+        """The TVM target; to be used as `tvm.compile`'s target."""
+        return tvm.target.Target({k: list(v) if isinstance(v, tuple) else v for k, v in self.llvm})
+
+    def has(self, *features: str) -> bool:
+        """Whether code may use all these features."""
+        return self.features.issuperset(features)
+
+
+_X86 = "x86_64-linux-gnu"
+_NAMED = {
+    "x86-64": ("x86-64", _X86, ()),
+    "x86-64-v3": ("x86-64-v3", _X86, V3),
+    "x86-64-v4": ("x86-64-v4", _X86, V4),
+    "x86-64-v4-vnni": ("cascadelake", _X86, VNNI),
+    "aarch64": ("generic", "aarch64-linux-gnu", ()),
+}
+
+
+def resolve(target: str | dict[str, Any]) -> CpuTarget:
+    """Turns ``"native"``, a named level or a TVM target dict into a `CpuTarget`.
+
+    ``native`` is the highest named level that this machine has.
+
+    Raises:
+        NybbleError: an unknown name, or a dict that is no LLVM target.
+    """
+    if isinstance(target, dict):
+        return _from_dict(target)
+    if target == "native":
+        return _native()
+    if target not in _NAMED:
+        raise NybbleError(
+            f"Unknown target {target!r}. Use 'native', {', '.join(map(repr, _NAMED))}, "
+            "or a TVM target dict such as {'kind': 'llvm', 'mcpu': 'znver3'}."
+        )
+    mcpu, triple, features = _NAMED[target]
+    llvm = (("kind", "llvm"), ("mcpu", mcpu), ("mtriple", triple))
+    return CpuTarget(target, llvm, frozenset(features), triple.split("-")[0])
+
+
+def _native() -> CpuTarget:
+    arch = platform.machine()
+    if arch != "x86_64":
+        return resolve(arch)
+    have = host_features()
+    levels = ("x86-64-v4-vnni", "x86-64-v4", "x86-64-v3", "x86-64")
+    return next(t for t in map(resolve, levels) if t.features <= have)
+
+
+def _from_dict(target: dict[str, Any]) -> CpuTarget:
+    if target.get("kind") != "llvm":
+        raise NybbleError(f"Target {target}: only LLVM targets are built here (kind='llvm').")
+    triple = str(target.get("mtriple", f"{platform.machine()}-linux-gnu"))
+    mcpu = str(target.get("mcpu", "generic"))
+    known = {  # TVM knows what LLVM would enable for this CPU
+        "avx2": "avx2", "fma": "fma", "f16c": "f16c", "bmi": "bmi1", "bmi2": "bmi2",
+        "movbe": "movbe", "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512cd": "avx512cd",
+        "avx512dq": "avx512dq", "avx512vl": "avx512vl", "avx512vnni": "avx512_vnni",
+    }  # fmt: skip
+    made = tvm.target.Target(target)
+    enabled = set(tvm.target.codegen.llvm_get_cpu_features(made))
+    llvm = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(target.items()))
+    features = frozenset(ours for llvms, ours in known.items() if llvms in enabled)
+    return CpuTarget(f"llvm:{mcpu}", llvm, features, triple.split("-")[0])
+
+
+@cache
+def host_features() -> frozenset[str]:
+    """The CPU features that Linux reports for this machine; empty where it cannot be read."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return frozenset()
+    lines = info.read_text().splitlines()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), ":")
+    return frozenset(flags.split(":", 1)[1].split())
