@@ -1,0 +1,93 @@
+"""Runs any float, quantized or integer module in NumPy: simulation, calibration, and the law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from nybble.errors import StageError
+from nybble.ir import floats, graph, ops
+
+Array = NDArray[Any]
+Observe = Callable[[str, Array], None]
+
+
+def run(
+    mod: tvm.IRModule,
+    inputs: Mapping[str, Array] | Sequence[Array],
+    observe: Observe | None = None,
+) -> list[Array]:
+    """Evaluates ``main``.
+
+    Args:
+        mod: a module of stage float, quantized or integer.
+        inputs: one array per parameter, in order or by name; the batch extent is free.
+        observe: called with every binding's name and value as soon as it is known.
+
+    Returns:
+        The outputs in order. Values below 8 bits come unpacked in int8 or uint8.
+
+    Raises:
+        StageError: an op has no NumPy meaning (a scheduled module, or a foreign op).
+    """
+    params = graph.inputs(mod)
+    given = [inputs[p.name] for p in params] if isinstance(inputs, Mapping) else inputs
+    values: dict[Any, Array] = dict(zip(params, map(np.asarray, given), strict=True))
+    wanted = set(graph.outputs(mod))
+    last_use = _last_uses(mod)
+    for index, binding in enumerate(graph.bindings(mod)):
+        values[binding.var] = evaluate(binding.value, values, str(binding.var.name))
+        if observe is not None:
+            observe(str(binding.var.name), values[binding.var])
+        for operand in graph.operands(binding.value):
+            if operand not in wanted and last_use.get(operand) == index:
+                values.pop(operand, None)  # an image's activations would otherwise pile up
+    return [values[v] for v in graph.outputs(mod)]
+
+
+def _last_uses(mod: tvm.IRModule) -> dict[Any, int]:
+    uses: dict[Any, int] = {}
+    for index, binding in enumerate(graph.bindings(mod)):
+        for operand in graph.operands(binding.value):
+            if isinstance(operand, relax.Var):
+                uses[operand] = index
+    return uses
+
+
+def evaluate(expr: Any, values: Mapping[Any, Array], name: str) -> Array:
+    """The value of one binding's expression, given the values of its variables."""
+    if isinstance(expr, relax.Var):
+        return values[expr]
+    op = graph.op_name(expr)
+    definition = ops.definition_of(op)
+    law = definition.law if definition else floats.OPS.get(op)
+    if law is None:
+        raise StageError(f"'{name}': {op or type(expr).__name__} has no NumPy meaning.")
+    args = [a for arg in expr.args for a in _arguments(arg, expr, values)]
+    return np.asarray(law(*args, **graph.attributes(expr)))
+
+
+def _arguments(arg: Any, call: relax.Call, values: Mapping[Any, Array]) -> list[Any]:
+    """One Relax argument as NumPy arguments: a tuple becomes several."""
+    if isinstance(arg, relax.Tuple):
+        return [a for field in arg.fields for a in _arguments(field, call, values)]
+    if isinstance(arg, relax.Var):
+        return [values[arg]]
+    if graph.is_constant(arg):
+        return [graph.numpy_of(arg)]
+    if isinstance(arg, relax.ShapeExpr):
+        return [_concrete_shape(arg, call)]
+    return [graph.plain(arg)]
+
+
+def _concrete_shape(shape: relax.ShapeExpr, call: relax.Call) -> tuple[int, ...]:
+    """A reshape's target; its one symbolic extent (the batch) is left to NumPy as -1."""
+    extents = [int(d) if isinstance(d, int | tvm.tirx.IntImm) else -1 for d in shape.values]
+    if extents.count(-1) > 1:
+        raise StageError(f"{graph.op_name(call)}: more than one symbolic extent in {shape}.")
+    return tuple(extents)
