@@ -1,0 +1,47 @@
+# Bare `make` lists the targets. PYTHON=python3.12 chooses another interpreter for .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## make .venv with everything
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Nybble needs Python 3.11 or newer: make install PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet 'pip>=25.1'
+	$(PIP) install --quiet 'torch==2.13.0' -c constraints.txt
+	$(PIP) install --quiet -e '.[torch]' --group dev -c constraints.txt
+	@touch $@
+
+demo: $(STAMP)  ## compile the embedded network, print the tables, write report.html
+	$(BIN)/nybble demo
+
+test: $(STAMP)  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## the slow tests: minutes each
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP)  ## lint, types, import layers, quick tests: under two minutes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow and not whole"
+
+bench: $(STAMP)  ## speed, cost and accuracy beside ONNX Runtime
+	$(BIN)/python -m benchmarks.run
+
+clean:  ## remove .venv, caches and build products
+	rm -rf $(VENV) build dist *.egg-info report.html .pytest_cache .mypy_cache .ruff_cache \
+	  .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
