@@ -103,7 +103,7 @@ def dyadic(ratio: NDArray[np.float64]) -> tuple[NDArray[np.int32], NDArray[np.in
     shift stays at most ``MAX_SHIFT``.
 
     Args:
-        ratio: any shape, 0 <= ratio < 2^30.
+        ratio: any shape, 0 <= ratio < 2^29.
 
     Returns:
         int32 (multiplier, shift), shift in 1..62.
@@ -112,8 +112,8 @@ def dyadic(ratio: NDArray[np.float64]) -> tuple[NDArray[np.int32], NDArray[np.in
         ValueError: a ratio is negative, not finite or too large.
     """
     ratio = np.asarray(ratio, np.float64)
-    if not np.all(np.isfinite(ratio)) or np.any(ratio < 0) or np.any(ratio >= 2.0**30):
-        raise ValueError(f"requantization ratios must lie in [0, 2^30), got {ratio}")
+    if not np.all(np.isfinite(ratio)) or np.any(ratio < 0) or np.any(ratio >= 2.0**29):
+        raise ValueError(f"requantization ratios must lie in [0, 2^29), got {ratio}")
     mantissa, exponent = np.frexp(ratio)
     multiplier = np.rint(mantissa * 2.0**31).astype(np.int64)
     carry = multiplier == 1 << 31

@@ -1,0 +1,62 @@
+"""Nybble: a quantizing compiler on Apache TVM.
+
+A trained network goes in; one ``.so`` comes out that computes in integers.
+
+    model = nybble.load_onnx("net.onnx")
+    quantized = nybble.quantize(model, calibration_images)
+    nybble.compile(quantized).save("net.so")
+    logits = nybble.load("net.so")(images)
+
+Importing this package loads neither TVM nor torch: names are resolved on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nybble.model import Artifact, Model, QuantizedModel
+    from nybble.recipe import Recipe
+    from nybble.runtime.session import Session, load
+    from nybble.walk import compile, load_onnx, load_torch, quantize  # noqa: A004
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Artifact",
+    "Model",
+    "QuantizedModel",
+    "Recipe",
+    "Session",
+    "compile",
+    "load",
+    "load_onnx",
+    "load_torch",
+    "quantize",
+]
+
+_HOMES = {
+    "Artifact": "nybble.model",
+    "Model": "nybble.model",
+    "QuantizedModel": "nybble.model",
+    "Recipe": "nybble.recipe",
+    "Session": "nybble.runtime.session",
+    "compile": "nybble.walk",
+    "load": "nybble.runtime.session",
+    "load_onnx": "nybble.walk",
+    "load_torch": "nybble.walk",
+    "quantize": "nybble.walk",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name from its home module when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nybble' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,138 @@
+"""What the public calls hand to each other: a model, a quantized model, an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+
+from nybble.errors import NybbleError
+from nybble.ir import graph, interpreter
+from nybble.recipe import Recipe
+from nybble.runtime.artifact import export
+from nybble.runtime.manifest import Manifest
+
+Array = NDArray[Any]
+Inputs = Array | Mapping[str, Array] | Sequence[Array]
+Outputs = Array | dict[str, Array]
+Observe = Callable[[str, Array], None]
+
+
+def named_inputs(mod: tvm.IRModule, inputs: Inputs) -> dict[str, Array]:
+    """One array per input of ``mod``, by name, from what a user may pass.
+
+    Raises:
+        NybbleError: an input is missing, unknown, or has the wrong shape or dtype.
+    """
+    params = graph.inputs(mod)
+    names = [str(p.name) for p in params]
+    if isinstance(inputs, Mapping):
+        given = dict(inputs)
+    elif isinstance(inputs, np.ndarray):
+        given = {names[0]: inputs} if len(names) == 1 else {}
+    else:
+        given = dict(zip(names, inputs, strict=False)) if len(inputs) == len(names) else {}
+    if given.keys() != set(names):
+        raise NybbleError(f"The model takes the inputs {names}, got {sorted(given) or 'others'}.")
+    for param in params:
+        check_array(str(param.name), given[str(param.name)], param)
+    return given
+
+
+def check_array(name: str, array: Array, param: Any) -> None:
+    """Checks one input against its parameter; symbolic extents accept any size.
+
+    Raises:
+        NybbleError: shape or dtype differ.
+    """
+    shape, dtype = graph.shape_of(param), graph.dtype_of(param)
+    got = np.asarray(array)
+    fits = got.ndim == len(shape) and all(
+        isinstance(want, str) or want == have for want, have in zip(shape, got.shape, strict=True)
+    )
+    if not fits or str(got.dtype) != dtype:
+        raise NybbleError(
+            f"Input '{name}': expected {dtype} {shape}, got {got.dtype} {got.shape}. "
+            "Reshape or cast the array."
+        )
+
+
+def _named_outputs(mod: tvm.IRModule, values: list[Array]) -> Outputs:
+    names = graph.output_names(mod)
+    return values[0] if len(values) == 1 else dict(zip(names, values, strict=True))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A float network as imported.
+
+    Attributes:
+        module: Relax, stage ``float``.
+    """
+
+    module: tvm.IRModule
+
+    def run(self, inputs: Inputs) -> Outputs:
+        """Evaluates the float network in NumPy; one array, or a dict for several outputs."""
+        values = interpreter.run(self.module, named_inputs(self.module, inputs))
+        return _named_outputs(self.module, values)
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A quantized network in its two forms.
+
+    Attributes:
+        module: stage ``quantized``: float ops between quantize/dequantize pairs.
+        integer: stage ``integer``: what is deployed.
+        recipe: how it was quantized.
+    """
+
+    module: tvm.IRModule
+    integer: tvm.IRModule
+    recipe: Recipe
+
+    def run(self, inputs: Inputs, observe: Observe | None = None) -> Outputs:
+        """The NumPy law: exactly the integers (and the dequantized outputs) of every target.
+
+        Args:
+            inputs: float32, an array, or arrays by name or in order.
+            observe: called with every binding's name and value.
+
+        Returns:
+            One array, or a dict by name for several outputs.
+        """
+        values = interpreter.run(self.integer, named_inputs(self.integer, inputs), observe)
+        return _named_outputs(self.integer, values)
+
+    def simulate(self, inputs: Inputs) -> Outputs:
+        """The quantized network in float arithmetic: rounding as deployed, sums in float32."""
+        values = interpreter.run(self.module, named_inputs(self.module, inputs))
+        return _named_outputs(self.module, values)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Compiled code, not yet linked.
+
+    Attributes:
+        executable: TVM's executable.
+        manifest: what the ``.so`` says of itself.
+    """
+
+    executable: Any
+    manifest: Manifest
+
+    def save(self, path: str | Path) -> Path:
+        """Links the artifact into one shared library; nothing is left behind on failure.
+
+        Raises:
+            ArtifactError: no C compiler, or the file cannot be written.
+        """
+        export(self.executable, self.manifest, path)
+        return Path(path)
