@@ -19,7 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet 'pip>=25.1'
 	$(PIP) install --quiet 'torch==2.13.0' -c constraints.txt
-	$(PIP) install --quiet -e '.[torch]' --group dev -c constraints.txt
+	@echo "(the rest, a few minutes)"
+	PYTHONWARNINGS=ignore $(PIP) install --quiet -e '.[torch]' --group dev -c constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## compile the embedded network, print the tables, write report.html

@@ -1,0 +1,36 @@
+"""Each tutorial runs as a user would run it, and its own asserts hold."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LESSONS = sorted((ROOT / "tutorials").glob("[0-9][0-9]_*.py"))
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_lesson(lesson: Path, tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(lesson)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "agree in every bit" in done.stdout
+    assert list(tmp_path.iterdir()) == []  # a lesson leaves nothing behind
+
+
+def test_lessons_are_numbered_without_gaps() -> None:
+    assert [path.stem[:2] for path in LESSONS] == [f"{i + 1:02}" for i in range(len(LESSONS))]
+    assert len(LESSONS) >= 2
