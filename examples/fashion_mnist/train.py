@@ -149,7 +149,7 @@ def main() -> None:
     """Reads the command line, trains, exports, writes the data files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the *-ubyte.gz files")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bfloat16", action="store_true", help="autocast while training")
     parser.add_argument("--out", type=Path, default=HERE)
@@ -165,7 +165,6 @@ def main() -> None:
     console.print(accuracy)
 
     args.out.mkdir(parents=True, exist_ok=True)
-    torch.save(net.state_dict(), args.out / "resnet.pt")
     export(net.to(memory_format=torch.contiguous_format), args.out / "resnet.onnx")  # type: ignore[call-overload]
     np.savez_compressed(args.out / "test_images.npz", images=images[:2000], labels=labels[:2000])
     images, labels = read_split(args.folder, "train")
