@@ -1,0 +1,103 @@
+"""What a caller hands to a session, checked against the manifest and made fit for the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nybble.errors import ArtifactError
+from nybble.runtime.manifest import Port
+
+ALIGNMENT = 64  # generated code loads whole cache lines and assumes that they start on one
+
+
+def bind(ports: Sequence[Port], values: tuple[Any, ...]) -> list[NDArray[Any]]:
+    """The caller's arrays in the manifest's order, checked, contiguous and aligned.
+
+    Args:
+        ports: the inputs that the network has.
+        values: one array per input, or a single mapping of input name to array. Anything with
+            ``__array__`` or ``__dlpack__`` on the CPU counts as an array.
+
+    Raises:
+        ArtifactError: a missing or unknown input, a wrong dtype or shape, or symbolic extents that
+            disagree. Nothing is cast: a silent cast would hide a wrong preprocessing.
+    """
+    if len(values) == 1 and isinstance(values[0], Mapping):
+        values = _by_name(ports, values[0])
+    if len(values) != len(ports):
+        raise ArtifactError(
+            f"{len(values)} array(s) given; the network has {len(ports)} input(s): {_list(ports)}."
+        )
+    extents: dict[str, int] = {}
+    return [_checked(port, value, extents) for port, value in zip(ports, values, strict=True)]
+
+
+def _by_name(ports: Sequence[Port], given: Mapping[str, Any]) -> tuple[Any, ...]:
+    names = [port.name for port in ports]
+    if set(given) != set(names):
+        raise ArtifactError(f"Inputs {sorted(given)} given; the network has {_list(ports)}.")
+    return tuple(given[name] for name in names)
+
+
+def _checked(port: Port, value: Any, extents: dict[str, int]) -> NDArray[Any]:
+    """One array; ``extents`` collects what the symbolic extents turned out to be."""
+    array = _as_array(port, value)
+    if str(array.dtype) != port.dtype:
+        raise ArtifactError(
+            f"Input '{port.name}': expected {port}, got {array.dtype}. "
+            f"Nothing is cast silently; pass array.astype('{port.dtype}') if that is meant."
+        )
+    known = f" with {extents}" if extents else ""
+    fits = array.ndim == len(port.shape) and all(
+        have == (extents.setdefault(want, have) if isinstance(want, str) else want)
+        for want, have in zip(port.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise ArtifactError(
+            f"Input '{port.name}': expected shape {_extents(port.shape)}{known}, "
+            f"got {_extents(array.shape)}."
+        )
+    if 0 in array.shape:
+        raise ArtifactError(f"Input '{port.name}': shape {_extents(array.shape)} is empty.")
+    return aligned(array)
+
+
+def _as_array(port: Port, value: Any) -> NDArray[Any]:
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        if hasattr(value, "__dlpack__"):
+            return np.from_dlpack(value)
+        if hasattr(value, "__array__"):
+            return np.asarray(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"Input '{port.name}': not readable as an array: {error}") from error
+    kind = type(value).__name__
+    raise ArtifactError(f"Input '{port.name}': expected an array of {port}, got a {kind}.")
+
+
+def aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """The array itself when it is contiguous, writable and aligned, else a copy that is.
+
+    DLPack hands over no read-only memory, so those are copied as well.
+    """
+    fit = array.flags.c_contiguous and array.flags.writeable
+    if fit and array.ctypes.data % ALIGNMENT == 0:
+        return array
+    buffer = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    np.copyto(copy, array)
+    return copy
+
+
+def _extents(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+
+
+def _list(ports: Sequence[Port]) -> str:
+    return ", ".join(f"'{port.name}' {port}" for port in ports)

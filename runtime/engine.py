@@ -1,0 +1,101 @@
+"""The TVM runtime, found and loaded without the ``tvm`` Python package.
+
+``import tvm`` maps the compiler, 260 MB of it. Running a library takes ``libtvm_runtime.so`` and
+``tvm_ffi`` alone. The same files are mapped as ``import tvm`` would map, so a process that has
+loaded a network may import the compiler afterwards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from nybble.errors import ArtifactError
+from nybble.runtime import host
+from nybble.torchless import without_torch
+
+_CPU = 1  # kDLCPU
+_POOLED = 2  # the VM's allocator that keeps freed storage for the next call
+_BIG_CORES = 1
+_THREADS = "TVM_NUM_THREADS"
+_configured = threading.local()  # TVM keeps one pool of workers per calling thread
+
+
+@cache
+def ffi() -> Any:
+    """The ``tvm_ffi`` package with the TVM runtime behind it.
+
+    Raises:
+        ArtifactError: the runtime is not installed.
+    """
+    package = importlib.util.find_spec("tvm")  # finds, imports nothing
+    if package is None or package.origin is None or importlib.util.find_spec("tvm_ffi") is None:
+        raise ArtifactError("The TVM runtime is missing. Install it: pip install apache-tvm.")
+    library = Path(package.origin).parent / "lib" / "libtvm_runtime.so"
+    with without_torch():
+        import tvm_ffi  # noqa: PLC0415  (torch is hidden only in here)
+    try:
+        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise ArtifactError(f"The TVM runtime cannot be loaded: {error}.") from error
+    return tvm_ffi
+
+
+def open_vm(path: Path) -> Any:
+    """The Relax virtual machine of a library whose bytes have been verified.
+
+    Raises:
+        ArtifactError: the dynamic linker or the runtime refuses the library.
+    """
+    tvm_ffi = ffi()
+    try:
+        vm = tvm_ffi.load_module(str(path.resolve()))["vm_load_executable"]()
+        vm["vm_initialization"](_CPU, 0, _POOLED)
+    except (RuntimeError, AttributeError) as error:
+        raise ArtifactError(f"{path}: the TVM runtime refuses it: {error}") from error
+    return vm
+
+
+def default_threads() -> int:
+    """``TVM_NUM_THREADS`` where it is set, else the physical cores that the process may use."""
+    chosen = os.environ.get(_THREADS, "")
+    return int(chosen) if chosen.isdecimal() and int(chosen) > 0 else host.physical_cores()
+
+
+def use_threads(count: int) -> None:
+    """Makes kernels called from this Python thread run on ``count`` threads.
+
+    Raises:
+        ArtifactError: TVM's pool was started smaller by someone else and cannot grow.
+    """
+    if getattr(_configured, "count", None) == count:
+        return
+    tvm_ffi = ffi()
+    size = tvm_ffi.get_global_func("runtime.NumThreads")
+    if not hasattr(_configured, "count"):
+        _start_pool(size, max(count, host.physical_cores(), os.cpu_count() or 1))
+    tvm_ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, count)
+    if size() != count:
+        raise ArtifactError(
+            f"{count} threads were asked for, but TVM's pool in this thread has {size()}. It was "
+            f"started before Nybble's: set {_THREADS}={count} in the environment."
+        )
+    _configured.count = count
+
+
+def _start_pool(size: Any, largest: int) -> None:
+    """Starts the pool with room for every core; it reads its size once, from the environment."""
+    before = os.environ.get(_THREADS)
+    os.environ[_THREADS] = str(largest)
+    try:
+        size()
+    finally:
+        if before is None:
+            del os.environ[_THREADS]
+        else:
+            os.environ[_THREADS] = before

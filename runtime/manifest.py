@@ -1,0 +1,218 @@
+"""The manifest inside a Nybble `.so`, and the file format that carries it.
+
+A file is an ELF shared library with a trailer that the dynamic linker never looks at::
+
+    ELF | manifest, UTF-8 JSON | length of the JSON, 8 bytes LE | SHA-256 | b"NYBBLE01"
+
+The digest covers everything before it. All of it is checked before the library is opened, because
+``dlopen`` of a damaged file runs damaged code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypedDict
+
+from nybble.errors import ArtifactError
+
+SCHEMA = 1
+MAGIC = b"NYBBLE01"
+ELF_MAGIC = b"\x7fELF"
+_LENGTH = struct.Struct("<Q")
+_DIGEST_SIZE = 32
+TRAILER_SIZE = _LENGTH.size + _DIGEST_SIZE + len(MAGIC)
+_ELF64_HEADER = 64
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of the network.
+
+    Attributes:
+        name: the source model's name.
+        shape: extents; a string such as ``"n"`` names a symbolic one.
+        dtype: NumPy's name of the element type at the interface.
+        scale: of the quantization at this border; None for a float model.
+        zero_point: of the quantization at this border; None for a float model.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    scale: float | None = None
+    zero_point: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+class Layer(TypedDict):
+    """One kernel call of the deployed library, or one structural op that calls none."""
+
+    name: str
+    """The source model's node name."""
+    op: str
+    """The op it implements, ``conv2d``."""
+    output: str
+    """The binding of the integer module whose values the call writes."""
+    symbol: str | None
+    """The TensorIR function's symbol; None when the runtime merely reinterprets memory."""
+    kernel: str
+    """The kernel family, ``cpu.int8.avx2``."""
+    weights: str | None
+    """The dtype of the weights, which is their width; None without weights."""
+    activations: str
+    """The dtype of the (first) activation."""
+    macs: int
+    """Multiply-adds for one image."""
+    refusals: list[str]
+    """Faster families that declined, each with its reason."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a deployed library is, and what it needs to run.
+
+    Attributes:
+        inputs: in the order of the call.
+        outputs: in the order of the result.
+        layers: in call order.
+        recipe: the fields of `nybble.Recipe`; None for a float model.
+        target: the name that was compiled for, ``x86-64-v3``.
+        arch: ``x86_64``, ``aarch64``.
+        features: CPU features that the code needs, as Linux spells them.
+        versions: of nybble, tvm, tvm-ffi and numpy at compile time.
+        rounding: the requantization convention; None for a float model.
+        kept_float: layers that stayed float, each with its reason.
+        float_ops: float ops between the quantized borders; empty is integer-only.
+        hash: SHA-256 of the ELF part in hex, set on export.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    layers: tuple[Layer, ...]
+    target: str
+    arch: str
+    features: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] | None = None
+    rounding: str | None = None
+    kept_float: tuple[str, ...] = ()
+    float_ops: tuple[str, ...] = ()
+    hash: str = ""
+
+    def to_json(self) -> str:
+        """The manifest as one JSON object with its schema number."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ArtifactError: no JSON object, a newer schema, or missing or unknown fields.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ArtifactError(f"The manifest is not JSON: {error}.") from error
+        schema = values.pop("schema", None) if isinstance(values, dict) else None
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise ArtifactError(
+                f"Written by a newer Nybble (manifest schema {schema}, this one reads up to "
+                f"{SCHEMA}). Update Nybble, or compile the model again with this version."
+            )
+        known = {f.name for f in fields(cls)}
+        if schema != SCHEMA or values.keys() != known:
+            raise ArtifactError(f"The manifest is no Nybble manifest of schema {SCHEMA}.")
+        for side in ("inputs", "outputs"):
+            values[side] = tuple(_port(port) for port in values[side])
+        for name in ("layers", "features", "kept_float", "float_ops"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+
+def _port(values: dict[str, Any]) -> Port:
+    return Port(**{**values, "shape": tuple(values["shape"])})
+
+
+def seal(manifest: Manifest, elf_digest: Any) -> bytes:
+    """The trailer to append to an ELF file.
+
+    Args:
+        manifest: what to append, its hash already set.
+        elf_digest: the running ``hashlib.sha256`` object over the ELF part; it is not changed.
+    """
+    text = manifest.to_json().encode()
+    head = text + _LENGTH.pack(len(text))
+    digest = elf_digest.copy()
+    digest.update(head)
+    return head + bytes(digest.digest()) + MAGIC
+
+
+def read(path: str | Path) -> Manifest:
+    """Verifies a file from its first to its last byte and returns its manifest.
+
+    Raises:
+        ArtifactError: it cannot be read, is no ELF file, was not written by Nybble, is truncated
+            or damaged, or was written by a newer Nybble.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise ArtifactError(f"{path}: the file is empty.")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                text = _verified(data, path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}).") from error
+    try:
+        return Manifest.from_json(text)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def _verified(data: mmap.mmap, path: Path) -> str:
+    """The manifest's JSON; raises on the first thing that is not as it was written."""
+    size = len(data)
+    if data[:4] != ELF_MAGIC:
+        start = bytes(data[:16])
+        raise ArtifactError(f"{path}: not a shared library; it starts with {start!r}.")
+    elf_size = _elf_size(data[:_ELF64_HEADER])
+    if size < elf_size:
+        raise ArtifactError(
+            f"{path}: truncated: {size:,} of {elf_size:,} bytes are left. Copy it again."
+        )
+    if size < elf_size + TRAILER_SIZE or data[-len(MAGIC) :] != MAGIC:
+        raise ArtifactError(
+            f"{path}: a shared library without Nybble's trailer. It comes from another compiler, "
+            "its end is cut off, or it was stripped after Nybble wrote it."
+        )
+    (length,) = _LENGTH.unpack_from(data, size - TRAILER_SIZE)
+    start = size - TRAILER_SIZE - length
+    if start < _ELF64_HEADER:
+        raise ArtifactError(f"{path}: damaged: the trailer's length {length} cannot be.")
+    digest = hashlib.sha256()
+    with memoryview(data) as view, view[: start + length + _LENGTH.size] as covered:
+        digest.update(covered)
+    if digest.digest() != data[-len(MAGIC) - _DIGEST_SIZE : -len(MAGIC)]:
+        raise ArtifactError(
+            f"{path}: damaged: its contents do not match the checksum written at export. "
+            "Copy it again from where it was made, or compile the model again."
+        )
+    return bytes(data[start : start + length]).decode()
+
+
+def _elf_size(header: bytes) -> int:
+    """Where a 64-bit little-endian ELF file ends; linkers put the section headers last."""
+    if len(header) < _ELF64_HEADER:
+        return _ELF64_HEADER
+    (section_headers,) = struct.unpack_from("<Q", header, 0x28)
+    entry_size, entries = struct.unpack_from("<HH", header, 0x3A)
+    return int(section_headers + entry_size * entries)

@@ -1,0 +1,59 @@
+"""A tiny library, built with TVM directly, so that these tests need no other room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nybble.ir import tvm
+from nybble.runtime import host
+from nybble.runtime.manifest import Layer, Manifest, Port
+
+
+def layer(name: str, symbol: str | None) -> Layer:
+    return Layer(
+        name=name,
+        op="scale",
+        output=f"{name}.out",
+        symbol=symbol,
+        kernel="test.scale",
+        weights="float32",
+        activations="float32",
+        macs=4,
+        refusals=[],
+    )
+
+
+def tiny_manifest(**changes: Any) -> Manifest:
+    values: dict[str, Any] = {
+        "inputs": (Port("x", ("n", 4), "float32"),),
+        "outputs": (Port("y", ("n", 4), "float32"),),
+        "layers": (layer("first", "scale"), layer("view", None), layer("second", "scale")),
+        "target": "x86-64",
+        "arch": host.arch(),
+        "versions": {"nybble": "0"},
+    }
+    return Manifest(**{**values, **changes})
+
+
+def tiny_executable(weights: int = 4, outputs: int = 1) -> Any:
+    """``x * w * w`` for x (n, 4); ``weights`` floats in the file; the output ``outputs`` times."""
+    n = tvm.tirx.Var("n", "int64")
+    x = tvm.relax.Var("x", tvm.relax.TensorType([n, 4], "float32"))
+    values = np.resize(np.arange(1, 5, dtype="float32"), weights)
+
+    def scale(a: Any, w: Any) -> Any:
+        return tvm.te.compute(a.shape, lambda i, j: a[i, j] * w[j], "scale")
+
+    builder = tvm.relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            w = tvm.relax.const(values, "float32")
+            first = builder.emit_te(scale, x, w, primfunc_name_hint="scale")
+            second = builder.emit_te(scale, first, w, primfunc_name_hint="scale")
+            results = [builder.emit_output(second)]
+            results += [builder.emit_output(first) for _ in range(outputs - 1)]
+        builder.emit_func_output(results[0] if outputs == 1 else tvm.relax.Tuple(results))
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64", "mtriple": "x86_64-linux-gnu"})
+    return tvm.compile(builder.get(), target)
