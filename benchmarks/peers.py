@@ -7,7 +7,6 @@ peer once, and what is reported is the median over the rounds of the ratio withi
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -85,7 +84,6 @@ def _workers(peers: Sequence[Peer]) -> Iterator[list[Connection]]:
     try:
         for peer in peers:
             ours, theirs = context.Pipe()
-            os.environ["TVM_NUM_THREADS"] = str(peer.threads)  # read once, when TVM loads
             process = context.Process(target=_serve, args=(peer, theirs), daemon=True)
             process.start()
             theirs.close()
@@ -94,7 +92,6 @@ def _workers(peers: Sequence[Peer]) -> Iterator[list[Connection]]:
             ours.recv()  # loaded
         yield pipes
     finally:
-        os.environ.pop("TVM_NUM_THREADS", None)
         for pipe in pipes:
             pipe.close()
         for process in processes:
@@ -119,7 +116,7 @@ def _serve(peer: Peer, pipe: Connection) -> None:
 def _nybble(peer: Peer) -> Callable[[], Any]:
     import nybble  # in the worker only: the parent never loads the runtime  # noqa: PLC0415
 
-    session = nybble.load(peer.path)
+    session = nybble.load(peer.path, threads=peer.threads)
     return lambda: session(peer.images)
 
 
