@@ -1,0 +1,192 @@
+"""Reading ONNX: the protobuf, its tensors (external data too) and its inputs, with clear errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import tvm
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from tvm import relax
+
+from nybble.errors import ImportModelError
+from nybble.frontend.build import not_finite
+
+OLDEST_OPSET = 7
+Shapes = Mapping[str, Sequence[int | None]]
+
+
+@dataclass
+class Source:
+    """A parsed model and the folder that its external data lies in."""
+
+    model: onnx.ModelProto
+    folder: Path | None
+    tensors: dict[str, onnx.TensorProto] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tensors = {tensor.name: tensor for tensor in self.model.graph.initializer}
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        versions = [o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")]
+        return max(versions, default=0)
+
+
+def read(source: str | Path | bytes | onnx.ModelProto) -> Source:
+    """Parses a model and checks that it is one.
+
+    Raises:
+        ImportModelError: no such file, not ONNX, truncated, no graph, or an opset before 7.
+    """
+    if isinstance(source, onnx.ModelProto):
+        parsed = Source(source, None)
+    elif isinstance(source, bytes):
+        parsed = Source(_parse(source, "the given bytes"), None)
+    else:
+        parsed = Source(_parse(_file(Path(source)), f"'{source}'"), Path(source).parent)
+    model = parsed.model
+    if not model.HasField("graph") or not (model.graph.node or model.graph.output):
+        raise ImportModelError("Model: it holds no graph, so it is no ONNX model (or an empty one).")
+    if parsed.opset < OLDEST_OPSET:
+        raise ImportModelError(
+            f"Model: it uses opset {parsed.opset}; the oldest supported one is {OLDEST_OPSET}. "
+            "Convert it with onnx.version_converter, or export it again."
+        )
+    return parsed
+
+
+def _file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImportModelError(f"Model '{path}': cannot be read ({error.strerror}).") from error
+
+
+def _parse(data: bytes, where: str) -> onnx.ModelProto:
+    try:
+        return onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise ImportModelError(
+            f"Model: {where} ({len(data)} bytes) is no ONNX file, or a truncated one. "
+            "Check that it was copied completely (and is no Git LFS pointer)."
+        ) from error
+
+
+def array(tensor: onnx.TensorProto, source: Source, name: str) -> NDArray[Any]:
+    """The values of a tensor of the model.
+
+    Raises:
+        ImportModelError: missing or short external data, an unreadable tensor, NaN or infinity.
+    """
+    external = tensor.data_location == onnx.TensorProto.EXTERNAL
+    if external and source.folder is None:
+        raise ImportModelError(
+            f"Weight '{name}': its data lies in another file, which bytes or a ModelProto do not "
+            "locate. Pass the path of the model instead, or load the external data first."
+        )
+    try:
+        values = np.asarray(numpy_helper.to_array(tensor, base_dir=str(source.folder or "")))
+    except (OSError, ValueError, TypeError, onnx.checker.ValidationError) as error:
+        advice = " Keep the data file next to the model." if external else ""
+        raise ImportModelError(f"Weight '{name}': cannot be read: {error}.{advice}") from error
+    if values.dtype.kind == "f" and values.ndim and not np.isfinite(values).all():
+        raise ImportModelError(not_finite(values, f"weight '{name}'"))
+    return values
+
+
+def inputs(source: Source, shapes: Shapes | None) -> list[relax.Var]:
+    """The model's inputs as Relax variables; a dynamic axis 0 is the shared symbolic batch.
+
+    Args:
+        source: the model.
+        shapes: extents by input name where the model leaves them open; None is the batch.
+
+    Raises:
+        ImportModelError: no inputs, not float32, another dynamic axis, or contradicting shapes.
+    """
+    given = dict(shapes or {})
+    infos = [info for info in source.model.graph.input if info.name not in source.tensors]
+    if not infos:
+        raise ImportModelError("Model: it has no inputs, so there is nothing to run or quantize.")
+    unknown = given.keys() - {info.name for info in infos}
+    if unknown:
+        names = ", ".join(info.name for info in infos)
+        raise ImportModelError(f"shapes: no inputs {sorted(unknown)}; the model has {names}.")
+    batch = tvm.tirx.Var("batch", "int64")
+    return [_input(info, given.get(info.name), batch) for info in infos]
+
+
+def _input(info: onnx.ValueInfoProto, given: Sequence[int | None] | None, batch: Any) -> relax.Var:
+    kind = info.type.tensor_type
+    if kind.elem_type != onnx.TensorProto.FLOAT:
+        known = onnx.TensorProto.DataType.keys()[kind.elem_type]
+        raise ImportModelError(
+            f"Input '{info.name}': its dtype is {known}; only float32 inputs are supported. "
+            "Export the model in float32."
+        )
+    declared = _declared(info)
+    if declared is None and given is None:
+        raise ImportModelError(
+            f"Input '{info.name}': the model gives no shape. Pass shapes={{'{info.name}': (…)}}."
+        )
+    sizes = _merged(info.name, declared, given)
+    open_axes = [axis for axis, size in enumerate(sizes) if size is None and axis > 0]
+    if open_axes:
+        raise ImportModelError(
+            f"Input '{info.name}': axes {open_axes} are dynamic; only the batch (axis 0) may be. "
+            f"Pass shapes={{'{info.name}': (…)}} with a number for each of them."
+        )
+    if any(size is not None and size <= 0 for size in sizes):
+        raise ImportModelError(f"Input '{info.name}': an extent of {sizes} is not positive.")
+    extents = [batch if size is None else size for size in sizes]
+    return relax.Var(info.name, relax.TensorType(extents, "float32"))
+
+
+def _declared(info: onnx.ValueInfoProto) -> list[int | None] | None:
+    kind = info.type.tensor_type
+    if not kind.HasField("shape"):
+        return None
+    return [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
+
+
+def _merged(
+    name: str, declared: list[int | None] | None, given: Sequence[int | None] | None
+) -> list[int | None]:
+    """The declared shape with open extents filled in from the given one."""
+    if given is None or declared is None:
+        return list(given if declared is None else declared)  # type: ignore[arg-type]
+    fits = len(given) == len(declared) and all(
+        d is None or d == g for d, g in zip(declared, given, strict=True)
+    )
+    if not fits:
+        raise ImportModelError(
+            f"Input '{name}': shapes asks for {tuple(given)}, but the model declares "
+            f"{tuple(declared)} (None is dynamic); only dynamic extents can be chosen."
+        )
+    return list(given)
+
+
+def inferred_types(model: onnx.ModelProto, params: Sequence[relax.Var]) -> dict[str, Any]:
+    """Types of float tensors as ONNX infers them; only to look behind an unsupported node."""
+    batches = [p.ty.shape[0] for p in params if not isinstance(p.ty.shape[0], tvm.tirx.IntImm)]
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return {}  # the list of unsupported nodes may then be shorter, never wrong
+    types = {}
+    for info in [*graph.value_info, *graph.output]:
+        sizes = _declared(info)
+        if sizes and info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            if sizes[0] is None and batches:
+                sizes[0] = batches[0]
+            if None not in sizes:
+                types[info.name] = relax.TensorType(sizes, "float32")
+    return types
