@@ -129,16 +129,15 @@ class Emitter:
         self.params = list(params)
         self._bindings: list[relax.VarBinding] = []
         self._names = {str(p.name) for p in self.params}
-        self._builder = relax.BlockBuilder()
 
     def emit(self, expr: Any, name: str) -> relax.Var:
         """Binds ``expr`` to a fresh variable called ``name`` (made unique by ``.2``, ``.3`` …)."""
         if isinstance(expr, relax.Var):
             return expr
-        with self._builder.function("scratch", self.params):  # shape variables come from here
-            expr = self._builder.normalize(expr)
-            self._builder.emit_func_output(relax.Tuple([]))
-        self._builder = relax.BlockBuilder()
+        builder = relax.BlockBuilder()  # a fresh one each time: a failed inference leaves it unusable
+        with builder.function("scratch", self.params):  # shape variables come from here
+            expr = builder.normalize(expr)
+            builder.emit_func_output(relax.Tuple([]))
         var = relax.DataflowVar(self._unique(name), expr.ty)
         self._bindings.append(relax.VarBinding(var, expr))
         return var
