@@ -1,0 +1,222 @@
+"""The law's scalar arithmetic as expressions, and the element-wise ops: requantize, add, borders.
+
+Products and shifts are done in int64 throughout: 32-bit overflow is undefined in generated code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import te, tirx
+
+from nybble.ir import numerics
+from nybble.schedules.cpu import loops
+from nybble.schedules.kernel import Constants, Epilogue, Extent, Kernel, Knobs, Problem
+
+NAME = "cpu.generic"
+
+
+def i64(value: int) -> Any:
+    """An int64 constant."""
+    return tirx.const(value, "int64")
+
+
+def clamp(value: Any, lo: Any, hi: Any) -> Any:
+    """min(max(value, lo), hi) in the value's dtype."""
+    dtype = str(value.ty.dtype)
+    low, high = tirx.const(lo, dtype), tirx.const(hi, dtype)
+    return tirx.min(tirx.max(value, low), high)
+
+
+def scaled(x: Any, multiplier: Any, shift: Any, rounding: str) -> Any:
+    """`nybble.ir.numerics.scaled` on int64 expressions.
+
+    Every intermediate is used at most twice, since an expression is a tree: the law's own form of
+    ``tflite`` would repeat the product twelve times.
+    """
+    if rounding == "tflite":
+        return _tflite(x, multiplier, shift)
+    product, half = x * multiplier, i64(1) << (shift - 1)
+    if rounding == "half_even":  # a tie goes up only if the floor is odd
+        return (product + (half - 1) + ((product >> shift) & 1)) >> shift
+    return (product + half) >> shift
+
+
+def _tflite(x: Any, multiplier: Any, shift: Any) -> Any:
+    left, right = tirx.max(31 - shift, i64(0)), tirx.max(shift - 31, i64(0))
+    product = clamp(x << left, -(2**31), 2**31 - 1) * multiplier
+    # gemmlowp nudges by 2^30 or 1 - 2^30 and divides as C does; for negative products truncation
+    # adds 2^31 - 1 before the arithmetic shift, which makes the nudge 2^30 again.
+    high = (product + i64(1 << 30)) >> 31
+    half = (i64(1) << right) >> 1  # 0 where nothing is shifted out
+    away = (high >> 63) & tirx.min(half, i64(1))  # 1 for negatives: their ties go down
+    return (high + half - away) >> right
+
+
+Read = Callable[[str], Any]
+
+
+def branch(value: Any, zero_point: int, multiplier: Any, shift: Any, rounding: str) -> Any:
+    """One requantized branch in int64: scaled(value - zero_point)."""
+    centred = value.astype("int64") - i64(zero_point) if zero_point else value.astype("int64")
+    return scaled(centred, multiplier.astype("int64"), shift.astype("int64"), rounding)
+
+
+def epilogue(fused: Epilogue, acc: Any, other: Any, read: Read) -> Any:
+    """What is stored for one accumulator (before the cast to the output's storage).
+
+    Args:
+        fused: the epilogue; its kind is not ``none``.
+        acc: the accumulator, bias included.
+        other: the second branch's value, None without one.
+        read: gives the named constant at the accumulator's channel.
+    """
+    if fused.kind == "float":
+        total = acc if other is None else acc + other
+        low = total if fused.lo == -np.inf else tirx.max(total, tirx.const(fused.lo, "float32"))
+        return low if fused.hi == np.inf else tirx.min(low, tirx.const(fused.hi, "float32"))
+    total = branch(acc, 0, read("multiplier"), read("shift"), fused.rounding)
+    if fused.kind == "add":
+        multiplier, shift = read("multiplier_b"), read("shift_b")
+        total = total + branch(other, fused.zero_point_other, multiplier, shift, fused.rounding)
+    return clamp(total + i64(fused.zero_point), int(fused.lo), int(fused.hi))
+
+
+def epilogue_names(fused: Epilogue) -> tuple[str, ...]:
+    """The constants that an epilogue reads, in the order of the kernel's parameters."""
+    scale, scale_b = ("multiplier", "shift"), ("multiplier_b", "shift_b")
+    return {"none": (), "float": (), "requantize": scale, "add": scale + scale_b}[fused.kind]
+
+
+# ---------------------------------------------------------------- requantize, add
+
+
+def _broadcast(tensor: te.Tensor, index: tuple[Any, ...]) -> Any:
+    """The element of a tensor that NumPy's broadcasting pairs with ``index``."""
+    tail = index[len(index) - len(tensor.shape) :]
+    at = [0 if _is_one(d) else i for d, i in zip(tensor.shape, tail, strict=True)]
+    return tensor(*at)
+
+
+def _is_one(extent: Any) -> bool:
+    return isinstance(extent, int | tirx.IntImm) and int(extent) == 1
+
+
+def _vector(length: Extent, name: str, dtype: str) -> te.Tensor:
+    return te.placeholder((length if isinstance(length, int) else 1,), dtype, name)
+
+
+def vectors(names: tuple[str, ...], length: Extent, dtypes: Mapping[str, str]) -> dict[str, Any]:
+    """Parameters for per-channel constants; a symbolic length means one value for all."""
+    return {name: _vector(length, name, dtypes.get(name, "int32")) for name in names}
+
+
+def reader(constants: Mapping[str, te.Tensor], channel: Any) -> Read:
+    """Reads per-channel constants at ``channel``, and single values at 0."""
+
+    def read(name: str) -> Any:
+        tensor = constants[name]
+        return tensor[0] if _is_one(tensor.shape[0]) else tensor[channel]
+
+    return read
+
+
+def _build_rescaled(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
+    """requantize and add: each input is one branch."""
+    symbols, attrs = loops.Symbols(), dict(problem.attrs)
+    names = _rescaled_names(problem)
+    inputs = [symbols.tensor(spec, f"x{i}") for i, spec in enumerate(problem.inputs)]
+    shape = symbols.extents(problem.output.shape)
+    constants = vectors(names, problem.output.shape[-1], {})
+    if problem.op == "requantize":
+        zeros = [attrs["zero_point_in"]]
+    else:
+        zeros = [attrs["zero_point_a"], attrs["zero_point_b"]]
+
+    def value(*index: Any) -> Any:
+        read, total = reader(constants, index[-1]), i64(attrs["zero_point"])
+        for i, (x, zero) in enumerate(zip(inputs, zeros, strict=True)):
+            scale = read(names[2 * i]), read(names[2 * i + 1])
+            total = total + branch(_broadcast(x, index), zero, *scale, attrs["rounding"])
+        return clamp(total, attrs["lo"], attrs["hi"]).astype(loops.stored(problem.output.dtype))
+
+    out = te.compute(shape, value, "out")
+    sch = loops.function([*inputs, *constants.values(), out])
+    work = len(inputs) * loops.static_size(shape)
+    loops.rows(sch, sch.get_sblock("out"), work)
+    return sch.mod["main"]
+
+
+def _rescaled_names(problem: Problem) -> tuple[str, ...]:
+    names = ("multiplier", "shift", "multiplier_b", "shift_b")
+    return names[:2] if problem.op == "requantize" else names
+
+
+def _pack_rescaled(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    return [constants[name] for name in _rescaled_names(problem)]
+
+
+# ---------------------------------------------------------------- quantize, dequantize
+
+
+def quantized(x: Any, scale: Any, zero_point: Any, dtype: str) -> Any:
+    """`nybble.ir.numerics.quantize` of one float32 expression, in the storage dtype."""
+    lo, hi = numerics.limits(dtype)
+    zero = tirx.const(0.0, "float32")
+    ratio = tirx.Select(x == x, x, zero) / scale  # noqa: PLR0124 (x != x is how NaN shows)
+    steps = tirx.nearbyint(clamp(ratio, -(2.0**24), 2.0**24)).astype("int32")
+    return clamp(steps + zero_point, lo, hi).astype(loops.stored(dtype))
+
+
+def dequantized(q: Any, scale: Any, zero_point: Any) -> Any:
+    """`nybble.ir.numerics.dequantize` of one integer expression."""
+    if str(q.ty.dtype) == "int32":  # the law wraps, which 32-bit code must not do by itself
+        centred = (q.astype("int64") - zero_point.astype("int64")).astype("int32")
+    else:
+        centred = q.astype("int32") - zero_point
+    return centred.astype("float32") * scale
+
+
+def axes_of(problem: Problem) -> tuple[int, ...]:
+    """The permutation that is fused in front of a border op (output axis -> input axis)."""
+    identity = tuple(range(len(problem.output.shape)))
+    return tuple(dict(problem.attrs).get("axes", identity))
+
+
+def _build_border(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
+    symbols, axes = loops.Symbols(), axes_of(problem)
+    x = symbols.tensor(problem.inputs[0], "x")
+    shape = symbols.extents(problem.output.shape)
+    axis = problem.attr("axis") % len(shape)
+    names = ("scale", "zero_point")
+    constants = vectors(names, problem.output.shape[axis], {"scale": "float32"})
+
+    def value(*index: Any) -> Any:
+        read = reader(constants, index[axis])
+        source = [index[axes.index(d)] for d in range(len(shape))]
+        if problem.op == "quantize":
+            return quantized(x(*source), read("scale"), read("zero_point"), problem.output.dtype)
+        return dequantized(x(*source), read("scale"), read("zero_point"))
+
+    out = te.compute(shape, value, "out")
+    sch = loops.function([x, *constants.values(), out])
+    loops.rows(sch, sch.get_sblock("out"), loops.static_size(shape))
+    return sch.mod["main"]
+
+
+def pack_border(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    """Scale and zero point."""
+    return [constants["scale"], constants["zero_point"]]
+
+
+def _always(_problem: Problem, _target: Any) -> str | None:
+    return None
+
+
+REQUANTIZE = Kernel(NAME, "requantize", _always, _pack_rescaled, _build_rescaled)
+ADD = Kernel(NAME, "add", _always, _pack_rescaled, _build_rescaled)
+QUANTIZE = Kernel(NAME, "quantize", _always, pack_border, _build_border)
+DEQUANTIZE = Kernel(NAME, "dequantize", _always, pack_border, _build_border)

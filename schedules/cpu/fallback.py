@@ -1,0 +1,151 @@
+"""``cpu.generic`` convolution and linear: any attributes, any width, any target, int32 or float32.
+
+Direct NHWC convolution, vectorised over output channels:
+
+    weights [O/L][KH][KW][C/groups][L]        L output channels side by side
+    for image, row, block of L channels (parallel)
+      for tile of T columns:   T x L accumulators in registers
+        for kh, kw, c:  T broadcast loads x one vector of weights
+
+One multiply-add per lane and instruction: right everywhere, never the fastest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import te, tirx
+
+from nybble.schedules.cpu import elementwise, loops
+from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
+
+LANES = 16
+COLUMNS = 8
+
+
+def lanes(problem: Problem) -> int:
+    """Output channels in a vector; with one group, O is padded up to whole vectors."""
+    assert problem.weights is not None
+    out_channels, groups = int(problem.weights.shape[0]), _groups(problem)
+    per_group = out_channels // groups
+    if groups == 1:
+        return next((w for w in (LANES, 8) if out_channels % w == 0), LANES)
+    return loops.lanes_of(per_group if per_group > 1 else out_channels)
+
+
+def _groups(problem: Problem) -> int:
+    return int(problem.attr("groups")) if problem.op == "conv2d" else 1
+
+
+def pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    """Weights as [O/L][KH][KW][C/groups][L] (linear: [O/L][K][L]), bias, epilogue constants."""
+    w, width = constants["w"], lanes(problem)
+    missing = -w.shape[0] % width
+    padded = np.pad(w, ((0, missing), *[(0, 0)] * (w.ndim - 1)))
+    blocked = padded.reshape(-1, width, *w.shape[1:])
+    names = ("bias", *elementwise.epilogue_names(problem.epilogue))
+    return [np.moveaxis(blocked, 1, -1).copy(), *[constants[name] for name in names]]
+
+
+def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
+    """The scheduled function of `pack`'s layout."""
+    assert problem.weights is not None
+    symbols, width = loops.Symbols(), lanes(problem)
+    out_channels, *inner = problem.weights.shape
+    x = symbols.tensor(problem.inputs[0], "x")
+    other = problem.epilogue.other and symbols.tensor(problem.epilogue.other, "other")
+    blocks = -(-int(out_channels) // width)
+    weights = te.placeholder((blocks, *inner, width), loops.stored(problem.weights.dtype), "w")
+    is_float = problem.inputs[0].dtype == "float32"
+    names = ("bias", *elementwise.epilogue_names(problem.epilogue))
+    dtypes = {"bias": "float32" if is_float else "int32"}
+    constants = elementwise.vectors(names, out_channels, dtypes)
+    lead = symbols.extents(problem.output.shape[:-1])
+    padded = _padded(problem, x)
+    acc = _accumulate(problem, lead, padded, weights)
+
+    def value(*index: Any) -> Any:
+        read = elementwise.reader(constants, index[-1])
+        total = acc(*index[:-1], index[-1] // width, index[-1] % width) + read("bias")
+        if problem.epilogue.kind == "none":
+            return total
+        beside = None if other is None else other(*index)
+        stored = elementwise.epilogue(problem.epilogue, total, beside, read)
+        return stored.astype(loops.stored(problem.output.dtype))
+
+    out = te.compute([*lead, out_channels], value, "out")
+    given = [x, *([] if other is None else [other]), weights, *constants.values(), out]
+    sch = loops.function(given)
+    _schedule(sch, problem, padded is not x)
+    return sch.mod["main"]
+
+
+def _padded(problem: Problem, x: te.Tensor) -> te.Tensor:
+    if problem.op == "linear" or not any(problem.attr("padding")):
+        return x
+    top, left, bottom, right = problem.attr("padding")
+    n, h, w, c = x.shape
+    fill = tirx.const(problem.attr("pad_value"), str(x.dtype))
+
+    def value(i: Any, y: Any, z: Any, k: Any) -> Any:
+        inside = tirx.all(y >= top, y < top + h, z >= left, z < left + w)
+        return tirx.if_then_else(inside, x[i, y - top, z - left, k], fill)
+
+    return te.compute((n, h + top + bottom, w + left + right, c), value, "padded")
+
+
+def _accumulate(problem: Problem, lead: list[Any], x: te.Tensor, w: te.Tensor) -> te.Tensor:
+    dtype = "float32" if problem.inputs[0].dtype == "float32" else "int32"
+    blocks, width = w.shape[0], w.shape[-1]
+    steps = [te.reduce_axis((0, extent), f"r{i}") for i, extent in enumerate(w.shape[1:-1])]
+
+    def linear(*index: Any) -> Any:
+        *rows, block, lane = index
+        product = x(*rows, steps[0]).astype(dtype) * w(block, steps[0], lane).astype(dtype)
+        return te.sum(product, axis=steps)
+
+    def conv2d(n: Any, y: Any, z: Any, block: Any, lane: Any) -> Any:
+        (down, across), (along, beside) = problem.attr("strides"), problem.attr("dilation")
+        per_group = int(problem.output.shape[-1]) // _groups(problem)
+        group = (block * width + lane) // per_group if _groups(problem) > 1 else 0
+        i, j, c = steps
+        tap = x(n, y * down + i * along, z * across + j * beside, group * w.shape[3] + c)
+        return te.sum(tap.astype(dtype) * w(block, i, j, c, lane).astype(dtype), axis=steps)
+
+    compute = conv2d if problem.op == "conv2d" else linear
+    return te.compute([*lead, blocks, width], compute, "acc")
+
+
+def _schedule(sch: Any, problem: Problem, has_padding: bool) -> None:
+    if has_padding:
+        loops.rows(sch, sch.get_sblock("padded"), loops.static_size(problem.inputs[0].shape))
+    width, lead = lanes(problem), problem.output.shape[:-1]
+    tile = loops.divisor_of(lead[-1], COLUMNS)
+    *outer, columns, channels = sch.get_loops(sch.get_sblock("out"))
+    column, inner = sch.split(columns, [None, tile])
+    block, lane = sch.split(channels, [None, width])
+    sch.reorder(*outer, block, column, inner, lane)
+    acc = sch.get_sblock("acc")
+    sch.compute_at(acc, column, preserve_unit_loops=True)
+    # Around acc now: …, column, then lead (all 1 but the tile), block, lane, reduction.
+    nested = sch.get_loops(acc)[len(outer) + 2 :]
+    spatial, steps = nested[: len(lead) + 2], nested[len(lead) + 2 :]
+    sch.reorder(*steps, *spatial)
+    sch.vectorize(spatial[-1])
+    for loop in spatial[:-1]:
+        sch.unroll(loop)
+    sch.set_scope(acc, 0, "local")
+    if int(problem.output.shape[-1]) % width == 0:
+        sch.vectorize(lane)
+    loops.parallel(sch, [*outer, block], problem.macs)
+    sch.decompose_reduction(acc, steps[0])
+
+
+def _always(_problem: Problem, _target: Any) -> str | None:
+    return None
+
+
+CONV2D = Kernel(elementwise.NAME, "conv2d", _always, pack, build)
+LINEAR = Kernel(elementwise.NAME, "linear", _always, pack, build)

@@ -1,0 +1,98 @@
+"""Every op without a kernel family of its own: TVM's definition of it, with a schedule of ours.
+
+TVM's stock CPU pipeline leaves such functions unscheduled. Here element-wise stages are inlined into
+their readers, what remains runs row by row: parallel when large, vectorised along the last axis.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from nybble.errors import ScheduleError
+from nybble.ir import graph
+from nybble.schedules.cpu import loops
+
+NAME = "cpu.stock"
+
+
+def legalized(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
+    """TVM's function for one call, scheduled.
+
+    Args:
+        call: a call of a Relax op on variables and constants.
+        name: the binding's name, for the error.
+
+    Returns:
+        (PrimFunc, its tensor operands in order).
+
+    Raises:
+        ScheduleError: TVM does not lower the op to one function.
+    """
+    params = [o for o in dict.fromkeys(graph.operands(call)) if isinstance(o, relax.Var)]
+    builder = relax.BlockBuilder()
+    with builder.function("main", params):
+        builder.emit_func_output(builder.emit(call))
+    mod = relax.transform.LegalizeOps()(builder.get())
+    calls = [b for b in graph.bindings(mod) if graph.op_name(b.value) == "relax.call_tir"]
+    if len(calls) != 1 or len(graph.bindings(mod)) != 1 or len(calls[0].value.args) != 2:
+        raise ScheduleError(
+            f"'{name}': {graph.op_name(call)} has no kernel, and TVM does not lower it to one "
+            "function. Rewrite it with supported ops."
+        )
+    symbol, args = calls[0].value.args
+    return scheduled(mod[symbol]), list(args.fields)
+
+
+def scheduled(func: Any) -> Any:
+    """The generic schedule of a function whose blocks are element-wise or reductions."""
+    sch = tvm.s_tir.Schedule(func)
+    blocks = sch.get_child_blocks(sch.get_sblock("root"))
+    for block in blocks[:-1]:
+        if not _reduces(sch, block) and not _reduces_any(sch, sch.get_consumers(block)):
+            _try_inline(sch, block)
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        _schedule_block(sch, block)
+    return sch.mod["main"]
+
+
+def _try_inline(sch: Any, block: Any) -> None:
+    try:
+        sch.compute_inline(block)
+    except tvm.s_tir.ScheduleError:
+        return  # it stays a stage of its own, scheduled like the others
+
+
+def _reduces(sch: Any, block: Any) -> bool:
+    return any(int(v.iter_type) == REDUCE for v in sch.get(block).iter_vars)
+
+
+REDUCE = 2  # tirx.IterVar.CommReduce
+"""The iteration type of a reduction axis."""
+
+
+def _reduces_any(sch: Any, blocks: Any) -> bool:
+    return any(_reduces(sch, block) for block in blocks)
+
+
+def _schedule_block(sch: Any, block: Any) -> None:
+    """Spatial loops outside, reductions next, and a vector of the last spatial loop inside."""
+    pairs = list(zip(sch.get_loops(block), sch.get(block).iter_vars, strict=True))
+    work = loops.static_size(sch.get(loop).extent for loop, _ in pairs)
+    steps = [loop for loop, v in pairs if int(v.iter_type) == REDUCE]
+    if not steps:
+        loops.rows(sch, block, work)
+        return
+    spatial = [loop for loop, v in pairs if int(v.iter_type) != REDUCE]
+    if not spatial:
+        return
+    width = loops.lanes_of(sch.get(spatial[-1]).extent)
+    outer, inner = sch.split(spatial[-1], [None, width])
+    head = [*spatial[:-1], outer]
+    sch.reorder(*head, *steps, inner)
+    if width > 1:
+        sch.vectorize(inner)
+    loops.parallel(sch, head, work)
+    sch.decompose_reduction(block, steps[0])

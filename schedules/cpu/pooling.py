@@ -1,0 +1,88 @@
+"""Pooling over NHWC windows: maximum of integers, and sums with a fused requantization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+from tvm import te, tirx
+
+from nybble.ir import numerics
+from nybble.schedules.cpu import elementwise, loops
+from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
+
+
+def pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    """The epilogue's constants."""
+    return [constants[name] for name in elementwise.epilogue_names(problem.epilogue)]
+
+
+def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
+    """The scheduled function: one vector of channels over the whole window at a time."""
+    symbols, attrs = loops.Symbols(), dict(problem.attrs)
+    x = symbols.tensor(problem.inputs[0], "x")
+    shape = symbols.extents(problem.output.shape)
+    names = elementwise.epilogue_names(problem.epilogue)
+    constants = elementwise.vectors(names, problem.output.shape[-1], {})
+    pooled = _pool(problem, x, shape, attrs)
+
+    def value(*index: Any) -> Any:
+        read = elementwise.reader(constants, index[-1])
+        stored = elementwise.epilogue(problem.epilogue, pooled(*index), None, read)
+        return stored.astype(loops.stored(problem.output.dtype))
+
+    is_fused = problem.epilogue.kind != "none"
+    out = te.compute(shape, value, "out") if is_fused else pooled
+    sch = loops.function([x, *constants.values(), out])
+    window = attrs["pool_size"][0] * attrs["pool_size"][1]
+    _schedule(sch, is_fused, window * loops.static_size(shape))
+    return sch.mod["main"]
+
+
+def _pool(problem: Problem, x: te.Tensor, shape: list[Any], attrs: dict[str, Any]) -> te.Tensor:
+    (top, left, _, _), (down, across) = attrs["padding"], attrs["strides"]
+    along, beside = attrs.get("dilation", (1, 1))
+    rows = te.reduce_axis((0, attrs["pool_size"][0]), "i")
+    columns = te.reduce_axis((0, attrs["pool_size"][1]), "j")
+    is_max = problem.op == "max_pool2d"
+    dtype = str(x.dtype) if is_max else "int32"
+    lowest = numerics.limits(dtype)[0] if is_max else attrs["pad_value"]
+
+    def value(n: Any, y: Any, z: Any, c: Any) -> Any:
+        at, to = y * down + rows * along - top, z * across + columns * beside - left
+        inside = tirx.all(at >= 0, at < x.shape[1], to >= 0, to < x.shape[2])
+        tap = x[n, at, to, c].astype(dtype)
+        if any(attrs["padding"]):
+            tap = tirx.if_then_else(inside, tap, tirx.const(lowest, dtype))
+        return (te.max if is_max else te.sum)(tap, axis=[rows, columns])
+
+    return te.compute(shape, value, "pooled")
+
+
+def _schedule(sch: Any, is_fused: bool, work: int) -> None:
+    pooled = sch.get_sblock("pooled")
+    if is_fused:
+        out = sch.get_sblock("out")
+        *outer, channels = sch.get_loops(out)
+        block, lane = sch.split(channels, [None, loops.lanes_of(sch.get(channels).extent)])
+        sch.compute_at(pooled, block, preserve_unit_loops=True)
+        sch.vectorize(lane)
+        sch.set_scope(pooled, 0, "local")
+        *_, inner, i, j = sch.get_loops(pooled)
+        sch.reorder(i, j, inner)
+    else:
+        *outer, channels, i, j = sch.get_loops(pooled)
+        width = loops.lanes_of(sch.get(channels).extent, 64)
+        block, inner = sch.split(channels, [None, width])
+        sch.reorder(*outer, block, i, j, inner)
+    sch.vectorize(inner)
+    loops.parallel(sch, [*outer, block], work)
+    sch.decompose_reduction(pooled, i)
+
+
+def _always(_problem: Problem, _target: Any) -> str | None:
+    return None
+
+
+MAX_POOL2D = Kernel(elementwise.NAME, "max_pool2d", _always, pack, build)
+SUM_POOL2D = Kernel(elementwise.NAME, "sum_pool2d", _always, pack, build)

@@ -1,0 +1,191 @@
+"""Integer or float module in, scheduled module out; and the scheduled module compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from nybble.ir import graph
+from nybble.schedules import match, select
+from nybble.schedules.cpu import float_ops, loops
+from nybble.schedules.kernel import Knobs, Problem
+from nybble.schedules.target import CpuTarget
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One kernel call of the scheduled module.
+
+    Attributes:
+        name: the anchor's binding in the lowered module.
+        op: the anchor's op and what is fused behind it: ``conv2d+requantize``.
+        output: the binding whose value the kernel writes.
+        symbol: the function's name, as the Relax VM's instrument sees it.
+        kernel: the kernel family's name.
+        weights: the weights' dtype, None without weights.
+        activations: the first input's dtype.
+        macs: multiply-adds for one image.
+        refusals: why preferred kernels were passed over.
+    """
+
+    name: str
+    op: str
+    output: str
+    symbol: str
+    kernel: str
+    weights: str | None
+    activations: str
+    macs: int
+    refusals: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A module of stage ``scheduled`` and its layers in call order."""
+
+    module: tvm.IRModule
+    layers: tuple[Layer, ...]
+
+
+def lower(mod: tvm.IRModule, target: CpuTarget, force: str | None = None) -> Scheduled:
+    """Chooses and builds a kernel for every layer.
+
+    Args:
+        mod: stage ``integer``, or a canonical float module.
+        target: the CPU.
+        force: pattern of kernel names (see `nybble.schedules.select.choose`).
+
+    Raises:
+        ScheduleError: no kernel compiles a layer, or ``force`` excludes them all.
+    """
+    lowering = _Lowering(mod, target, force)
+    for group in match.groups(mod):
+        lowering.add(group)
+    return lowering.finish()
+
+
+class _Lowering:
+    """The module under construction."""
+
+    def __init__(self, mod: tvm.IRModule, target: CpuTarget, force: str | None):
+        self.mod, self.target, self.force = mod, target, force
+        self.emitter = graph.Emitter(graph.inputs(mod))
+        self.replace: dict[Any, Any] = {}
+        self.layers: list[Layer] = []
+        self.functions: dict[Any, Any] = {}
+        self.built: dict[Any, Any] = {}
+
+    def add(self, group: match.Group) -> None:
+        """Emits one layer (or nothing, or a free reshape)."""
+        value, name = group.bindings[0].value, str(group.output.name)
+        if group.problem is not None:
+            self._add_kernel(group, group.problem)
+        elif isinstance(value, relax.Var):
+            self.replace[group.output] = self.replace.get(value, value)
+        elif _is_reshape(value, group.output):
+            source = graph.substitute(value.args[0], self.replace)
+            reshaped = relax.op.reshape(source, group.output.ty.shape)
+            self.replace[group.output] = self.emitter.emit(reshaped, name)
+        else:
+            self._add_stock(group)
+
+    def _add_kernel(self, group: match.Group, problem: Problem) -> None:
+        choice = select.choose(problem, group.constants, self.target, self.force)
+        kernel = choice.kernel
+        key = (kernel.name, problem)
+        if key not in self.built:
+            self.built[key] = self._define(kernel.build(problem, self.target, Knobs()), problem.op)
+        packed = [graph.constant(array) for array in choice.packed]
+        args = [graph.substitute(a, self.replace) for a in group.activations]
+        self._call(group, self.built[key], [*args, *packed])
+        self._record(group, self.built[key], kernel.name, choice.refusals)
+
+    def _add_stock(self, group: match.Group) -> None:
+        call = graph.substitute(group.bindings[0].value, self.replace)
+        func, args = float_ops.legalized(call, str(group.output.name))
+        key = tvm.ir.structural_hash(func)
+        if key not in self.built:
+            self.built[key] = self._define(func, graph.op_name(call).rpartition(".")[2])
+        self._call(group, self.built[key], args)
+        self._record(group, self.built[key], float_ops.NAME, ())
+
+    def _define(self, func: Any, op: str) -> Any:
+        symbol = f"{op}_{len(self.functions)}"
+        named = func.with_attr("global_symbol", symbol)
+        variable = relax.BlockBuilder().add_func(named, symbol)  # gives the variable its type
+        self.functions[variable] = named
+        return variable
+
+    def _call(self, group: match.Group, symbol: Any, args: list[Any]) -> None:
+        kind = relax.TensorType(group.output.ty.shape, loops.stored(graph.dtype_of(group.output)))
+        call = relax.call_tir(symbol, args, out_ty=kind)
+        self.replace[group.output] = self.emitter.emit(call, str(group.output.name))
+
+    def _record(
+        self, group: match.Group, symbol: Any, kernel: str, refusals: tuple[str, ...]
+    ) -> None:
+        problem, first = group.problem, graph.operands(group.bindings[0].value)[0]
+        names = [graph.op_name(b.value).rpartition(".")[2] for b in group.bindings]
+        layer = Layer(
+            name=str(group.bindings[0].var.name),
+            op="+".join(names),
+            output=str(group.output.name),
+            symbol=str(symbol.name_hint),
+            kernel=kernel,
+            weights=problem.weights.dtype if problem and problem.weights else None,
+            activations=graph.dtype_of(first),
+            macs=problem.macs if problem else 0,
+            refusals=refusals,
+        )
+        self.layers.append(layer)
+
+    def finish(self) -> Scheduled:
+        """The module with its functions."""
+        results = [self.replace.get(v, v) for v in graph.outputs(self.mod)]
+        attrs: Mapping[str, Any] = dict(self.mod["main"].attrs)
+        keep = {k: v for k, v in attrs.items() if k not in (graph.OUTPUT_NAMES, graph.STAGE)}
+        names = graph.output_names(self.mod)
+        module = self.emitter.finish(results, names, "scheduled", keep)
+        for variable, func in self.functions.items():
+            module[variable] = func
+        return Scheduled(module, tuple(self.layers))
+
+
+def _is_reshape(call: relax.Call, output: relax.Var) -> bool:
+    """Whether a call leaves the elements in their order, so that it costs nothing at run time."""
+    op = graph.op_name(call)
+    if op in {"relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims"}:
+        return True
+    if op != "relax.permute_dims":
+        return False
+    shape = graph.shape_of(call.args[0])
+    rank = len(shape)
+    axes = graph.attributes(call)["axes"] or tuple(reversed(range(rank)))
+    moved = [a % rank for a in axes if shape[a % rank] != 1]
+    return moved == sorted(moved)
+
+
+def build(mod: tvm.IRModule, target: CpuTarget) -> Any:
+    """Compiles a scheduled module to a Relax VM executable.
+
+    No op is legalized and no function scheduled here: what `lower` wrote is what runs. Reshapes
+    become views; intermediate tensors share memory where their lives do not overlap.
+    """
+    steps = relax.transform
+    pipeline = tvm.transform.Sequential([
+        steps.ToNonDataflow(),
+        steps.RemovePurityChecking(),
+        steps.CallTIRRewrite(),
+        steps.StaticPlanBlockMemory(),
+        steps.LowerAllocTensor(),
+        steps.KillAfterLastUse(),
+        steps.LowerRuntimeBuiltin(),
+        steps.ComputePrimValue(),
+        steps.VMShapeLower(),
+        steps.AttachGlobalSymbol(),
+    ])  # fmt: skip
+    return tvm.compile(mod, target=target.tvm_target(), relax_pipeline=pipeline)

@@ -1,0 +1,17 @@
+"""Every kernel, by preference: the first one that supports a problem is taken."""
+
+from __future__ import annotations
+
+from nybble.schedules.cpu import elementwise, fallback, pooling
+from nybble.schedules.kernel import Kernel
+
+KERNELS: tuple[Kernel, ...] = (
+    fallback.CONV2D,
+    fallback.LINEAR,
+    elementwise.REQUANTIZE,
+    elementwise.ADD,
+    elementwise.QUANTIZE,
+    elementwise.DEQUANTIZE,
+    pooling.MAX_POOL2D,
+    pooling.SUM_POOL2D,
+)
