@@ -1,0 +1,210 @@
+"""Moves images from NCHW to NHWC and convolution weights from OIHW to OHWI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from nybble.ir import graph
+from nybble.ir.graph import Emitter
+from nybble.passes.base import module_pass
+from nybble.passes.view import View
+
+LAST = (0, 2, 3, 1)  # NHWC axis i is NCHW axis LAST[i]
+FIRST = (0, 3, 1, 2)
+ELEMENTWISE = {
+    "relax.add", "relax.subtract", "relax.multiply", "relax.divide", "relax.maximum",
+    "relax.minimum", "relax.nn.relu", "relax.nn.leakyrelu", "relax.clip", "relax.sigmoid",
+    "relax.tanh", "relax.exp", "relax.nn.silu",
+}  # fmt: skip
+POOLS = {
+    "relax.nn.max_pool2d": relax.op.nn.max_pool2d,
+    "relax.nn.avg_pool2d": relax.op.nn.avg_pool2d,
+    "relax.nn.adaptive_avg_pool2d": relax.op.nn.adaptive_avg_pool2d,
+}
+WINDOWED = {"relax.nn.conv2d", *POOLS}
+
+
+@module_pass
+def channels_last(mod: tvm.IRModule) -> tvm.IRModule:
+    """Computes on NHWC images; permute_dims only where true NCHW order matters.
+
+    before: conv2d(x NCHW, w OIHW)
+    --->
+    after: conv2d(permute_dims(x, (0, 2, 3, 1)), w OHWI)
+    """
+    return graph.rewrite(mod, _Layouts(View(mod)).visit)
+
+
+class _Layouts:
+    """Which new variables are NHWC, and their counterparts in the other order."""
+
+    def __init__(self, view: View):
+        self.view = view
+        self.last: set[Any] = set()
+        self.twin: dict[Any, Any] = {}  # NHWC variable <-> the same image in NCHW
+        self.images = self._images()
+        self.rules = {
+            "relax.nn.conv2d": self._conv2d,
+            "relax.concat": self._concat,
+            "relax.mean": self._mean,
+            "relax.nn.softmax": self._softmax,
+            "relax.nn.pad": self._pad,
+            "relax.reshape": self._reshape,
+            "relax.permute_dims": self._permute,
+            **dict.fromkeys(POOLS, self._pool),
+            **dict.fromkeys(ELEMENTWISE, self._elementwise),
+        }
+
+    def _images(self) -> set[str]:
+        """Tensors that a convolution or pool will read, maybe after element-wise ops."""
+        found: set[str] = set()
+        for name in reversed(list(self.view.calls)):
+            op = self.view.op(name)
+            if op in WINDOWED or (op in ELEMENTWISE and name in found):
+                found.update(s for s in self.view.sources(name) if len(self.view.shape(s)) == 4)
+        return found
+
+    def visit(self, emitter: Emitter, name: str, call: Any) -> Any:
+        rule = self.rules.get(graph.op_name(call), self._other)
+        result = rule(emitter, name, call)
+        if result in self.last and name in self.view.outputs:
+            return self.to_first(emitter, result)
+        return result
+
+    # ---- the two orders of one image
+
+    def to_last(self, emitter: Emitter, x: Any) -> Any:
+        if graph.is_constant(x):
+            return graph.constant(_constant_last(graph.numpy_of(x)))
+        if x in self.last:
+            return x
+        if x not in self.twin:
+            new = emitter.emit(_reorder(x, LAST), f"{x.name}.nhwc")
+            self.last.add(new)
+            self.twin[x], self.twin[new] = new, x
+        return self.twin[x]
+
+    def to_first(self, emitter: Emitter, x: Any) -> Any:
+        if x not in self.last:
+            return x
+        if x not in self.twin:
+            new = emitter.emit(_reorder(x, FIRST), f"{x.name}.nchw")
+            self.twin[x], self.twin[new] = new, x
+        return self.twin[x]
+
+    def _emit_last(self, emitter: Emitter, name: str, expr: Any) -> Any:
+        var = emitter.emit(expr, name)
+        self.last.add(var)
+        return var
+
+    # ---- rules
+
+    def _other(self, emitter: Emitter, _name: str, call: Any) -> Any:
+        swaps = {v: self.to_first(emitter, v) for v in graph.operands(call) if v in self.last}
+        return graph.substitute(call, swaps)
+
+    def _conv2d(self, emitter: Emitter, name: str, call: Any) -> Any:
+        x, w = call.args
+        attrs = graph.attributes(call)
+        layouts = (attrs["data_layout"], attrs["kernel_layout"])
+        if layouts != ("NCHW", "OIHW") or not graph.is_constant(w):
+            return self._other(emitter, name, call)
+        keep = {k: attrs[k] for k in ("strides", "padding", "dilation", "groups")}
+        w = graph.constant(graph.numpy_of(w).transpose(LAST))
+        x = self.to_last(emitter, x)
+        conv = relax.op.nn.conv2d(x, w, **keep, data_layout="NHWC", kernel_layout="OHWI")
+        return self._emit_last(emitter, name, conv)
+
+    def _pool(self, emitter: Emitter, name: str, call: Any) -> Any:
+        attrs = graph.attributes(call)
+        if attrs["layout"] != "NCHW":
+            return self._other(emitter, name, call)
+        keep = {k: v for k, v in attrs.items() if k not in ("layout", "out_layout")}
+        pool = POOLS[graph.op_name(call)]
+        x = self.to_last(emitter, call.args[0])
+        return self._emit_last(emitter, name, pool(x, **keep, layout="NHWC"))
+
+    def _elementwise(self, emitter: Emitter, name: str, call: Any) -> Any:
+        tensors = graph.operands(call)
+        variables = [v for v in tensors if isinstance(v, relax.Var)]
+        wanted = name in self.images or any(v in self.last for v in variables)
+        ranks = [len(graph.shape_of(v)) for v in variables]
+        if not wanted or any(rank not in (0, 4) for rank in ranks):
+            return self._other(emitter, name, call)
+        moved = {v: self.to_last(emitter, v) for v in variables if len(graph.shape_of(v)) == 4}
+        args = [
+            self.to_last(emitter, a) if graph.is_constant(a) else moved.get(a, a)
+            if isinstance(a, relax.Var) else a
+            for a in call.args
+        ]  # fmt: skip
+        return self._emit_last(emitter, name, relax.Call(call.op, args, call.attrs))
+
+    def _concat(self, emitter: Emitter, name: str, call: Any) -> Any:
+        tensors = graph.operands(call)
+        if not any(v in self.last for v in tensors if isinstance(v, relax.Var)):
+            return None
+        axis = LAST.index(graph.attributes(call)["axis"] % 4)
+        moved = [self.to_last(emitter, v) for v in tensors]
+        return self._emit_last(emitter, name, relax.op.concat(moved, axis))
+
+    def _mean(self, emitter: Emitter, name: str, call: Any) -> Any:
+        x = call.args[0]
+        attrs = graph.attributes(call)
+        axes = sorted(a % 4 for a in attrs["axis"] or range(4)) if x in self.last else []
+        free_of_order = attrs["keepdims"] or axes == [1] or {2, 3} <= set(axes)
+        if x not in self.last or not free_of_order:
+            return self._other(emitter, name, call)
+        moved = relax.op.mean(x, sorted(LAST.index(a) for a in axes), attrs["keepdims"])
+        return self._emit_last(emitter, name, moved) if attrs["keepdims"] else moved
+
+    def _softmax(self, emitter: Emitter, name: str, call: Any) -> Any:
+        x = call.args[0]
+        if x not in self.last:
+            return None
+        axis = LAST.index(graph.attributes(call)["axis"] % 4)
+        return self._emit_last(emitter, name, relax.op.nn.softmax(x, axis))
+
+    def _pad(self, emitter: Emitter, name: str, call: Any) -> Any:
+        x = call.args[0]
+        if x not in self.last and name not in self.images:
+            return None
+        x, attrs = self.to_last(emitter, x), graph.attributes(call)
+        width = attrs["pad_width"]
+        moved = [width[2 * axis + side] for axis in LAST for side in (0, 1)]
+        padded = relax.op.nn.pad(x, moved, attrs["pad_mode"], attrs["pad_value"])
+        return self._emit_last(emitter, name, padded)
+
+    def _reshape(self, emitter: Emitter, name: str, call: Any) -> Any:
+        x = call.args[0]
+        if x in self.last and graph.shape_of(x)[1:3] == (1, 1):
+            return None  # one pixel: both orders are the same memory
+        return self._other(emitter, name, call)
+
+    def _permute(self, _emitter: Emitter, _name: str, call: Any) -> Any:
+        x = call.args[0]
+        if x not in self.last:
+            return None
+        axes = graph.attributes(call)["axes"] or (3, 2, 1, 0)
+        return relax.op.permute_dims(x, [LAST.index(a % 4) for a in axes])
+
+
+def _reorder(x: Any, axes: tuple[int, ...]) -> Any:
+    """permute_dims, or a reshape where the image is one pixel."""
+    height, width = (2, 3) if axes == LAST else (1, 2)
+    shape = graph.shape_of(x)
+    if (shape[height], shape[width]) == (1, 1):
+        return relax.op.reshape(x, [x.ty.shape[a] for a in axes])
+    return relax.op.permute_dims(x, list(axes))
+
+
+def _constant_last(values: Any) -> Any:
+    """A constant that broadcasts against NCHW, for NHWC: (C, 1, 1) -> (C,)."""
+    if values.ndim == 0:
+        return values
+    full = values.reshape((1,) * (4 - values.ndim) + values.shape).transpose(LAST)
+    leading = next((i for i, extent in enumerate(full.shape) if extent != 1), 3)
+    return np.ascontiguousarray(full.reshape(full.shape[leading:]))

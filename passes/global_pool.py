@@ -1,0 +1,51 @@
+"""Writes every form of global and evenly divided average pooling as avg_pool2d."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from nybble.ir import graph
+from nybble.ir.graph import Emitter
+from nybble.passes.base import module_pass
+
+
+@module_pass
+def spell_out_global_pool(mod: tvm.IRModule) -> tvm.IRModule:
+    """Gives averages over an image one form: a window.
+
+    before: mean(x, axis=(1, 2)), adaptive_avg_pool2d(x, (1, 1))
+    --->
+    after: reshape(avg_pool2d(x, (H, W)), (N, C)), avg_pool2d(x, (H, W))
+    """
+
+    def visit(emitter: Emitter, name: str, call: Any) -> Any:
+        op = graph.op_name(call)
+        if op not in ("relax.mean", "relax.nn.adaptive_avg_pool2d"):
+            return None
+        window = _window(op, call)
+        if window is None:
+            return None
+        pool = relax.op.nn.avg_pool2d(call.args[0], window, window, layout="NHWC")
+        if op != "relax.mean" or graph.attributes(call)["keepdims"]:
+            return pool
+        batch, _, _, channels = call.args[0].ty.shape
+        return relax.op.reshape(emitter.emit(pool, f"{name}.pool"), [batch, channels])
+
+    return graph.rewrite(mod, visit)
+
+
+def _window(op: str, call: Any) -> tuple[int, int] | None:
+    """The pooling window (height, width), or None where there is no even one."""
+    shape, attrs = graph.shape_of(call.args[0]), graph.attributes(call)
+    if len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[2], int):
+        return None
+    if op == "relax.mean":
+        axes = sorted(a % 4 for a in attrs["axis"] or range(4))
+        return (shape[1], shape[2]) if axes == [1, 2] else None
+    rows, columns = attrs["output_size"]
+    if attrs["layout"] != "NHWC" or shape[1] % rows or shape[2] % columns:
+        return None
+    return shape[1] // rows, shape[2] // columns

@@ -1,0 +1,213 @@
+"""Emits the integer ops of one region: numbers only, the matching is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import relax
+
+from nybble.errors import StageError
+from nybble.ir import graph, numerics, ops
+from nybble.ir.graph import Emitter
+from nybble.passes.grids import Grid
+from nybble.passes.regions import Accumulators, Leaf, Operand, Region
+
+ACCUMULATOR_LIMIT = 2**31
+SAME_SCALE = 1e-6  # relative: scales that differ by float32 rounding are one grid
+
+
+@dataclass(frozen=True)
+class Term:
+    """An integer variable and what turns it into output steps."""
+
+    var: Any
+    ratio: NDArray[np.float64]
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """Emits integer regions.
+
+    Attributes:
+        rounding: the requantization convention.
+        integers: dequantize binding of the old module -> integer variable of the new one.
+    """
+
+    rounding: str
+    integers: dict[str, Any]
+
+    def region(self, emitter: Emitter, region: Region) -> Any:
+        """The integer variable that equals the region's quantize."""
+        op = graph.op_name(region.call)
+        if op == "relax.concat":
+            return self._concat(emitter, region)
+        if op == "relax.add" and len(region.operands) == 2:
+            return self._residual(emitter, region)
+        operand = region.operands[0]
+        if isinstance(operand, Accumulators):
+            return self._requantize(emitter, region, self._term(emitter, operand, region))
+        if op == "relax.nn.avg_pool2d":
+            return self._requantize(emitter, region, self._summed(emitter, operand, region))
+        x = self.integers[operand.name]
+        moved = x if region.call is None or op in _SCALES else _moved(region.call, x, operand)
+        moved = emitter.emit(moved, region.name)
+        ratio = np.float64(operand.grid.scale) * region.factor / region.out.scale
+        return self._requantize(emitter, region, Term(moved, ratio, operand.grid.zero_point))
+
+    def leave(self, emitter: Emitter, accumulators: Accumulators) -> Any:
+        """Accumulators as float: one scale per channel, no rounding to 8 bits."""
+        acc = self._accumulate(emitter, accumulators)
+        scale = (accumulators.scale * accumulators.x.grid.scale).astype(np.float32)
+        operands = [acc, graph.constant(scale), graph.constant(np.zeros(len(scale), np.int32))]
+        return emitter.emit(ops.call("dequantize", operands), f"{accumulators.name}.dequantize")
+
+    # ---- operands
+
+    def _term(self, emitter: Emitter, operand: Operand, region: Region) -> Term:
+        if isinstance(operand, Leaf):
+            ratio = np.asarray(operand.grid.scale / region.out.scale, np.float64)
+            return Term(self.integers[operand.name], ratio, operand.grid.zero_point)
+        acc = self._accumulate(emitter, operand)
+        ratio = operand.scale * operand.x.grid.scale / region.out.scale
+        silent = ~(operand.weights.reshape(len(ratio), -1).any(axis=1) | (operand.bias != 0))
+        return Term(acc, np.where(silent, 1.0, ratio), 0)  # accumulators of 0 stay 0
+
+    def _accumulate(self, emitter: Emitter, acc: Accumulators) -> Any:
+        """The convolution or linear layer; its bias in steps of both scales."""
+        zero_point = acc.x.grid.zero_point
+        rows = acc.weights.reshape(len(acc.weights), -1).astype(np.int64)
+        steps = np.rint(acc.bias / (acc.scale * acc.x.grid.scale)) - zero_point * rows.sum(axis=1)
+        _prove(acc, rows, steps)
+        w, bias = graph.constant(acc.weights), graph.constant(steps.astype(np.int32))
+        operands = [self.integers[acc.x.name], w, bias]
+        if graph.op_name(acc.call) == "relax.matmul":
+            return emitter.emit(ops.call("linear", operands), acc.name)
+        attrs = graph.attributes(acc.call)
+        keep = {k: attrs[k] for k in ("strides", "padding", "dilation", "groups")}
+        return emitter.emit(ops.call("conv2d", operands, **keep, pad_value=zero_point), acc.name)
+
+    def _summed(self, emitter: Emitter, x: Operand, region: Region) -> Term:
+        """The sum of every window; the ratio holds 1/N, per pixel where N varies at the border."""
+        assert isinstance(x, Leaf)
+        attrs = graph.attributes(region.call)
+        size, zero_point = attrs["pool_size"], x.grid.zero_point
+        _check_pool(region.name, x, size)
+        keep = {k: attrs[k] for k in ("strides", "padding", "pool_size")}
+        total = ops.call("sum_pool2d", [self.integers[x.name]], **keep, pad_value=zero_point)
+        count = np.asarray(size[0] * size[1], np.float64)
+        if any(attrs["padding"]) and not attrs["count_include_pad"]:
+            image = np.ones((1, *x.shape[1:3], 1), np.int8)  # type: ignore[arg-type]  # static here
+            view = numerics.windows(image, size, attrs["strides"], attrs["padding"])
+            count = view.sum(axis=(3, 4), dtype=np.float64)[0]  # (OH, OW, 1)
+        ratio = np.asarray(x.grid.scale / (count * region.out.scale))
+        return Term(emitter.emit(total, region.name), ratio, zero_point * size[0] * size[1])
+
+    # ---- results
+
+    def _requantize(self, emitter: Emitter, region: Region, term: Term) -> Any:
+        lo, hi = clamp(region)
+        whole = (lo, hi) == numerics.limits(region.out.dtype)
+        same = graph.dtype_of(term.var) == region.out.dtype and _is_one(term.ratio)
+        if same and whole and term.zero_point == region.out.zero_point:
+            return term.var
+        call = ops.call(
+            "requantize", [term.var, *dyadic(region.name, term.ratio)],
+            dtype=region.out.dtype, lo=lo, hi=hi, rounding=self.rounding,
+            zero_point_in=term.zero_point, zero_point=region.out.zero_point,
+        )  # fmt: skip
+        return emitter.emit(call, f"{region.name}.requantize")
+
+    def _residual(self, emitter: Emitter, region: Region) -> Any:
+        a, b = (self._term(emitter, operand, region) for operand in region.operands)
+        lo, hi = clamp(region)
+        call = ops.call(
+            "add",
+            [a.var, *dyadic(region.name, a.ratio), b.var, *dyadic(region.name, b.ratio)],
+            dtype=region.out.dtype, lo=lo, hi=hi, rounding=self.rounding,
+            zero_point_a=a.zero_point, zero_point_b=b.zero_point,
+            zero_point=region.out.zero_point,
+        )  # fmt: skip
+        return emitter.emit(call, region.name)
+
+    def _concat(self, emitter: Emitter, region: Region) -> Any:
+        """Every branch on the common grid, with the clamp behind the concat applied before it."""
+        branches = []
+        for index, operand in enumerate(region.operands):
+            part = Region(f"{region.name}.{index}", None, (operand,), region.out,
+                          lo=region.lo, hi=region.hi)  # fmt: skip
+            branches.append(self._requantize(emitter, part, self._term(emitter, operand, part)))
+        joined = relax.op.concat(branches, graph.attributes(region.call)["axis"])
+        return emitter.emit(joined, region.name)
+
+
+_SCALES = {"relax.multiply", "relax.divide"}
+
+
+def clamp(region: Region) -> tuple[int, int]:
+    """The clamps of a region as integers of its output grid."""
+    out, limits = region.out, numerics.limits(region.out.dtype)
+
+    def steps(bound: float) -> int:
+        ratio = np.float32(bound) / np.float32(out.scale)
+        return int(np.clip(np.rint(ratio) + out.zero_point, *limits))
+
+    return steps(region.lo), steps(region.hi)
+
+
+def dyadic(name: str, ratio: NDArray[np.float64]) -> tuple[Any, Any]:
+    """(multiplier, shift) constants.
+
+    Raises:
+        StageError: a ratio is too large for 31 bits.
+    """
+    if np.any(ratio >= 2.0**30):
+        raise StageError(
+            f"'{name}': one output step is {1 / np.max(ratio):.3g} of an input step, too little to "
+            "requantize in integers. Calibrate on representative data, or keep the layer float "
+            "(Recipe.keep_float)."
+        )
+    multiplier, shift = numerics.dyadic(ratio)
+    return graph.constant(multiplier), graph.constant(shift)
+
+
+def _is_one(ratio: NDArray[np.float64]) -> bool:
+    return ratio.size == 1 and abs(float(ratio.item()) - 1) < SAME_SCALE
+
+
+def _moved(call: Any, x: Any, leaf: Leaf) -> Any:
+    """A reshape, permutation, padding or maximum, on integers."""
+    op, attrs = graph.op_name(call), graph.attributes(call)
+    if op == "relax.nn.max_pool2d":
+        keep = {k: attrs[k] for k in ("pool_size", "strides", "padding", "dilation")}
+        return ops.call("max_pool2d", [x], **keep)
+    if op == "relax.nn.pad":
+        zero = leaf.grid.zero_point
+        return relax.op.nn.pad(x, list(attrs["pad_width"]), "constant", zero)
+    return relax.Call(call.op, [x, *call.args[1:]], call.attrs)
+
+
+def _prove(acc: Accumulators, rows: NDArray[np.int64], steps: NDArray[np.float64]) -> None:
+    """Proves that no accumulator can leave int32, whatever the input.
+
+    Raises:
+        StageError: a channel's sum of |w|, times the largest |x|, plus |bias| reaches 2^31.
+    """
+    largest = max(map(abs, numerics.limits(acc.x.grid.dtype)))
+    bound = np.abs(rows).sum(axis=1) * float(largest) + np.abs(steps)
+    worst = int(bound.argmax())
+    if bound[worst] >= ACCUMULATOR_LIMIT:
+        raise StageError(
+            f"'{acc.name}': channel {worst} may reach {bound[worst]:.4g}, beyond the 32 bits of its "
+            f"accumulators ({rows.shape[1]} products, bias {acc.bias[worst]:.4g}). Keep the layer "
+            "float (Recipe.keep_float) or split it."
+        )
+
+
+def _check_pool(name: str, x: Leaf, size: tuple[int, int]) -> None:
+    largest = max(map(abs, numerics.limits(x.grid.dtype)))
+    if size[0] * size[1] * largest >= ACCUMULATOR_LIMIT:
+        raise StageError(f"'{name}': a window of {size} overflows 32 bits. Keep the layer float.")

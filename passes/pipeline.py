@@ -1,0 +1,112 @@
+"""The passes in walking order, and the runner that checks what they leave behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from nybble.errors import StageError
+from nybble.ir import specs
+from nybble.passes.base import Pass
+from nybble.passes.calibrate import Ranges
+from nybble.passes.channels_last import channels_last
+from nybble.passes.drop_identities import drop_identities
+from nybble.passes.fold_batch_norm import fold_batch_norm
+from nybble.passes.fold_padding import fold_padding, spell_out_ceil_mode
+from nybble.passes.global_pool import spell_out_global_pool
+from nybble.passes.quantize import insert_borders
+from nybble.passes.scale_as_depthwise import scale_as_depthwise
+from nybble.passes.to_integer import lower_to_integers
+from nybble.recipe import Recipe
+
+Step = tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]
+
+CANONICALIZE: tuple[Pass[Any], ...] = (
+    drop_identities,
+    channels_last,
+    drop_identities,
+    spell_out_ceil_mode,
+    fold_padding,
+    spell_out_global_pool,
+    fold_batch_norm,
+    scale_as_depthwise,
+    drop_identities,
+)
+
+
+def canonicalize(mod: tvm.IRModule) -> tvm.IRModule:
+    """Float as imported -> float canonical: NHWC, batch norm folded, one form per layer."""
+    return run(mod, [(p.name, p) for p in CANONICALIZE], "float", "float")
+
+
+def quantize(mod: tvm.IRModule, ranges: Ranges, recipe: Recipe) -> tvm.IRModule:
+    """Float canonical -> quantized.
+
+    Raises:
+        CalibrationError: ``ranges`` lacks a tensor.
+    """
+    steps = [(insert_borders.name, partial(insert_borders, ranges=ranges, recipe=recipe))]
+    return run(mod, steps, "float", "quantized")
+
+
+def to_integer(mod: tvm.IRModule, recipe: Recipe) -> tvm.IRModule:
+    """Quantized -> integer.
+
+    Raises:
+        StageError: an accumulator could overflow, or a scale ratio has no dyadic form.
+    """
+    steps = [(lower_to_integers.name, partial(lower_to_integers, recipe=recipe))]
+    return run(mod, steps, "quantized", "integer")
+
+
+def run(mod: tvm.IRModule, steps: Sequence[Step], before: str, after: str) -> tvm.IRModule:
+    """Runs passes in order between two checked borders.
+
+    ``NYBBLE_DEBUG=2`` checks after every pass, ``3`` also prints every module; ``NYBBLE_DUMP=dir``
+    writes them to files.
+
+    Args:
+        mod: a module of stage ``before``.
+        steps: (name, pass) in order.
+        before: the stage whose spec ``mod`` must keep.
+        after: the stage whose spec the result must keep.
+
+    Raises:
+        StageError: a spec is broken; names the op, the source model's node and the passes run.
+    """
+    debug = int(os.environ.get("NYBBLE_DEBUG", "0"))
+    done: list[str] = []
+    _check(mod, before, done)
+    for index, (name, step) in enumerate(steps):
+        mod = step(mod)
+        done.append(name)
+        if index == len(steps) - 1 or debug >= 2:
+            _check(mod, after if index == len(steps) - 1 else before, done)
+        _dump(mod, f"{after}.{index:02}.{name}", debug >= 3)
+    return mod
+
+
+def _check(mod: tvm.IRModule, stage: str, done: Sequence[str]) -> None:
+    try:
+        specs.check(mod, stage)
+    except StageError as error:
+        history = f"after the passes {', '.join(done)}" if done else "before any pass"
+        raise StageError(f"{error} ({history})") from error
+
+
+def _dump(mod: tvm.IRModule, title: str, to_screen: bool) -> None:
+    folder = os.environ.get("NYBBLE_DUMP")
+    if not folder and not to_screen:
+        return
+    text = str(mod.script(show_meta=False))
+    if folder:
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / f"{title}.py").write_text(text)
+    if to_screen:
+        print(f"# {title}\n{text}")  # noqa: T201  the reader asked for it

@@ -1,0 +1,236 @@
+"""Decides, without numbers, where a canonical module is quantized and which layers stay float.
+
+A *point* is a tensor that gets an 8-bit grid. Its *owner* is the tensor whose observed range gives
+the grid: pass-through ops share their operand's, branches of a concat may share the concat's.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+
+from nybble.ir import graph
+from nybble.passes.fold_batch_norm import affine, is_linear
+from nybble.passes.view import View
+from nybble.recipe import Recipe
+
+ACTIVATIONS = {"relax.nn.relu", "relax.clip"}
+SHUFFLES = {"relax.reshape", "relax.permute_dims"}
+TAKES_CLAMP = {"linear", "bias", "add", "activation", "avg_pool"}
+NON_NEGATIVE = {"relax.nn.relu", "relax.sigmoid", "relax.nn.softmax", "relax.exp"}
+KEEPS_SIGN = {
+    "relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.reshape", "relax.permute_dims",
+    "relax.nn.pad", "relax.concat", "relax.add", "relax.mean",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the borders go.
+
+    Attributes:
+        owner: point -> the tensor whose range is its grid's, in order of computation.
+        kept: layer that stays float -> why.
+        kinds: what every binding is (see `kind_of`), ``float`` for those in ``kept``.
+    """
+
+    owner: dict[str, str]
+    kept: dict[str, str]
+    kinds: dict[str, str]
+
+    def owners(self) -> list[str]:
+        """The tensors to observe, each once."""
+        return list(dict.fromkeys(self.owner.values()))
+
+
+def plan(mod: tvm.IRModule, recipe: Recipe) -> Plan:
+    """Plans the quantization of a canonical float module."""
+    view = View(mod)
+    kinds, kept = _kinds(view, recipe)
+    leaving = _leaving(view, kinds)
+    points = _points(view, kinds, leaving)
+    return Plan(_owners(view, kinds, points), kept, kinds)
+
+
+def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
+    """What a binding is to quantization.
+
+    Returns:
+        (kind, reason): linear, bias, activation, add, concat, max_pool, avg_pool, through, scale;
+        or float with the reason in words.
+    """
+    call, op = view.calls[name], view.op(name)
+    sources = view.sources(name)
+    if is_linear(call):
+        return "linear", ""
+    if op in ACTIVATIONS:
+        return _activation(call, kinds.get(sources[0], ""))
+    if op in SHUFFLES:
+        return "through", ""
+    if op == "relax.nn.pad":
+        attrs = graph.attributes(call)
+        zeros = attrs["pad_mode"] == "constant" and attrs["pad_value"] == 0
+        return ("through", "") if zeros else ("float", "pads with something else than zeros")
+    if op == "relax.concat" and len(sources) == len(graph.operands(call)):
+        return "concat", ""
+    if op in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
+        return _pool(call, op)
+    if op in ("relax.add", "relax.multiply", "relax.divide", "relax.subtract"):
+        return _arithmetic(view, name, kinds)
+    return "float", "has no integer form yet"
+
+
+def _activation(call: Any, source: str) -> tuple[str, str]:
+    lo, hi = clamp_bounds(call)
+    if source == "float":
+        return "float", "follows a layer that stays float"
+    return ("activation", "") if lo <= 0 <= hi else ("float", "clips to a range without zero")
+
+
+def clamp_bounds(call: Any) -> tuple[float, float]:
+    """(lower, upper) bound of a relu or clip."""
+    if graph.op_name(call) == "relax.nn.relu":
+        return 0.0, np.inf
+    return float(graph.plain(call.args[1])), float(graph.plain(call.args[2]))
+
+
+def _pool(call: Any, op: str) -> tuple[str, str]:
+    attrs = graph.attributes(call)
+    if attrs["layout"] != "NHWC" or attrs["ceil_mode"]:
+        return "float", f"layout {attrs['layout']}, ceil_mode {attrs['ceil_mode']}"
+    if op == "relax.nn.max_pool2d":
+        return "max_pool", ""
+    static = all(isinstance(d, int) for d in graph.shape_of(call.args[0])[1:])
+    if not static or tuple(attrs["dilation"]) != (1, 1):
+        return "float", "needs a static image size and no dilation"
+    return "avg_pool", ""
+
+
+def _arithmetic(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
+    call, op, sources = view.calls[name], view.op(name), view.sources(name)
+    if len(sources) == 2:
+        same = view.shape(sources[0]) == view.shape(sources[1])
+        if op == "relax.add" and same:
+            return "add", ""
+        return "float", "combines two tensors" if same else "broadcasts one tensor against another"
+    step = affine(call)
+    if step is None:
+        return "float", "a constant operand does not vary per channel only"
+    scale, offset = step
+    if not np.any(offset) and np.ptp(scale) == 0 and scale[0] > 0:
+        return "scale", ""
+    is_bias = kinds.get(sources[0]) in ("linear", "float") and op == "relax.add"
+    if is_bias and view.op(sources[0]) in ("relax.nn.conv2d", "relax.matmul"):
+        if kinds[sources[0]] == "float":
+            return "float", "follows a layer that stays float"
+        if view.sole_reader(sources[0]) == name:
+            return "bias", ""
+    return "float", "scales or shifts channels behind no convolution"
+
+
+def _kinds(view: View, recipe: Recipe) -> tuple[dict[str, str], dict[str, str]]:
+    """The kind of every binding, and why some stay float."""
+    kinds: dict[str, str] = {}
+    kept: dict[str, str] = {}
+    arriving = set(view.inputs)  # inputs, and what shuffles or scales them before the border
+    for name, call in view.calls.items():
+        kind, reason = kind_of(view, name, kinds)
+        pattern = next((p for p in recipe.keep_float if fnmatch.fnmatchcase(name, p)), None)
+        if pattern is not None:
+            kind, reason = "float", f"the recipe keeps '{pattern}' float"
+        source = view.sources(name)[0] if view.sources(name) else ""
+        prepares = kind in ("through", "scale") or affine(call) is not None
+        if source in arriving and prepares and view.sole_reader(source) == name:
+            kind = "arriving"
+            arriving.add(name)
+        elif kind == "through" and kinds.get(source) == "float" and view.sole_reader(source):
+            kind, reason = "float", "follows a layer that stays float"
+        kinds[name] = kind
+        if kind == "float":
+            kept[name] = reason
+    return kinds, kept
+
+
+def _leaving(view: View, kinds: dict[str, str]) -> set[str]:
+    """Shuffles and float layers from which no quantized layer can be reached: outside the borders."""
+    leaving: set[str] = set()
+    for name in reversed(list(view.calls)):
+        outside = kinds[name] in ("through", "float")
+        if outside and all(reader in leaving for reader in view.readers[name]):
+            leaving.add(name)
+    return leaving
+
+
+def _points(view: View, kinds: dict[str, str], leaving: set[str]) -> list[str]:
+    """The tensors that get a grid, in order of computation."""
+    inside = {n for n in view.calls if kinds[n] not in ("float", "arriving") and n not in leaving}
+    accumulators = _fused_into_add(view, kinds, inside)
+    points: list[str] = []
+    for name in [*view.inputs, *view.calls]:
+        readers = view.readers[name]
+        if name not in inside:  # a float tensor: a grid only for its quantized readers
+            if any(r in inside for r in readers):
+                points.append(name)
+        elif name in accumulators or _absorbed(view, kinds, name, inside):
+            continue
+        elif kinds[name] in ("linear", "bias") and not any(r in inside for r in readers):
+            continue  # its accumulators leave as float, without an 8-bit rounding
+        else:
+            points.append(name)
+    return points
+
+
+def _absorbed(view: View, kinds: dict[str, str], name: str, inside: set[str]) -> bool:
+    """Whether the only reader is the bias or clamp that the tensor's own kernel computes."""
+    reader = view.sole_reader(name)
+    if reader not in inside:
+        return False
+    is_clamp = kinds[reader] == "activation" and kinds[name] in TAKES_CLAMP
+    return is_clamp or kinds[reader] == "bias"
+
+
+def _fused_into_add(view: View, kinds: dict[str, str], inside: set[str]) -> set[str]:
+    """Convolutions whose accumulators enter a residual add: the later branch of each add."""
+    order = {name: index for index, name in enumerate(view.calls)}
+    chosen: set[str] = set()
+    for name in view.calls:
+        if kinds[name] != "add" or name not in inside:
+            continue
+        branches = [
+            s for s in view.sources(name)
+            if kinds.get(s) in ("linear", "bias") and view.sole_reader(s) == name
+        ]  # fmt: skip
+        if branches:
+            chosen.add(max(branches, key=lambda branch: order[branch]))
+    return chosen
+
+
+def _owners(view: View, kinds: dict[str, str], points: list[str]) -> dict[str, str]:
+    owner: dict[str, str] = {}
+    for name in points:
+        kind = kinds.get(name, "input")
+        shares = kind in ("through", "max_pool") and view.sources(name)[0] in owner
+        owner[name] = owner[view.sources(name)[0]] if shares else name
+        if kind == "concat":
+            for source in view.sources(name):
+                free = owner.get(source) == source and view.sole_reader(source) == name
+                if free and kinds.get(source) in TAKES_CLAMP:
+                    owner[source] = name  # the branch is requantized straight to the common grid
+    return owner
+
+
+def non_negative(view: View, given: Iterable[str]) -> set[str]:
+    """Tensors that cannot be negative where the tensors ``given`` (the inputs) are not."""
+    found = set(given)
+    for name, call in view.calls.items():
+        op, sources = view.op(name), view.sources(name)
+        clipped = op == "relax.clip" and clamp_bounds(call)[0] >= 0
+        inherits = op in KEEPS_SIGN and len(sources) == len(graph.operands(call))
+        if op in NON_NEGATIVE or clipped or (inherits and all(s in found for s in sources)):
+            found.add(name)
+    return found
