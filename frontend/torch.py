@@ -1,0 +1,251 @@
+"""torch -> float Relax through torch.export, keeping module paths as names."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import operator
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import tvm
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node
+from tvm import relax
+
+from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
+from nybble.frontend.build import Builder, not_finite
+from nybble.frontend.extents import Batch, Refused
+from nybble.frontend.torch_ops import CONVERTERS
+
+
+def from_torch(
+    net: torch.nn.Module | ExportedProgram, example_inputs: Any, dynamic_batch: bool = True
+) -> tvm.IRModule:
+    """Imports a float CNN.
+
+    Args:
+        net: a module (also an ``fx.GraphModule``), imported in eval mode and left as it is, or an
+            exported program, taken as it was exported.
+        example_inputs: one float32 tensor or a tuple of them; ignored for an exported program.
+        dynamic_batch: whether axis 0 of the inputs stays symbolic; ignored for an exported program.
+
+    Returns:
+        A module of stage ``float``: NCHW / OIHW, inputs called as the arguments of ``forward``,
+        outputs ``output`` (or ``output_0``, ``output_1`` …).
+
+    Raises:
+        ImportModelError: torch cannot export the network, it is not float32, has NaN weights, no
+            inputs, buffers that it changes, or a batch size that cannot vary.
+        UnsupportedOpError: operators without a translation; it lists every one of them.
+    """
+    if not isinstance(net, ExportedProgram):
+        net = _export(net, example_inputs, dynamic_batch)
+    return _Importer(_decomposed(net)).run()
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    """Functional ATen; operators that we translate whole stay whole."""
+    rules = torch.export.default_decompositions().items()
+    with _without_own_warnings():
+        return program.run_decompositions({op: r for op, r in rules if op not in CONVERTERS})
+
+
+@contextlib.contextmanager
+def _without_own_warnings() -> Iterator[None]:
+    """Torch's exporter uses what torch itself deprecates; a user can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
+        yield
+
+
+def _export(net: torch.nn.Module, example_inputs: Any, dynamic_batch: bool) -> ExportedProgram:
+    """Exports an eval copy that shares its weights with the user's module."""
+    examples = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs
+    tensors = isinstance(examples, Sequence) and all(isinstance(e, torch.Tensor) for e in examples)
+    if not tensors or not examples:
+        raise ImportModelError(
+            "example_inputs: pass one tensor or a non-empty tuple of tensors, as forward takes them."
+        )
+    weights = itertools.chain(net.parameters(), net.buffers())
+    twin = copy.deepcopy(net, {id(w): w for w in weights}).eval()
+    shapes = None
+    if dynamic_batch:
+        examples = [_two(e) for e in examples]  # torch takes a batch of 1 for a constant
+        shapes = [{0: Dim.AUTO} if e.ndim else None for e in examples]
+    try:
+        with torch.no_grad(), _without_own_warnings():
+            return torch.export.export(
+                twin, tuple(examples), dynamic_shapes=None if shapes is None else tuple(shapes)
+            )
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise ImportModelError(
+            f"{type(net).__name__}: torch.export cannot export it: {error}"
+        ) from error
+
+
+def _two(example: torch.Tensor) -> torch.Tensor:
+    return torch.cat([example, example]) if example.ndim and len(example) == 1 else example
+
+
+class _Importer:
+    """One walk over an exported graph."""
+
+    def __init__(self, program: ExportedProgram):
+        self.program, self.graph = program, program.graph
+        self.values: dict[Node, Any] = {}
+        self.unsupported: list[UnsupportedNode] = []
+        self.batch: dict[str, Any] = {}
+        self.owners: dict[Node, str] = {}  # module path that owns a parameter
+        params = self._bind_inputs()
+        self.build = Builder(params)
+
+    def run(self) -> tvm.IRModule:
+        """The module."""
+        needed = self._needed()
+        for node in self.graph.nodes:
+            if node.op == "call_function" and node in needed:
+                self._convert(node)
+        if self.unsupported:
+            raise UnsupportedOpError(self.unsupported)
+        results = self._results()
+        names = [f"output_{i}" for i in range(len(results))] if len(results) > 1 else ["output"]
+        return self.build.emitter.finish(results, names, "float")
+
+    # ------------------------------------------------------------ inputs and outputs
+
+    def _bind_inputs(self) -> list[relax.Var]:
+        state = {**self.program.state_dict, **self.program.constants}
+        params: list[relax.Var] = []
+        specs = self.program.graph_signature.input_specs
+        nodes = [node for node in self.graph.nodes if node.op == "placeholder"]
+        for node, spec in zip(nodes, specs, strict=True):
+            if spec.kind == InputKind.USER_INPUT:
+                if isinstance(node.meta.get("val"), torch.Tensor):
+                    params.append(self._input(node))
+                    self.values[node] = params[-1]
+                continue
+            tensor = state[spec.target]
+            self.values[node] = tensor
+            self.owners[node] = str(spec.target).rpartition(".")[0]
+            if node.users:
+                _check_weight(tensor, str(spec.target))
+        if not params:
+            raise ImportModelError("Model: it has no inputs, so there is nothing to run or quantize.")
+        return params
+
+    def _input(self, node: Node) -> relax.Var:
+        fake = node.meta["val"]
+        if fake.dtype != torch.float32:
+            raise ImportModelError(
+                f"Input '{node.name}': its dtype is {fake.dtype}; only float32 is supported. "
+                "Call net.float() and pass float32 examples."
+            )
+        return relax.Var(node.name, relax.TensorType(self._shape(fake, node.name), "float32"))
+
+    def _shape(self, fake: torch.Tensor, name: str) -> list[Any]:
+        """Extents of a fake tensor; a symbolic axis 0 is the batch."""
+        sizes: list[Any] = []
+        for axis, size in enumerate(fake.shape):
+            if isinstance(size, int):
+                sizes.append(size)
+            elif axis == 0:
+                symbol = self.batch.setdefault("batch", tvm.tirx.Var("batch", "int64"))
+                sizes.append(symbol)
+            else:
+                raise ImportModelError(
+                    f"Input '{name}': axis {axis} is dynamic; only the batch (axis 0) may be. "
+                    "Export it with a fixed size."
+                )
+        return sizes
+
+    def _results(self) -> list[relax.Var]:
+        results = []
+        output = next(node for node in self.graph.nodes if node.op == "output")
+        for node, spec in zip(output.args[0], self.program.graph_signature.output_specs, strict=True):
+            if spec.kind != OutputKind.USER_OUTPUT:
+                raise ImportModelError(
+                    f"Model: it changes '{spec.target}' when it runs. Export it in eval mode."
+                )
+            value = self.values.get(node)
+            if not isinstance(value, relax.Var):
+                raise ImportModelError(f"Output '{node}': it is a constant; no input reaches it.")
+            results.append(value)
+        return results
+
+    def _needed(self) -> set[Node]:
+        """Nodes on a path to an output (the exporter's assertions lead nowhere)."""
+        needed: set[Node] = set()
+        for node in reversed(self.graph.nodes):
+            if node.op == "output" or node in needed:
+                needed.update(node.all_input_nodes)
+        return needed
+
+    # ------------------------------------------------------------ nodes
+
+    def _convert(self, node: Node) -> None:
+        """Translates one node, or notes why it has no translation."""
+        if any(operand not in self.values for operand in node.all_input_nodes):
+            if node.target not in CONVERTERS:
+                self._refuse(node, "there is no translation for this operator")
+            return
+        try:
+            self.values[node] = self._value(node)
+        except Refused as refused:
+            self._refuse(node, str(refused))
+
+    def _value(self, node: Node) -> Any:
+        operands = [self.values[operand] for operand in node.all_input_nodes]
+        if operands and all(isinstance(value, torch.Tensor) for value in operands):
+            with torch.no_grad():  # reads weights only: torch itself evaluates it
+                args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self.values.get)
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.target not in CONVERTERS:
+            raise Refused("there is no translation for this operator")
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self._argument)
+        return CONVERTERS[node.target](self.build, self._name(node), *args, **kwargs)
+
+    def _argument(self, node: Node) -> Any:
+        value = self.values[node]
+        return value.detach().numpy() if isinstance(value, torch.Tensor) else value
+
+    def _refuse(self, node: Node, reason: str) -> None:
+        self.unsupported.append(UnsupportedNode(str(node.target), self._name(node), reason))
+        fake = node.meta.get("val")
+        if isinstance(fake, torch.Tensor) and fake.dtype == torch.float32:
+            try:
+                shape = self._shape(fake, node.name)
+            except ImportModelError:
+                return
+            self.values[node] = relax.Var(node.name, relax.TensorType(shape, "float32"))
+
+    def _name(self, node: Node) -> str:
+        """The module's path for a layer, path and operator for what a container computes."""
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        path = str(stack[-1][0]).partition("@")[0] if stack else ""
+        owned = any(self.owners.get(operand) == path for operand in node.all_input_nodes)
+        if path and (owned or str(stack[-1][1]).startswith("torch.nn.modules.")):
+            return path
+        if node.target is operator.getitem:
+            return node.name
+        target = node.target
+        op = target.name().partition("::")[2].partition(".")[0] if isinstance(
+            target, torch._ops.OpOverload
+        ) else node.name
+        return f"{path}.{op}" if path else op
+
+
+def _check_weight(tensor: Any, name: str) -> None:
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        return
+    if tensor.dtype != torch.float32:
+        raise ImportModelError(
+            f"Weight '{name}': its dtype is {tensor.dtype}; only float32 is supported. "
+            "Call net.float() first."
+        )
+    if not torch.isfinite(tensor).all():
+        raise ImportModelError(not_finite(tensor.detach().cpu().numpy(), f"weight '{name}'"))
