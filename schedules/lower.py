@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from nybble.ir import graph
@@ -86,7 +87,7 @@ class _Lowering:
             self._add_kernel(group, group.problem)
         elif isinstance(value, relax.Var):
             self.replace[group.output] = self.replace.get(value, value)
-        elif _is_reshape(value, group.output):
+        elif _is_reshape(value):
             source = graph.substitute(value.args[0], self.replace)
             reshaped = relax.op.reshape(source, group.output.ty.shape)
             self.replace[group.output] = self.emitter.emit(reshaped, name)
@@ -107,7 +108,7 @@ class _Lowering:
     def _add_stock(self, group: match.Group) -> None:
         call = graph.substitute(group.bindings[0].value, self.replace)
         func, args = float_ops.legalized(call, str(group.output.name))
-        key = tvm.ir.structural_hash(func)
+        key = tvm_ffi.StructuralKey(func)
         if key not in self.built:
             self.built[key] = self._define(func, graph.op_name(call).rpartition(".")[2])
         self._call(group, self.built[key], args)
@@ -155,7 +156,7 @@ class _Lowering:
         return Scheduled(module, tuple(self.layers))
 
 
-def _is_reshape(call: relax.Call, output: relax.Var) -> bool:
+def _is_reshape(call: relax.Call) -> bool:
     """Whether a call leaves the elements in their order, so that it costs nothing at run time."""
     op = graph.op_name(call)
     if op in {"relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims"}:

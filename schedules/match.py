@@ -297,7 +297,7 @@ def _float_conv2d(matcher: Matcher, binding: relax.VarBinding) -> Group | None:
 
 
 def _float_matmul(matcher: Matcher, binding: relax.VarBinding) -> Group | None:
-    x, w = binding.value.args
+    w = binding.value.args[1]
     if not graph.is_constant(w) or len(w.ty.shape) != 2 or not _is_float32(binding.var):
         return None
     # Relax multiplies by (K, O); weights are rows of K here.
@@ -363,12 +363,8 @@ def _with_clamp(matcher: Matcher, group: Group) -> Group | None:
         return None
     assert group.problem is not None
     is_relu = graph.op_name(reader.value) == "relax.nn.relu"
-    lo, hi = (0.0, np.inf) if is_relu else map(_number, reader.value.args[1:])
+    lo, hi = (0.0, np.inf) if is_relu else map(graph.plain, reader.value.args[1:])
     return _fused(group, reader, replace(group.problem.epilogue, lo=lo, hi=hi), {})
-
-
-def _number(expr: Any) -> float:
-    return float(expr.value.value if isinstance(expr, relax.PrimValue) else expr.value)
 
 
 Rule = Callable[[Matcher, relax.VarBinding], Group | None]

@@ -125,7 +125,7 @@ def reader(constants: Mapping[str, te.Tensor], channel: Any) -> Read:
 
 
 def _build_rescaled(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
-    """requantize and add: each input is one branch."""
+    """Both ops: each input is one branch."""
     symbols, attrs = loops.Symbols(), dict(problem.attrs)
     names = _rescaled_names(problem)
     inputs = [symbols.tensor(spec, f"x{i}") for i, spec in enumerate(problem.inputs)]

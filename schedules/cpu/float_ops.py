@@ -1,7 +1,7 @@
 """Every op without a kernel family of its own: TVM's definition of it, with a schedule of ours.
 
-TVM's stock CPU pipeline leaves such functions unscheduled. Here element-wise stages are inlined into
-their readers, what remains runs row by row: parallel when large, vectorised along the last axis.
+The stock CPU pipeline leaves such functions unscheduled. Here element-wise stages join their
+readers; what remains runs row by row: parallel when large, vectorised along the last axis.
 """
 
 from __future__ import annotations
