@@ -1,0 +1,170 @@
+"""What happens to a vector of accumulators before it is stored: requantize, add, clamp.
+
+The house rounding (acc·m + 2^(c-1)) >> c, exact for every int32 acc and every dyadic (m, c), without
+64-bit shifts and clamps (which AVX2 lacks). At pack time m is scaled into [2^30, 2^31) and acc gets
+a left shift s so that c >= 33. Then 2^(c-1) has no low word, and with high = the upper 32 bits
+of the 64-bit product,
+
+    y = (high(acc·2^s·m) + 2^(c-33)) >> (c-32)
+
+Products of even and odd lanes are one ``pmuldq`` each. Where s > 0 (ratios of 1/4 and more) acc is
+first clamped to where y is already beyond the final bounds, so acc·2^s fits 32 bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from nybble.errors import ScheduleError
+from nybble.ir import numerics
+from nybble.schedules.kernel import Constants, Epilogue, Problem
+
+Vector = NDArray[np.int64]
+TABLE_ROWS = {"none": 1, "float": 1, "requantize": 7, "add": 11}  # bias, then `scaling_rows`
+BRANCH_LIMIT = 1 << 26  # |second branch| after scaling; 8-bit values at ratios below 2^18
+
+
+def refuse(problem: Problem) -> str | None:
+    """Why the epilogue of ``problem`` cannot be emitted here; None when it can."""
+    epilogue = problem.epilogue
+    if epilogue.kind in ("none", "float"):
+        return None
+    if epilogue.rounding != "half_up":
+        return f"rounding {epilogue.rounding!r}: only half_up is vectorised"
+    if problem.output.dtype not in ("int8", "uint8"):
+        return f"output {problem.output.dtype}: only int8 and uint8 are stored"
+    if epilogue.other is not None and epilogue.other.dtype not in ("int8", "uint8"):
+        return f"second branch {epilogue.other.dtype}: only int8 and uint8 are added"
+    return None
+
+
+# ---------------------------------------------------------------- pack
+
+
+def scaling_rows(problem: Problem, constants: Constants, channels: int) -> list[Vector]:
+    """Rows of the packed table behind the bias, each of length ``channels``.
+
+    requantize: low, high (of acc), left shift, multiplier, rounding, right shift; add appends
+    left shift, multiplier, rounding and right shift of the second branch.
+
+    Raises:
+        ScheduleError: a negative multiplier, or a second branch scaled beyond 2^26.
+    """
+    epilogue = problem.epilogue
+    if epilogue.kind in ("none", "float"):
+        return []
+    names = ("multiplier", "shift") if epilogue.kind == "requantize" else ("multiplier_a", "shift_a")
+    reach, second = 0, list[Vector]()
+    if epilogue.kind == "add":
+        ratio = [_along(constants[name], channels) for name in ("multiplier_b", "shift_b")]
+        reach = _reach(epilogue, *ratio)
+        second = _dyadic_rows(*ratio)
+    m, c = (_along(constants[name], channels) for name in names)
+    margin = reach + 512  # zero points and the width of the output lie within 512
+    return [*_bounds(m, c, margin), *_dyadic_rows(m, c), *second]
+
+
+def _along(values: NDArray[Any], channels: int) -> Vector:
+    vector = np.broadcast_to(values.reshape(-1), (channels,)).astype(np.int64)
+    return vector
+
+
+def _dyadic_rows(m: Vector, c: Vector) -> list[Vector]:
+    """Left shift, multiplier, rounding, right shift: the same ratio with c >= 33."""
+    if np.any(m < 0):
+        raise ScheduleError("a requantization multiplier is negative; ratios are positive")
+    zero = m == 0
+    m, c = np.where(zero, 1 << 30, m), np.where(zero, 62, c)
+    room = np.minimum(30 - np.floor(np.log2(m)).astype(np.int64), 62 - c)
+    m, c = np.where(zero, 0, m << room), c + room
+    left = np.maximum(33 - c, 0)
+    c = c + left
+    return [left, m, np.int64(1) << (c - 33), c - 32]
+
+
+def _bounds(m: Vector, c: Vector, margin: int) -> list[Vector]:
+    """Bounds of acc beyond which |y| certainly exceeds ``margin``, or no bounds."""
+    ratio = np.maximum(m, 1) / 2.0**c
+    limit = np.ceil((margin + 2) / ratio)
+    return [np.maximum(-limit, -(2.0**31)).astype(np.int64), np.minimum(limit, 2.0**31 - 1).astype(np.int64)]
+
+
+def _reach(epilogue: Epilogue, m: Vector, c: Vector) -> int:
+    """Largest magnitude of the scaled second branch."""
+    assert epilogue.other is not None
+    ends = np.array(numerics.limits(epilogue.other.dtype)) - epilogue.zero_point_other
+    scaled = numerics.scaled(ends[:, None], m, c, "half_up")
+    reach = int(np.abs(scaled).max())
+    if reach > BRANCH_LIMIT:
+        raise ScheduleError(f"the second branch of an add reaches {reach} output steps")
+    return reach
+
+
+# ---------------------------------------------------------------- emit
+
+
+class Column:
+    """The epilogue of one vector of output channels; its constants are read once per tile.
+
+    Args:
+        problem: the layer.
+        table: the packed table, (rows, channels), bias in row 0.
+        start: first channel of the vector, all groups.
+        lanes: length of the vector.
+    """
+
+    def __init__(self, problem: Problem, table: Any, start: Any, lanes: int):
+        self.problem, self.lanes = problem, lanes
+        self._rows = [
+            table.vload([tirx.const(row), start], f"{table.dtype}x{lanes}")
+            for row in range(1, int(table.shape[0]))
+        ]
+
+    def apply(self, acc: Any, other: Any) -> Any:
+        """The stored vector for accumulators ``acc``; ``other`` is None without second branch."""
+        epilogue = self.problem.epilogue
+        if epilogue.kind == "none":
+            return acc
+        if epilogue.kind == "float":
+            return self._float(acc, other)
+        low, high, *rest = self._rows
+        value = self._scaled(tirx.max(tirx.min(acc, high), low), rest[:4])
+        if epilogue.kind == "add":
+            centred = T.Cast(f"int32x{self.lanes}", other) - self._all(epilogue.zero_point_other)
+            value = value + self._scaled(centred, rest[4:])
+        value = value + self._all(epilogue.zero_point)
+        value = tirx.max(tirx.min(value, self._all(int(epilogue.hi))), self._all(int(epilogue.lo)))
+        return T.Cast(f"{self.problem.output.dtype}x{self.lanes}", value)
+
+    def _float(self, acc: Any, other: Any) -> Any:
+        epilogue = self.problem.epilogue
+        value = acc if other is None else acc + other
+        if epilogue.lo > float("-inf"):
+            value = tirx.max(value, self._all(epilogue.lo, "float32"))
+        return tirx.min(value, self._all(epilogue.hi, "float32")) if epilogue.hi < float("inf") else value
+
+    def _scaled(self, value: Any, rows: list[Any]) -> Any:
+        left, multiplier, rounding, right = rows
+        pairs = f"int64x{self.lanes // 2}"
+        x = T.reinterpret(pairs, T.shift_left(value, left))
+        m = T.reinterpret(pairs, multiplier)
+        products = [f(x) * f(m) for f in (self._even, self._odd)]
+        words = [T.reinterpret(f"int32x{self.lanes}", product) for product in products]
+        order = [(i // 2) * 2 + 1 + (i % 2) * self.lanes for i in range(self.lanes)]
+        return T.shift_right(T.Shuffle(words, order) + rounding, right)
+
+    def _even(self, pairs: Any) -> Any:
+        """The lower words, sign-extended; the multiplication needs only them."""
+        by = self._all(32, "int64", self.lanes // 2)
+        return T.shift_right(T.shift_left(pairs, by), by)
+
+    def _odd(self, pairs: Any) -> Any:
+        return T.shift_right(pairs, self._all(32, "int64", self.lanes // 2))
+
+    def _all(self, value: float, dtype: str = "int32", lanes: int = 0) -> Any:
+        return T.broadcast(tirx.const(value, dtype), lanes or self.lanes)

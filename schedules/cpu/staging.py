@@ -1,0 +1,108 @@
+"""The staging copy: a task's input rows, converted for the dot product and padded.
+
+It exists only where the input cannot be read in place: padding, another dtype, or runs that are no
+multiple of the dot product's depth (which then reads a little further, against zero weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from nybble.schedules.cpu.dot import Dot
+from nybble.schedules.cpu.geometry import Geometry
+
+
+def needs_staging(geometry: Geometry, dot: Dot, dtype: str) -> bool:
+    """Whether the activations must be copied before the dot product can read them."""
+    return any(geometry.padding) or dtype != dot.x or geometry.run % dot.depth != 0
+
+
+def staged_size(geometry: Geometry, dot: Dot, rows: int) -> int:
+    """Elements of the staging copy for ``rows`` output rows, with room for reading on."""
+    return geometry.rows_read(rows) * geometry.reach * geometry.c + 16 * dot.depth
+
+
+def pitch(geometry: Geometry, staged: bool) -> int:
+    """Elements between two input rows."""
+    return (geometry.reach if staged else geometry.width) * geometry.c
+
+
+def stage(
+    geometry: Geometry, dot: Dot, source: Any, scratch: Any, rows: int, where: tuple[Any, Any]
+) -> None:
+    """Emits the copy.
+
+    Args:
+        geometry: of the layer.
+        dot: whose dtype the copy has.
+        source: the input as a flat buffer.
+        scratch: the copy, a flat buffer of `staged_size` elements.
+        rows: output rows that will be computed from it.
+        where: (first element of the image in ``source``, first output row).
+    """
+    image, first = where
+    top, left, bottom, right = geometry.padding
+    read, row, c = geometry.rows_read(rows), pitch(geometry, True), geometry.c
+    middle = min(geometry.width, geometry.reach - left) * c
+    if row == geometry.width * c and not left + right + top + bottom:
+        _copy(dot, scratch, 0, source, image + first * (geometry.stride[0] * row), read * row)
+        return
+    pad = tirx.const(geometry.pad_value + dot.offset(source.dtype), dot.x)
+    with T.serial(read) as y:
+        start = y * row
+        line = first * geometry.stride[0] + (y - top)
+        from_ = image + line * (geometry.width * c)
+        _fill(dot, scratch, start, left * c, pad)
+        _fill(dot, scratch, start + (left * c + middle), row - left * c - middle, pad)
+        if not top + bottom:
+            _copy(dot, scratch, start + left * c, source, from_, middle)
+            return
+        with T.If(tirx.all(line >= 0, line < geometry.height)):
+            with T.Then():
+                _copy(dot, scratch, start + left * c, source, from_, middle)
+            with T.Else():
+                _fill(dot, scratch, start + left * c, middle, pad)
+
+
+def _copy(dot: Dot, to: Any, start: Any, source: Any, from_: Any, count: int) -> None:
+    """``count`` consecutive elements, converted."""
+
+    def move(at: Any, lanes: int) -> None:
+        value = source.vload([from_ + at], _vector(source.dtype, lanes))
+        T.buffer_store(to, dot.convert(value, str(source.dtype)), [_span(start + at, lanes)])
+
+    _sweep(move, count, 4 * dot.lanes)
+
+
+def _fill(dot: Dot, to: Any, start: Any, count: int, value: Any) -> None:
+    """``count`` consecutive elements set to one value."""
+
+    def put(at: Any, lanes: int) -> None:
+        wide = T.broadcast(value, lanes) if lanes > 1 else value
+        T.buffer_store(to, wide, [_span(start + at, lanes)])
+
+    _sweep(put, count, 4 * dot.lanes)
+
+
+def _span(start: Any, lanes: int) -> Any:
+    return T.ramp(start, 1, lanes) if lanes > 1 else start
+
+
+def _vector(dtype: Any, lanes: int) -> str:
+    return f"{dtype}x{lanes}" if lanes > 1 else str(dtype)
+
+
+def _sweep(visit: Callable[[Any, int], None], count: int, lanes: int) -> None:
+    """Visits ``count`` elements in vectors; the last one may overlap its predecessor."""
+    if count == 0:
+        return
+    while lanes > count:
+        lanes //= 2
+    with T.serial(count // lanes) as i:
+        visit(i * lanes, lanes)
+    if count % lanes:
+        visit(count - lanes, lanes)

@@ -1,0 +1,278 @@
+"""The blocked loop nest of `nybble.schedules.cpu.conv`, emitted as TensorIR.
+
+    parallel task = (image, rows, channel blocks)
+      staging copy of the task's input rows, if needed
+      group, channel block, tile row, tile column
+        acc[high·wide][vectors] = bias
+        tap row, tap column, k:  w[vectors] loaded, x[high·wide] broadcast, acc = dot(acc, x, w)
+        epilogue, store
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from nybble.schedules.cpu import epilogue, staging
+from nybble.schedules.cpu.blocking import Plan, Tile, plan_of, vectors_of
+from nybble.schedules.cpu.dot import Dot
+from nybble.schedules.cpu.geometry import Geometry, geometry_of
+from nybble.schedules.kernel import Extent, Knobs, Problem
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Everything that the emitting functions share; buffers are flat but for the constants."""
+
+    problem: Problem
+    geometry: Geometry
+    dot: Dot
+    plan: Plan
+    staged: bool
+    x: Any
+    other: Any
+    weights: Any
+    table: Any
+    output: Any
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of output channels in a group."""
+        return vectors_of(self.geometry, self.dot)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Tasks of the same shape: ``count`` runs of ``rows`` output rows, cut into ``tile``s."""
+
+    tile: Tile
+    rows: int
+    count: Any
+    first: Callable[[Any], Any]
+
+
+def table_shape(problem: Problem, geometry: Geometry, dot: Dot) -> tuple[int, int]:
+    """Shape of the packed table; narrow groups read a little beyond the last channel."""
+    channels = geometry.groups * geometry.o
+    spare = dot.lanes if geometry.o < dot.lanes else 0
+    return epilogue.TABLE_ROWS[problem.epilogue.kind], channels + spare
+
+
+def weights_shape(geometry: Geometry, dot: Dot) -> tuple[int, int]:
+    """Shape of the packed weights: one row for each vector operand of a dot product."""
+    taps = geometry.tap_rows * geometry.tap_cols * geometry.runs(dot.depth)
+    return geometry.groups * vectors_of(geometry, dot) * taps, dot.lanes * dot.depth
+
+
+def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
+    """The fused function; parameters: input, second branch if any, weights, table, output."""
+    geometry = geometry_of(problem)
+    staged = staging.needs_staging(geometry, dot, problem.inputs[0].dtype)
+    plan = plan_of(geometry, dot, staged, knobs)
+    symbols: dict[str, Any] = {}
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_attr({"tirx.noalias": True})
+            layer = _declare(problem, geometry, dot, (plan, staged), symbols)
+            images = _product(geometry.images, symbols)
+            for segment in _segments(layer, _product(geometry.rows, symbols)):
+                _tasks(layer, segment, images)
+    return builder.get()
+
+
+def _declare(
+    problem: Problem, geometry: Geometry, dot: Dot, how: tuple[Plan, bool], symbols: dict[str, Any]
+) -> _Layer:
+    """Declares the parameters; activations and output are addressed as flat buffers."""
+
+    def parameter(name: str, shape: tuple[Extent, ...], dtype: str) -> Any:
+        extents = [_product((d,), symbols) for d in shape]
+        return T.arg(name, T.buffer(extents, dtype, layout=None))
+
+    source, other, output = problem.inputs[0], problem.epilogue.other, problem.output
+    x = parameter("x", source.shape, source.dtype)
+    second = parameter("other", other.shape, other.dtype) if other else None
+    weights = parameter("weights", weights_shape(geometry, dot), dot.w)
+    table = parameter("table", table_shape(problem, geometry, dot), dot.acc)
+    y = parameter("output", output.shape, output.dtype)
+
+    def flat(buffer: Any, shape: tuple[Extent, ...]) -> Any:
+        size = (_product(shape, symbols),)
+        return T.decl_buffer(size, str(buffer.dtype), data=buffer.data, layout=None)
+
+    flats = flat(x, source.shape), flat(second, other.shape) if other else None
+    return _Layer(problem, geometry, dot, *how, *flats, weights, table, flat(y, output.shape))
+
+
+def _product(factors: tuple[Extent, ...], symbols: dict[str, Any]) -> Any:
+    """The product of extents, an int if it can be; symbolic names become shape variables."""
+    result: Any = 1
+    for factor in factors:
+        if isinstance(factor, str):
+            result = symbols.setdefault(factor, tirx.Var(factor, "int64")) * result
+        else:
+            result = result * factor
+    return result
+
+
+def _segments(layer: _Layer, rows: Any) -> Iterator[_Segment]:
+    """All rows; a symbolic number of rows is cut into full tiles and single rows."""
+    plan = layer.plan
+    if plan.rows is not None:
+        last = rows - plan.rows
+        size = plan.rows
+        yield _Segment(plan.tile, size, ceil(rows / size), lambda i: tirx.min(i * size, last))
+        return
+    high = plan.tile.high
+    full = tirx.floordiv(rows, high)
+    yield _Segment(plan.tile, high, full, lambda i: i * high)
+    if high > 1:
+        yield _Segment(plan.single, 1, rows - full * high, lambda i: full * high + i)
+
+
+def _tasks(layer: _Layer, segment: _Segment, images: Any) -> None:
+    """All tasks of a segment, on one or several threads."""
+    blocks = ceil(layer.vectors / segment.tile.vectors)
+    splits = min(layer.plan.splits, blocks)
+    share = ceil(blocks / splits)
+    loop = T.parallel if layer.plan.parallel else T.serial
+    with loop(images * segment.count * splits) as task:
+        run = tirx.floordiv(task, splits)
+        block = tirx.min(tirx.floormod(task, splits) * share, blocks - share)
+        image = tirx.floordiv(run, segment.count)
+        first = segment.first(tirx.floormod(run, segment.count))
+        _task(layer, segment, (image, first), (block, share))
+
+
+def _task(
+    layer: _Layer, segment: _Segment, where: tuple[Any, Any], blocks: tuple[Any, int]
+) -> None:
+    """One task: its staging copy and its tiles."""
+    geometry, tile, (image, first) = layer.geometry, segment.tile, where
+    rows, cols = segment.rows, geometry.cols
+    pitch = staging.pitch(geometry, layer.staged)
+    picture = image * (geometry.height * geometry.width * geometry.c)
+    source, origin = layer.x, picture + first * (geometry.stride[0] * pitch)
+    if layer.staged:
+        size = staging.staged_size(geometry, layer.dot, rows)
+        source, origin = T.alloc_buffer((size,), layer.dot.x, layout=None), 0
+        staging.stage(geometry, layer.dot, layer.x, source, rows, (picture, first))
+    channels = geometry.groups * geometry.o
+    all_rows = _rows_of_output(layer)
+    with T.serial(geometry.groups) as group, T.serial(blocks[1]) as b:
+        vector = tirx.min((blocks[0] + b) * tile.vectors, layer.vectors - tile.vectors)
+        with T.serial(ceil(rows / tile.high)) as ty, T.serial(ceil(cols / tile.wide)) as tx:
+            row = tirx.min(ty * tile.high, rows - tile.high)
+            col = tirx.min(tx * tile.wide, cols - tile.wide)
+            x = origin + row * (geometry.stride[0] * pitch) + col * (geometry.stride[1] * geometry.c)
+            x = x + group * (geometry.c // geometry.groups)
+            y = ((image * all_rows + first + row) * cols + col) * channels
+            _Tile(layer, tile, source, (x, y), (group, vector)).emit()
+
+
+def _rows_of_output(layer: _Layer) -> Any:
+    """Output rows of one image; with symbolic rows there is one image, and no step is needed."""
+    rows = layer.geometry.static_rows
+    return 0 if rows is None else rows
+
+
+class _Tile:
+    """One register tile: accumulators in registers from the bias to the store."""
+
+    def __init__(
+        self, layer: _Layer, tile: Tile, source: Any, at: tuple[Any, Any], block: tuple[Any, Any]
+    ):
+        self.layer, self.tile, self.source = layer, tile, source
+        self.x, self.y = at
+        self.group, self.vector = block
+        self.pixels = [(i, j) for i in range(tile.high) for j in range(tile.wide)]
+        geometry, dot = layer.geometry, layer.dot
+        last = max(geometry.o - dot.lanes, 0)
+        self.starts = [
+            self.group * geometry.o + tirx.min((self.vector + v) * dot.lanes, last)
+            for v in range(tile.vectors)
+        ]
+
+    def emit(self) -> None:
+        """Emits the whole tile."""
+        size = len(self.pixels) * self.tile.vectors
+        vector = self.layer.dot.vector
+        acc = T.alloc_buffer((size,), vector, scope="local", layout=None)
+        for v, start in enumerate(self.starts):
+            for p in range(len(self.pixels)):
+                bias = self.layer.table.vload([tirx.const(0), start], vector)
+                T.buffer_store(acc, bias, [p * self.tile.vectors + v])
+        self._accumulate(acc)
+        for v, start in enumerate(self.starts):
+            lanes = self.layer.dot.lanes
+            column = epilogue.Column(self.layer.problem, self.layer.table, start, lanes)
+            for p, pixel in enumerate(self.pixels):
+                self._finish(column, acc[p * self.tile.vectors + v], pixel, start)
+
+    def _accumulate(self, acc: Any) -> None:
+        """The reduction: tap rows, tap columns, and the dot products of one run."""
+        geometry, dot = self.layer.geometry, self.layer.dot
+        runs, pitch = geometry.runs(dot.depth), staging.pitch(geometry, self.layer.staged)
+        taps = geometry.tap_rows * geometry.tap_cols
+        panel = (self.group * self.layer.vectors + self.vector) * (taps * runs)
+        with (
+            T.serial(geometry.tap_rows) as ky,
+            T.serial(geometry.tap_cols) as kx,
+            T.serial(runs) as k,
+        ):
+            step = (ky * geometry.tap_cols + kx) * runs + k
+            x = self.x + ky * (geometry.dilation[0] * pitch) + k * dot.depth
+            x = x + kx * (geometry.dilation[1] * geometry.c)
+            weights = [
+                self.layer.weights.vload(
+                    [panel + step + v * (taps * runs), tirx.const(0)],
+                    f"{dot.w}x{dot.lanes * dot.depth}",
+                )
+                for v in range(self.tile.vectors)
+            ]
+            for p, (i, j) in enumerate(self.pixels):
+                step_x = i * geometry.stride[0] * pitch + j * geometry.stride[1] * geometry.c
+                value = dot.broadcast(self.source, x + step_x)
+                for v, w in enumerate(weights):
+                    slot = p * self.tile.vectors + v
+                    T.buffer_store(acc, dot.apply(dot, acc[slot], value, w), [slot])
+
+    def _finish(self, column: Any, acc: Any, pixel: tuple[int, int], start: Any) -> None:
+        """Epilogue and store of one vector."""
+        geometry, layer = self.layer.geometry, self.layer
+        channels = geometry.groups * geometry.o
+        index = self.y + (pixel[0] * geometry.cols + pixel[1]) * channels + start
+        lanes = layer.dot.lanes
+        other = None
+        if layer.other is not None:
+            other = _load(layer.other, index, lanes, min(geometry.o, lanes))
+        _store(layer.output, index, column.apply(acc, other), min(geometry.o, lanes))
+
+
+def _load(flat: Any, index: Any, lanes: int, valid: int) -> Any:
+    """A vector of which only the first ``valid`` elements exist in memory."""
+    dtype = f"{flat.dtype}x{lanes}"
+    if valid == lanes:
+        return flat.vload([index], dtype)
+    scratch = T.alloc_buffer((lanes,), str(flat.dtype), scope="local", layout=None)
+    for i in range(lanes):
+        T.buffer_store(scratch, flat[index + min(i, valid - 1)], [i])
+    return scratch.vload([0], dtype)
+
+
+def _store(flat: Any, index: Any, value: Any, valid: int) -> None:
+    """Stores the first ``valid`` elements of a vector."""
+    lanes = value.ty.dtype.lanes
+    if valid == lanes:
+        T.buffer_store(flat, value, [T.ramp(index, 1, lanes)])
+        return
+    scratch = T.alloc_buffer((lanes,), str(flat.dtype), scope="local", layout=None)
+    T.buffer_store(scratch, value, [T.ramp(0, 1, lanes)])
+    for i in range(valid):
+        T.buffer_store(flat, scratch[i], [index + i])

@@ -1,0 +1,236 @@
+"""One row per layer shape: it drives correctness tests, the benchmark and the support matrix alike.
+
+A `Case` names a problem completely; `data` draws operands for it and `law` computes what every kernel
+must store, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nybble.ir import numerics
+from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer.
+
+    Attributes:
+        name: unique.
+        op: ``conv2d`` or ``linear``.
+        x: shape of the input, NHWC or (…, K).
+        w: shape of the weights, OHWI or (O, K).
+        strides: along H and W.
+        padding: top, left, bottom, right.
+        dilation: along H and W.
+        groups: of channels.
+        pad_value: what stands in the padding.
+        dtypes: of the input, of the output.
+        epilogue: ``none``, ``requantize``, ``add`` or ``float``.
+        other: dtype of the second branch.
+        symbolic: the batch extent is the shape variable ``n``.
+        operands: ``random``, or extremes: ``high``, ``low``, ``alternating``.
+        vectors: multiplier and shift are per-channel vectors, not scalars.
+    """
+
+    name: str
+    op: str
+    x: tuple[int, ...]
+    w: tuple[int, ...]
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    pad_value: int = 0
+    dtypes: tuple[str, str] = ("uint8", "uint8")
+    epilogue: str = "requantize"
+    other: str = "int8"
+    symbolic: bool = False
+    operands: str = "random"
+    vectors: bool = True
+
+    @property
+    def y(self) -> tuple[int, ...]:
+        """Shape of the output."""
+        if self.op == "linear":
+            return (*self.x[:-1], self.w[0])
+        size = [
+            (self.x[1 + d] + self.padding[d] + self.padding[2 + d]
+             - (self.w[1 + d] - 1) * self.dilation[d] - 1) // self.strides[d] + 1
+            for d in range(2)
+        ]  # fmt: skip
+        return (self.x[0], *size, self.w[0])
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The clamp: everything for odd numbers of channels, inside the dtype's limits for even."""
+        if self.epilogue not in ("requantize", "add"):
+            return 0, 0
+        lo, hi = numerics.limits(self.dtypes[1])
+        return (lo, hi) if self.w[0] % 2 else (lo + 3, hi - 5)
+
+    @property
+    def zero_points(self) -> tuple[int, int]:
+        """Of the output and of the second branch."""
+        return (7, -3) if self.w[0] % 3 == 0 and self.epilogue in ("requantize", "add") else (0, 0)
+
+    def problem(self) -> Problem:
+        """The problem that a kernel is asked to compile."""
+
+        def spec(shape: tuple[int, ...], dtype: str) -> TensorSpec:
+            return TensorSpec(("n", *shape[1:]) if self.symbolic else shape, dtype)
+
+        epilogue = Epilogue(self.epilogue, *self.bounds)  # type: ignore[arg-type]
+        if self.epilogue in ("requantize", "add"):
+            epilogue = replace(epilogue, zero_point=self.zero_points[0])
+        if self.epilogue == "add":
+            epilogue = replace(
+                epilogue, other=spec(self.y, self.other), zero_point_other=self.zero_points[1]
+            )
+        attrs = {
+            "dilation": self.dilation, "groups": self.groups, "pad_value": self.pad_value,
+            "padding": self.padding, "strides": self.strides,
+        }  # fmt: skip
+        return Problem(
+            self.op,
+            (spec(self.x, self.dtypes[0]),),
+            spec(self.y, self.dtypes[1]),
+            tuple(sorted(attrs.items())) if self.op == "conv2d" else (),
+            TensorSpec(self.w, "int8"),
+            epilogue=epilogue,
+        )
+
+    def data(self, seed: int = 0) -> Arrays:
+        """Input, second branch and constants by operand name."""
+        rng = np.random.default_rng(seed)
+        o = self.w[0]
+        arrays: Arrays = {
+            "x": _draw(rng, self.x, self.dtypes[0], self.operands),
+            "w": _draw(rng, self.w, "int8", self.operands),
+            "bias": rng.integers(-(2**12), 2**12, o, np.int32),
+        }
+        if self.epilogue not in ("requantize", "add"):
+            return arrays
+        deviation = 128 * 74 * np.sqrt(np.prod(self.w[1:]))  # of the accumulators, about
+        size = o if self.vectors else ()
+        ratio = 60 / deviation * np.exp(rng.normal(0, 1, size))
+        names = ("multiplier", "shift") if self.epilogue == "requantize" else _ADD[:2]
+        arrays.update(zip(names, numerics.dyadic(ratio), strict=True))
+        if self.epilogue == "add":
+            arrays["b"] = _draw(rng, self.y, self.other, "random")
+            ratio = np.exp(rng.normal(0, 1, size))
+            arrays.update(zip(_ADD[2:], numerics.dyadic(ratio), strict=True))
+        return arrays
+
+    def law(self, arrays: Arrays) -> NDArray[Any]:
+        """What must be stored."""
+        x, w, bias = arrays["x"], arrays["w"], arrays["bias"]
+        if self.op == "linear":
+            acc = numerics.linear(x, w, bias)
+        else:
+            acc = numerics.conv2d(
+                x, w, bias, strides=self.strides, padding=self.padding, dilation=self.dilation,
+                groups=self.groups, pad_value=self.pad_value,
+            )  # fmt: skip
+        return self.finish(acc, arrays)
+
+    def finish(self, acc: NDArray[Any], arrays: Arrays) -> NDArray[Any]:
+        """The law of the epilogue."""
+        lo, hi = self.bounds
+        after, before = self.zero_points
+        kept = {"dtype": self.dtypes[1], "lo": lo, "hi": hi, "zero_point": after}
+        if self.epilogue == "requantize":
+            scale = arrays["multiplier"], arrays["shift"]
+            return numerics.requantize(acc, *scale, **kept)  # type: ignore[arg-type]
+        if self.epilogue == "add":
+            ma, sa, mb, sb = (arrays[name] for name in _ADD)
+            return numerics.add(  # type: ignore[call-arg]
+                acc, ma, sa, arrays["b"], mb, sb, zero_point_b=before, **kept
+            )
+        return acc
+
+
+_ADD = ("multiplier_a", "shift_a", "multiplier_b", "shift_b")
+
+
+def _draw(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str
+) -> NDArray[Any]:
+    lo, hi = numerics.limits(dtype)
+    if kind == "random":
+        return rng.integers(lo, hi, shape, endpoint=True).astype(dtype)
+    if kind == "alternating":
+        return np.resize(np.array([lo, hi], dtype), shape)
+    return np.full(shape, hi if kind == "high" else lo, dtype)
+
+
+def _conv(name: str, x: tuple[int, ...], w: tuple[int, ...], **kw: Any) -> Case:
+    same = {"padding": (w[1] // 2, w[2] // 2, w[1] // 2, w[2] // 2)} if w[1] > 1 else {}
+    return Case(name, "conv2d", x, w, **{**same, **kw})
+
+
+def _linear(name: str, x: tuple[int, ...], o: int, **kw: Any) -> Case:
+    return Case(name, "linear", x, (o, x[-1]), **kw)
+
+
+CONV = (
+    _conv("3x3", (1, 14, 14, 32), (32, 3, 3, 32)),
+    _conv("3x3 signed", (1, 14, 14, 32), (32, 3, 3, 32), dtypes=("int8", "int8")),
+    _conv("3x3 add", (1, 7, 7, 16), (48, 3, 3, 16), epilogue="add"),
+    _conv("3x3 add unsigned", (2, 7, 7, 16), (32, 3, 3, 16), epilogue="add", other="uint8"),
+    _conv("3x3 accumulators", (1, 9, 7, 16), (40, 3, 3, 16), dtypes=("uint8", "int32"), epilogue="none"),
+    _conv("3x3 stride 2", (1, 15, 15, 16), (32, 3, 3, 16), strides=(2, 2)),
+    _conv("3x3 dilated", (1, 13, 11, 8), (16, 3, 3, 8), dilation=(2, 2), padding=(2, 2, 2, 2)),
+    _conv("3x3 dilated rows", (1, 13, 11, 8), (17, 3, 3, 8), dilation=(3, 1), padding=(3, 0, 1, 2)),
+    _conv("3x3 unpadded", (1, 12, 12, 16), (32, 3, 3, 16), padding=(0, 0, 0, 0)),
+    _conv("asymmetric padding", (1, 9, 9, 8), (32, 3, 3, 8), padding=(0, 0, 1, 1), strides=(2, 2)),
+    _conv("pad value", (1, 9, 9, 8), (24, 3, 3, 8), pad_value=13, dtypes=("int8", "uint8")),
+    _conv("stem 7x7x3", (1, 32, 32, 3), (64, 7, 7, 3), strides=(2, 2), dtypes=("int8", "uint8")),
+    _conv("stem 3x3x3", (1, 33, 33, 3), (32, 3, 3, 3), strides=(2, 2), padding=(0, 0, 1, 1)),
+    _conv("one channel", (1, 28, 28, 1), (16, 3, 3, 1)),
+    _conv("odd everything", (3, 5, 3, 5), (7, 2, 3, 5), padding=(1, 0, 2, 1), strides=(2, 1)),
+    _conv("1x1", (1, 14, 14, 64), (128, 1, 1, 64)),
+    _conv("1x1 signed", (1, 14, 14, 64), (128, 1, 1, 64), dtypes=("int8", "int8"), vectors=False),
+    _conv("1x1 tails", (1, 7, 5, 31), (33, 1, 1, 31), epilogue="add"),
+    _conv("1x1 few channels", (1, 5, 5, 24), (10, 1, 1, 24), epilogue="add", other="uint8"),
+    _conv("1x1 stride 2", (1, 14, 14, 32), (64, 1, 1, 32), strides=(2, 2)),
+    _conv("1x1 padded", (1, 6, 6, 16), (16, 1, 1, 16), padding=(1, 1, 1, 1), pad_value=9),
+    _conv("1x1 one pixel", (1, 1, 1, 32), (64, 1, 1, 32), symbolic=True),
+    _conv("1x1 batch", (3, 7, 7, 32), (64, 1, 1, 32), symbolic=True),
+    _conv("3x3 batch", (2, 8, 8, 16), (32, 3, 3, 16), symbolic=True, epilogue="add"),
+    _conv("grouped", (1, 9, 9, 64), (64, 3, 3, 16), groups=4),
+    _conv("grouped odd", (1, 9, 9, 21), (27, 3, 3, 7), groups=3, dtypes=("int8", "int8")),
+    _conv("grouped 1x1", (1, 6, 6, 32), (64, 1, 1, 8), groups=4, epilogue="add"),
+    _conv("full window", (1, 7, 7, 16), (20, 7, 7, 16), padding=(0, 0, 0, 0)),
+    _conv("high", (1, 6, 6, 32), (32, 3, 3, 32), operands="high"),
+    _conv("low signed", (1, 6, 6, 32), (32, 3, 3, 32), operands="low", dtypes=("int8", "int8")),
+    _conv("alternating", (1, 6, 6, 31), (32, 3, 3, 31), operands="alternating", dtypes=("int8", "int8")),
+)  # fmt: skip
+
+LINEAR = (
+    _linear("one row", (1, 512), 1000),
+    _linear("one output", (4, 64), 1),
+    _linear("ten classes", (1, 64), 10, dtypes=("uint8", "int32"), epilogue="none"),
+    _linear("rows", (37, 48), 40, dtypes=("int8", "int8")),
+    _linear("tokens", (2, 9, 32), 24, epilogue="add"),
+    _linear("batch", (5, 96), 100, symbolic=True),
+    _linear("big batch", (35, 33), 21, symbolic=True, epilogue="add"),
+    _linear("batch of tokens", (3, 19, 20), 16, symbolic=True, dtypes=("int8", "uint8")),
+    *(
+        _linear(f"K={k} {operands}", (2, k), 18, operands=operands, dtypes=(x, y), epilogue=epilogue)
+        for k in (1, 31, 33, 255, 257, 2177, 4099, 65537)
+        for operands, x, y, epilogue in (
+            ("high", "uint8", "int32", "none"),
+            ("low", "int8", "int32", "none"),
+            ("alternating", "int8", "int8", "requantize"),
+            ("random", "uint8", "uint8", "requantize"),
+        )
+    ),
+)
