@@ -31,7 +31,7 @@ from examples.fashion_mnist.train import read_split
 
 FASHION = Path(os.environ.get("NYBBLE_FASHION", "/usr/share/datasets/fashion-mnist"))
 BATCH = 20
-Run = Callable[[Array], Array]
+Run = Callable[[Array], Any]  # the networks here have one output: an array, no dict
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -104,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=32)
     args = parser.parse_args(argv)
     if args.step is not None:
-        found: dict[str, Any] = {"build": build, "load": load}[args.step](*args.paths)
+        found = build(*args.paths) if args.step == "build" else load(*args.paths)
         sys.stdout.write(json.dumps(found) + "\n")
         return
     found = measure(args.samples)

@@ -47,7 +47,8 @@ class Block(nn.Module):
         """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return self.relu(y + self.downsample(x))
+        out: Tensor = self.relu(y + self.downsample(x))
+        return out
 
 
 class ResNet(nn.Module):
@@ -113,7 +114,7 @@ def train(net: ResNet, folder: Path, epochs: int, bfloat16: bool) -> None:
                 logits = net(augment(x[rows]))
             loss = functional.cross_entropy(logits.float(), y[rows])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             total += float(loss.detach())
@@ -165,7 +166,7 @@ def main() -> None:
     console.print(accuracy)
 
     args.out.mkdir(parents=True, exist_ok=True)
-    export(net.to(memory_format=torch.contiguous_format), args.out / "resnet.onnx")  # type: ignore[call-overload]
+    export(net.to(memory_format=torch.contiguous_format), args.out / "resnet.onnx")
     np.savez_compressed(args.out / "test_images.npz", images=images[:2000], labels=labels[:2000])
     images, labels = read_split(args.folder, "train")
     np.savez_compressed(args.out / "calibration.npz", images=images[:256], labels=labels[:256])

@@ -1,0 +1,48 @@
+"""What every test may ask for: data that is not in the repository, features of this CPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import nybble.ir as _ir  # before anything imports torch: TVM then comes without it
+from nybble.schedules.target import host_features
+
+ROOT = Path(__file__).resolve().parent.parent
+FASHION = "/usr/share/datasets/fashion-mnist"
+
+assert _ir.tvm  # the import above is for its order
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips tests marked ``isa(feature, …)`` where the CPU lacks one of the features."""
+    for mark in item.iter_markers("isa"):
+        missing = [name for name in mark.args if name not in host_features()]
+        if missing:
+            pytest.skip(f"this CPU has no {', '.join(missing)}")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of ``NYBBLE_DATA``; the test is skipped when it is not set."""
+    folder = os.environ.get("NYBBLE_DATA")
+    if not folder:
+        pytest.skip("NYBBLE_DATA is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def fashion() -> Path:
+    """Fashion-MNIST's folder: ``NYBBLE_FASHION``, or where Debian's package puts it."""
+    folder = Path(os.environ.get("NYBBLE_FASHION", FASHION))
+    if not (folder / "t10k-images-idx3-ubyte.gz").exists():
+        pytest.skip(f"no Fashion-MNIST in {folder}; set NYBBLE_FASHION")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def example() -> Path:
+    """The folder of the embedded example."""
+    return ROOT / "examples" / "fashion_mnist"
