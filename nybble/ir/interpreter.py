@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import tvm
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 from tvm import relax
 
 from nybble.errors import StageError
@@ -35,6 +37,19 @@ def run(
     Raises:
         StageError: an op has no NumPy meaning (a scheduled module, or a foreign op).
     """
+    with _blas().limit(limits=1, user_api="blas"):
+        return _run(mod, inputs, observe)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """NumPy's BLAS: on the small products of one image its threads mostly spin and wait."""
+    return ThreadpoolController()
+
+
+def _run(
+    mod: tvm.IRModule, inputs: Mapping[str, Array] | Sequence[Array], observe: Observe | None
+) -> list[Array]:
     params = graph.inputs(mod)
     given = [inputs[p.name] for p in params] if isinstance(inputs, Mapping) else inputs
     values: dict[Any, Array] = dict(zip(params, map(np.asarray, given), strict=True))

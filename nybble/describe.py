@@ -1,0 +1,90 @@
+"""What a ``.so`` will say of itself: the manifest, read off the module that it was compiled from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import tvm
+
+import nybble
+from nybble.ir import graph, specs
+from nybble.recipe import Recipe
+from nybble.runtime.manifest import Manifest, Port
+from nybble.schedules.lower import Layer
+from nybble.schedules.target import CpuTarget
+
+Border = tuple[float | None, int | None]
+
+
+def describe(
+    mod: tvm.IRModule, layers: Iterable[Layer], target: CpuTarget, recipe: Recipe | None
+) -> Manifest:
+    """The manifest of a network.
+
+    Args:
+        mod: the integer module (or the canonical float one) that was lowered.
+        layers: what `lower` chose, in call order.
+        target: what it was compiled for.
+        recipe: how it was quantized; None for a float model.
+    """
+    attrs = mod["main"].attrs
+    kept = attrs[specs.KEPT_FLOAT] if specs.KEPT_FLOAT in attrs else ()
+    return Manifest(
+        inputs=tuple(_port(p, str(p.name), _input_border(mod, p)) for p in graph.inputs(mod)),
+        outputs=tuple(
+            _port(v, name, _output_border(mod, v))
+            for v, name in zip(graph.outputs(mod), graph.output_names(mod), strict=True)
+        ),
+        layers=tuple({**asdict(layer), "refusals": list(layer.refusals)} for layer in layers),  # type: ignore[misc]
+        target=target.name,
+        arch=target.arch,
+        features=tuple(sorted(target.features)),
+        recipe=asdict(recipe) if recipe else None,
+        versions=_versions(),
+        rounding=recipe.rounding if recipe else None,
+        kept_float=tuple(map(str, kept)),
+        float_ops=tuple(f"{name}: {op}" for name, op in specs.between_borders(mod)),
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = {"tvm": "apache-tvm", "tvm-ffi": "apache-tvm-ffi", "numpy": "numpy"}
+    return {"nybble": nybble.__version__, **{k: version(v) for k, v in packages.items()}}
+
+
+def _port(var: Any, name: str, border: Border) -> Port:
+    scale, zero_point = border
+    return Port(name, graph.shape_of(var), graph.dtype_of(var), scale, zero_point)
+
+
+def _input_border(mod: tvm.IRModule, param: Any) -> Border:
+    """Scale and zero point of the quantize behind an input, also behind a change of layout."""
+    readers = graph.users(mod)
+    reached = [param]
+    for var in reached:
+        for binding in readers[var]:
+            if graph.op_name(binding.value) == "nybble.quantize":
+                return _scalars(binding.value)
+            if graph.op_name(binding.value) in specs.STRUCTURAL:
+                reached.append(binding.var)
+    return None, None
+
+
+def _output_border(mod: tvm.IRModule, output: Any) -> Border:
+    """Scale and zero point of the dequantize before an output."""
+    made = {b.var: b.value for b in graph.bindings(mod)}
+    value = made.get(output)
+    while graph.op_name(value) in specs.STRUCTURAL and not graph.is_constant(value.args[0]):
+        first = graph.operands(value)[0]
+        value = made.get(first)
+    return _scalars(value) if graph.op_name(value) == "nybble.dequantize" else (None, None)
+
+
+def _scalars(border: Any) -> Border:
+    """Scale and zero point when the border has one of each; None where they are per channel."""
+    scale, zero_point = (graph.numpy_of(a) for a in border.args[1:3])
+    single = scale.size == 1
+    return (float(scale.ravel()[0]), int(zero_point.ravel()[0])) if single else (None, None)

@@ -1,0 +1,136 @@
+"""The whole walk on one page: import, quantize, lower, schedule, build.
+
+(It is called ``walk`` and not ``compile`` because a submodule ``nybble.compile`` would take the place
+of the public function ``nybble.compile`` as soon as anything imports it.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nybble.describe import describe
+from nybble.errors import CalibrationError
+from nybble.frontend.onnx import from_onnx
+from nybble.frontend.torch import from_torch
+from nybble.ir import graph, specs
+from nybble.model import Artifact, Model, QuantizedModel
+from nybble.passes.calibrate import calibrate
+from nybble.passes import pipeline
+from nybble.passes.pipeline import canonicalize
+from nybble.recipe import Recipe
+from nybble.schedules import lower
+from nybble.schedules.target import resolve
+
+Array = NDArray[Any]
+Batch = Array | Mapping[str, Array]
+Progress = Callable[[int, int | None], None]
+
+
+def load_onnx(source: Any, shapes: Mapping[str, Sequence[int | None]] | None = None) -> Model:
+    """Imports an ONNX network.
+
+    Args:
+        source: a path, the bytes of a model, or a ``ModelProto``; external data is found beside
+            the file.
+        shapes: shapes of inputs whose extents the file leaves open; None marks the batch.
+
+    Raises:
+        ImportModelError: the source is no readable model, or holds NaN.
+        UnsupportedOpError: lists every node that cannot be imported.
+    """
+    return _checked(from_onnx(source, shapes))
+
+
+def load_torch(net: Any, example_inputs: Any, dynamic_batch: bool = True) -> Model:
+    """Imports a torch network.
+
+    Args:
+        net: ``nn.Module``, ``ExportedProgram`` or ``fx.GraphModule``.
+        example_inputs: a tensor or a tuple of tensors, used for tracing.
+        dynamic_batch: let the first axis of every input vary.
+
+    Raises:
+        ImportModelError: the network cannot be traced, or holds NaN.
+        UnsupportedOpError: lists every node that cannot be imported.
+    """
+    return _checked(from_torch(net, example_inputs, dynamic_batch))
+
+
+def _checked(module: Any) -> Model:
+    specs.check(module, "float")
+    return Model(module)
+
+
+def quantize(
+    model: Model,
+    calibration: Iterable[Batch],
+    recipe: Recipe | None = None,
+    progress: Progress | None = None,
+) -> QuantizedModel:
+    """Calibrates and quantizes a float network.
+
+    Args:
+        model: from `load_onnx` or `load_torch`.
+        calibration: representative inputs: an iterable of arrays (with or without the batch
+            axis), or of {input: array} for several inputs. It is streamed, never held whole.
+        recipe: widths, calibrator, rounding; 8-bit min-max when omitted.
+        progress: called with (samples done, samples in all; None for a stream).
+
+    Raises:
+        CalibrationError: no data, wrong shape or dtype, NaN or infinity.
+    """
+    recipe = recipe or Recipe()
+    canonical = canonicalize(model.module)
+    total = _samples_in(model, calibration)
+    report = (lambda done: progress(done, total)) if progress else None
+    ranges = calibrate(canonical, _batches(model, calibration), recipe, report)
+    module = pipeline.quantize(canonical, ranges, recipe)
+    return QuantizedModel(module, pipeline.to_integer(module, recipe), recipe)
+
+
+def compile(model: Model | QuantizedModel, target: str | dict[str, Any] = "native") -> Artifact:  # noqa: A001
+    """Compiles a network for a CPU.
+
+    Args:
+        model: quantized, or a float model to be compiled as it is.
+        target: ``"native"``, a level such as ``"x86-64-v3"`` or ``"aarch64"``, or a TVM target dict.
+
+    Raises:
+        NybbleError: an unknown target.
+        ScheduleError: no kernel can do a layer.
+    """
+    cpu = resolve(target)
+    quantized = isinstance(model, QuantizedModel)
+    module = model.integer if quantized else canonicalize(model.module)
+    scheduled = lower.lower(module, cpu)
+    executable = lower.build(scheduled.module, cpu)
+    recipe = model.recipe if quantized else None
+    return Artifact(executable, describe(module, scheduled.layers, cpu, recipe))
+
+
+def _batches(model: Model, calibration: Iterable[Batch]) -> Iterator[dict[str, Array]]:
+    """Each calibration item as {input: array with a batch axis}."""
+    params = graph.inputs(model.module)
+    for item in calibration:
+        if not isinstance(item, Mapping) and len(params) > 1:
+            names = [str(p.name) for p in params]
+            raise CalibrationError(f"The model has {len(params)} inputs: give {{input: array}} "
+                                   f"with the names {names}.")  # fmt: skip
+        named = item if isinstance(item, Mapping) else {str(params[0].name): item}
+        yield {name: _with_batch_axis(np.asarray(array), name, params) for name, array in named.items()}
+
+
+def _with_batch_axis(array: Array, name: str, params: Sequence[Any]) -> Array:
+    rank = next((len(graph.shape_of(p)) for p in params if p.name == name), array.ndim)
+    return array[None] if array.ndim == rank - 1 else array
+
+
+def _samples_in(model: Model, calibration: Iterable[Batch]) -> int | None:
+    """How many samples the calibration data holds; None for a stream."""
+    if not isinstance(calibration, Sequence | np.ndarray):
+        return None
+    return sum(len(next(iter(batch.values()))) for batch in _batches(model, calibration))
