@@ -1,0 +1,124 @@
+"""The command line: ``nybble compile | run | bench | inspect | demo``.
+
+Everything heavy is imported inside the commands, so that ``nybble --help`` is quick.
+"""
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from nybble.errors import NybbleError
+
+app = typer.Typer(
+    help="Nybble: compile a trained network to one integer-only shared library.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Readable = {"exists": True, "readable": True}
+Library = Annotated[Path, typer.Argument(metavar="NET.so", help="A library made by Nybble.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images in one call.")]
+
+
+@app.command("compile")
+def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", dir_okay=False, **Readable)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the library.")],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Representative inputs: .npy, .npz, or a folder of them.", **Readable),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe as JSON.", dir_okay=False, **Readable)
+    ] = None,
+    calibrator: Annotated[
+        str | None, typer.Option(help="minmax, percentile, mse or entropy; before the recipe's.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="native, x86-64-v3, aarch64, …")] = "native",
+    keep_float: Annotated[
+        bool, typer.Option("--float", help="Compile without quantizing.")
+    ] = False,
+) -> None:
+    """Quantize a network and compile it to a shared library."""
+    from nybble import commands
+
+    job = commands.CompileJob(model, output, calibration, recipe, calibrator, target, keep_float)
+    commands.compile_to_file(job)
+
+
+@app.command()
+def run(
+    net: Library,
+    inputs: Annotated[Path, typer.Argument(metavar="INPUT.npy|npz", dir_okay=False, **Readable)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the outputs here, .npz.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1)] = None,
+) -> None:
+    """Run a library on the arrays of a file."""
+    from nybble import commands
+
+    commands.run(net, inputs, output, threads)
+
+
+@app.command()
+def bench(
+    net: Library,
+    threads: Annotated[str, typer.Option(help="Thread counts to try, 1,2,4.")] = "1",
+    repeats: Annotated[int, typer.Option(min=1, help="Calls to measure.")] = 50,
+    batch: Batch = 1,
+) -> None:
+    """Measure a library's latency on random inputs."""
+    from nybble import commands
+
+    commands.bench(net, threads, repeats, batch)
+
+
+@app.command()
+def inspect(
+    net: Library,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON for scripts.")] = False,
+    time: Annotated[bool, typer.Option(help="Run it to measure every layer.")] = True,
+    batch: Batch = 1,
+) -> None:
+    """Show what is inside a library: inputs, layers, widths, kernels, times."""
+    from nybble import commands
+
+    commands.inspect(net, as_json, time, batch)
+
+
+@app.command()
+def demo(
+    report: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
+    target: Annotated[str, typer.Option(help="native, x86-64-v3, …")] = "native",
+) -> None:
+    """Compile the embedded network, compare it with its float form, write a report."""
+    from nybble.demo import main as run_demo
+
+    run_demo(report, target)
+
+
+def main() -> None:
+    """Runs the command line; Nybble's own errors end it with one message and exit code 1."""
+    try:
+        app()
+    except NybbleError as error:
+        if os.environ.get("NYBBLE_DEBUG"):
+            raise
+        panel = Panel(Text(str(error)), title="nybble: error", title_align="left", style="red")
+        Console(stderr=True).print(panel)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""What the commands of ``nybble`` do, once their arguments are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+import nybble
+from nybble.errors import ArtifactError, NybbleError
+from nybble.report import data, tables, units
+from nybble.report.progress import console, step
+from nybble.runtime import host
+from nybble.runtime.manifest import Manifest, read
+from nybble.runtime.session import LayerTime
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CompileJob:
+    """The arguments of ``nybble compile``."""
+
+    model: Path
+    output: Path
+    calibration: Path | None
+    recipe: Path | None
+    calibrator: str | None
+    target: str
+    keep_float: bool
+
+
+def compile_to_file(job: CompileJob) -> None:
+    """Imports, quantizes, compiles and writes one network.
+
+    Raises:
+        NybbleError: the arguments do not go together, or a stage of the walk refuses.
+    """
+    if (job.calibration is None) != job.keep_float:
+        raise NybbleError(
+            "Give --calibration FILE to quantize (some dozens of representative inputs as .npy, "
+            ".npz or a folder of them), or --float to compile without quantizing; not both."
+        )
+
+    start = time.perf_counter()
+    with step(f"import {job.model.name}"):
+        model = nybble.load_onnx(job.model)
+    network: Any = model
+    if job.calibration is not None:
+        samples = Samples(job.calibration)
+        with step("calibrate and quantize", len(samples)) as advance:
+            network = nybble.quantize(model, samples, _recipe(job), progress=advance)
+    with step(f"compile for {job.target}"):
+        artifact = nybble.compile(network, job.target)
+    with step(f"write {job.output}"):
+        artifact.save(job.output)
+    console.print(tables.exceptions(artifact.manifest))
+    written = units.size(job.output.stat().st_size)
+    console.print(f"{job.output}: {written}, {time.perf_counter() - start:.1f} s", highlight=False)
+
+
+def _recipe(job: CompileJob) -> nybble.Recipe:
+    recipe = nybble.Recipe.from_json(job.recipe.read_text()) if job.recipe else nybble.Recipe()
+    chosen: Any = job.calibrator  # nybble.Recipe itself refuses unknown names
+    return dataclasses.replace(recipe, calibrator=chosen) if chosen else recipe
+
+
+class Samples:
+    """Calibration samples, one at a time, read from disk when asked for.
+
+    A ``.npy`` file holds samples along its first axis; so does every array of an ``.npz``, named
+    after the inputs. In a folder every file is one such batch.
+    """
+
+    def __init__(self, path: Path):
+        found = path.iterdir() if path.is_dir() else [path]
+        self._files = sorted(f for f in found if f.suffix in (".npy", ".npz"))
+        if not self._files:
+            raise NybbleError(
+                f"{path}: no .npy or .npz calibration files. Store the inputs as the network takes "
+                "them (after resizing and normalizing): numpy.save(file, array)."
+            )
+        self._lengths = [len(next(iter(_arrays(f).values()))) for f in self._files]
+
+    def __len__(self) -> int:
+        return sum(self._lengths)
+
+    def __iter__(self) -> Iterator[Array | dict[str, Array]]:
+        for file, length in zip(self._files, self._lengths, strict=True):
+            arrays = _arrays(file)
+            for i in range(length):
+                sample = {name: array[i : i + 1] for name, array in arrays.items()}
+                yield sample if file.suffix == ".npz" else sample[""]
+
+
+def _arrays(file: Path) -> dict[str, Array]:
+    """The arrays of a file by name; the one of a ``.npy`` is called ""."""
+    try:
+        loaded = np.load(file, mmap_mode="r", allow_pickle=False)
+        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except (OSError, ValueError) as error:
+        raise NybbleError(f"{file}: not a NumPy file of plain arrays ({error}).") from error
+    if not arrays or any(a.ndim == 0 for a in arrays.values()):
+        raise NybbleError(f"{file}: expected arrays with samples along the first axis.")
+    return arrays
+
+
+def run(net: Path, inputs: Path, output: Path | None, threads: int | None) -> None:
+    """Runs a library on a file's arrays and stores or summarizes the outputs.
+
+    Raises:
+        ArtifactError: the library or the inputs do not fit, or the output cannot be written.
+    """
+    session = nybble.load(net, threads)
+    arrays = _arrays(inputs)
+    result = session(arrays[""] if inputs.suffix == ".npy" else arrays)
+    named = result if isinstance(result, dict) else {session.manifest.outputs[0].name: result}
+    table = Table("output", "shape", "dtype", "min", "mean", "max", "argmax of the first")
+    for name, array in named.items():
+        numbers = (f"{v:.5g}" for v in (array.min(), array.mean(), array.max()))
+        table.add_row(name, str(array.shape), str(array.dtype), *numbers, str(array[:1].argmax()))
+    console.print(table)
+    if output is not None:
+        try:
+            with zipfile.ZipFile(output, "w") as archive:  # np.savez has names of its own
+                for name, array in named.items():
+                    with archive.open(f"{name}.npy", "w") as file:
+                        np.lib.format.write_array(file, array, allow_pickle=False)
+        except OSError as error:
+            raise ArtifactError(f"Cannot write {output}: {error.strerror}.") from error
+        console.print(f"written: {output}", highlight=False)
+
+
+def random_inputs(manifest: Manifest, batch: int, seed: int = 0) -> dict[str, Array]:
+    """Inputs that fit the manifest: standard normal floats, or integers of the whole range."""
+    rng = np.random.default_rng(seed)
+    made: dict[str, Array] = {}
+    for port in manifest.inputs:
+        shape = tuple(batch if isinstance(d, str) else d for d in port.shape)
+        if np.dtype(port.dtype).kind == "f":
+            made[port.name] = rng.standard_normal(shape).astype(port.dtype)
+        else:
+            limits = np.iinfo(port.dtype)
+            made[port.name] = rng.integers(
+                limits.min, limits.max, shape, dtype=port.dtype, endpoint=True
+            )
+    return made
+
+
+def bench(net: Path, threads: str, repeats: int, batch: int) -> None:
+    """Measures whole calls for every thread count.
+
+    Raises:
+        NybbleError: ``threads`` is no list of positive numbers, or the library does not load.
+    """
+    counts = [part.strip() for part in threads.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in counts):
+        raise NybbleError(f"--threads {threads}: expected positive numbers such as 1,2,4.")
+    table = Table(
+        "threads", "median", "best", "90 %", "images/s", title=f"{net.name}, batch {batch}"
+    )
+    for part in counts:
+        session = nybble.load(net, int(part))
+        found = session.benchmark(random_inputs(session.manifest, batch), repeats)
+        times = (found.median, found.best, found.percentile(90))
+        table.add_row(part, *map(units.duration, times), f"{batch / found.median:.1f}")
+    console.print(table)
+
+
+def inspect(net: Path, as_json: bool, timed: bool, batch: int) -> None:
+    """Shows the manifest, with every layer's time where this machine can run the library.
+
+    Raises:
+        ArtifactError: the file is no sound Nybble library.
+    """
+    manifest = read(net)
+    times, why_not = _times(net, manifest, batch) if timed else (None, "not asked for")
+    if as_json:
+        print(json.dumps(_as_dict(manifest, times, why_not), indent=2))  # noqa: T201
+        return
+    console.print(tables.about([("file", f"{net}, {units.size(net.stat().st_size)}")]))
+    console.print(tables.about(data.facts(manifest)))
+    console.print(tables.layers(data.layer_rows(manifest, times)))
+    console.print(tables.exceptions(manifest))
+    if timed and why_not:
+        console.print(f"No times: {why_not}", style="yellow")
+
+
+def _times(net: Path, manifest: Manifest, batch: int) -> tuple[list[LayerTime] | None, str | None]:
+    """The layers' times, or the reason why this machine cannot measure them."""
+    try:
+        host.check(manifest)
+    except ArtifactError as error:
+        return None, str(error)
+    return nybble.load(net).profile(random_inputs(manifest, batch)), None
+
+
+def _as_dict(
+    manifest: Manifest, times: list[LayerTime] | None, why_not: str | None
+) -> Mapping[str, Any]:
+    """The manifest for scripts: its own fields, and ``widths`` and ``time`` (seconds) per layer."""
+    rows = data.layer_rows(manifest, times)
+    layers = [
+        {**layer, "widths": row.widths, "time": row.seconds}
+        for layer, row in zip(manifest.layers, rows, strict=True)
+    ]
+    return {**dataclasses.asdict(manifest), "layers": layers, "times_missing_because": why_not}

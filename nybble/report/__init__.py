@@ -1,0 +1,1 @@
+"""What a person looks at: parity, tables, one HTML file. All of it is drawn from plain data."""

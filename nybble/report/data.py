@@ -1,0 +1,120 @@
+"""The plain data that tables and the HTML page are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nybble.report.parity import ParityReport
+from nybble.runtime.manifest import Layer, Manifest
+from nybble.runtime.session import LayerTime
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of the network in the comparison.
+
+    Attributes:
+        name: ``float``, ``simulated``, ``deployed``.
+        accuracy: top-1 as a share of 1, None where it was not measured.
+        size: bytes of the file, None for a form that is no file.
+        seconds: median latency of one call, None where it was not measured.
+    """
+
+    name: str
+    accuracy: float | None = None
+    size: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of the deployed library as a reader sees it; ``seconds`` None: not measured."""
+
+    name: str
+    op: str
+    widths: str
+    kernel: str
+    macs: int
+    seconds: float | None
+    refusals: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on the page.
+
+    Attributes:
+        title: the network's name.
+        facts: (what, value) pairs about target, machine, recipe, versions.
+        variants: the forms compared; the first one is the baseline.
+        layers: in call order.
+        float_ops: float ops between the quantized borders.
+        kept_float: layers that stayed float, each with its reason.
+        parity: the comparison with the law; None where it was not made.
+    """
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    variants: tuple[Variant, ...]
+    layers: tuple[LayerRow, ...]
+    float_ops: tuple[str, ...] = ()
+    kept_float: tuple[str, ...] = ()
+    parity: ParityReport | None = field(default=None)
+
+
+def widths(layer: Layer) -> str:
+    """``int8 x uint8``: weights times activations, or the activations alone."""
+    if layer["weights"] is None:
+        return layer["activations"]
+    return f"{layer['weights']} x {layer['activations']}"
+
+
+def layer_rows(
+    manifest: Manifest, times: Sequence[LayerTime] | None = None
+) -> tuple[LayerRow, ...]:
+    """The manifest's layers joined with their measured times.
+
+    Args:
+        manifest: of the library.
+        times: from `Session.profile`; None where the library was not run.
+    """
+    called = iter(times or ())
+    rows = []
+    for layer in manifest.layers:
+        runs = times is not None and layer["symbol"] is not None
+        rows.append(
+            LayerRow(
+                name=layer["name"],
+                op=layer["op"],
+                widths=widths(layer),
+                kernel=layer["kernel"],
+                macs=layer["macs"],
+                seconds=next(called).seconds if runs else None,
+                refusals=tuple(layer["refusals"]),
+            )
+        )
+    return tuple(rows)
+
+
+def facts(manifest: Manifest, threads: int | None = None) -> tuple[tuple[str, str], ...]:
+    """What the manifest says of the whole library, as (what, value) pairs."""
+    pairs: list[tuple[str, Any]] = [
+        ("inputs", ", ".join(f"{p.name}: {p}" for p in manifest.inputs)),
+        ("outputs", ", ".join(f"{p.name}: {p}" for p in manifest.outputs)),
+        ("target", f"{manifest.target} ({manifest.arch})"),
+        ("CPU features needed", ", ".join(manifest.features) or "none"),
+        ("recipe", _recipe(manifest)),
+        ("rounding", manifest.rounding),
+        ("threads", threads),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.versions or {}).items())),
+        ("hash", manifest.hash[:16]),
+    ]
+    return tuple((what, str(value)) for what, value in pairs if value)
+
+
+def _recipe(manifest: Manifest) -> str:
+    if manifest.recipe is None:
+        return "none: a float model"
+    return ", ".join(f"{k}={v}" for k, v in manifest.recipe.items() if v not in ((), []))

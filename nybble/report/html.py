@@ -1,0 +1,190 @@
+"""One self-contained HTML page: style, bars and data inside, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from nybble.report import units
+from nybble.report.data import LayerRow, Report, Variant
+
+
+def render(report: Report) -> str:
+    """The whole page; the same report gives the same text."""
+    style = files("nybble.report").joinpath("style.css").read_text()
+    body = "\n".join(
+        (
+            f"<header><p>Nybble compile report</p><h1>{escape(report.title)}</h1>"
+            f"{_verdict(report)}</header>",
+            _variants(report.variants),
+            _times(report.layers),
+            _layers(report.layers),
+            _exceptions(report),
+            _parity(report),
+            _facts(report.facts),
+        )
+    )
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    title = f"<title>{escape(report.title)} - Nybble</title>"
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>{head}{title}\n<style>\n{style}</style></head>\n'
+        f"<body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def _verdict(report: Report) -> str:
+    badges = [("integer-only", not report.float_ops and not report.kept_float)]
+    if report.parity is not None:
+        badges.append(("equal to the law, bit for bit", report.parity.equal))
+    chips = (
+        f'<span class="chip {"good" if fine else "bad"}">{"✓" if fine else "✗ not"} {text}</span>'
+        for text, fine in badges
+    )
+    return f"<div>{''.join(chips)}</div>"
+
+
+def _section(title: str, content: str, note: str = "") -> str:
+    below = f'<p class="note">{note}</p>' if note else ""
+    return f"<section><h2>{title}</h2>{below}{content}</section>"
+
+
+# ---------------------------------------------------------------- bars
+
+
+def _variants(rows: Sequence[Variant]) -> str:
+    charts = (
+        _chart("Top-1", "higher is better", rows, lambda v: v.accuracy, units.share),
+        _chart("File size", "lower is better", rows, lambda v: v.size, units.size),
+        _chart(
+            "Latency of one image", "lower is better", rows, lambda v: v.seconds, units.duration
+        ),
+    )
+    return f'<section class="charts">{"".join(charts)}</section>'
+
+
+def _chart(
+    title: str,
+    note: str,
+    rows: Sequence[Variant],
+    value: Callable[[Variant], Any],
+    text: Callable[[Any], str],
+) -> str:
+    known = [v for v in map(value, rows) if v is not None]
+    top = max(known, default=1) or 1
+    bars = "".join(
+        _bar(row.name, (value(row) or 0) / top, text(value(row)), row.name)
+        for row in rows
+        if value(row) is not None
+    )
+    return f"<figure><figcaption>{title} <small>{note}</small></figcaption>{bars}</figure>"
+
+
+def _bar(label: str, share: float, text: str, kind: str) -> str:
+    filled = f'<span class="fill {escape(kind)}" style="width:{100 * share:.2f}%"></span>'
+    return (
+        f'<div class="bar"><span class="label" title="{escape(label)}">{escape(label)}</span>'
+        f'<span class="track">{filled}</span><span class="value">{escape(text)}</span></div>'
+    )
+
+
+def _times(rows: Sequence[LayerRow]) -> str:
+    """Where the time goes: one stacked strip by kernel family, then a bar per layer."""
+    timed = [row for row in rows if row.seconds]
+    total = sum(row.seconds or 0 for row in timed)
+    if not timed:
+        return ""
+    families = sorted({row.kernel for row in timed})
+    by_family = [(f, sum(r.seconds or 0 for r in timed if r.kernel == f)) for f in families]
+    strip = "".join(
+        f'<span class="k{i}" style="width:{100 * spent / total:.2f}%" title="{escape(f)}"></span>'
+        for i, (f, spent) in enumerate(by_family)
+    )
+    legend = "".join(
+        f'<li><i class="k{i}"></i>{escape(f)} <b>{100 * spent / total:.1f} %</b></li>'
+        for i, (f, spent) in enumerate(by_family)
+    )
+    longest = max(row.seconds or 0 for row in timed)
+    bars = "".join(
+        _bar(
+            r.name,
+            (r.seconds or 0) / longest,
+            units.duration(r.seconds),
+            f"k{families.index(r.kernel)}",
+        )
+        for r in timed
+    )
+    content = f'<div class="strip">{strip}</div><ul class="legend">{legend}</ul>{bars}'
+    note = f"{units.duration(total)} in {len(timed)} kernels, measured inside the deployed library."
+    return _section("Where the time goes", content, note)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
+    """A table whose last ``numbers`` columns are aligned right; cells are escaped already."""
+    first = len(columns) - numbers
+
+    def cells(values: Sequence[str], tag: str) -> str:
+        marks = ("" if i < first else ' class="n"' for i in range(len(values)))
+        return "".join(f"<{tag}{m}>{v}</{tag}>" for v, m in zip(values, marks, strict=True))
+
+    head = f"<tr>{cells(columns, 'th')}</tr>"
+    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _layers(rows: Sequence[LayerRow]) -> str:
+    total = sum(row.seconds or 0 for row in rows)
+    work = sum(row.macs for row in rows)
+    columns = ("layer", "op", "widths", "kernel", "MACs", "work", "time", "time share")
+    cells = [
+        (
+            escape(row.name), escape(row.op), escape(row.widths),
+            f"<code>{escape(row.kernel)}</code>",
+            units.count(row.macs), f"{100 * row.macs / work:.1f} %" if row.macs else units.NONE,
+            units.duration(row.seconds),
+            f"{100 * row.seconds / total:.1f} %" if row.seconds else units.NONE,
+        )
+        for row in rows
+    ]  # fmt: skip
+    return _section("Layers", _table(columns, cells, 4), f"{units.count(work)} MACs for one image.")
+
+
+def _exceptions(report: Report) -> str:
+    items = [("float op", op) for op in report.float_ops]
+    items += [("kept float", layer) for layer in report.kept_float]
+    items += [(f"{row.name}", reason) for row in report.layers for reason in row.refusals]
+    if not items:
+        return _section(
+            "Exceptions", "<p>None: nothing stayed float, no kernel declined a layer.</p>"
+        )
+    listed = "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in items)
+    note = "What stayed float, and the kernels that declined a layer, with their reasons."
+    return _section("Exceptions", f"<dl>{listed}</dl>", note)
+
+
+def _parity(report: Report) -> str:
+    if report.parity is None:
+        return ""
+    columns = ("layer", "kernel", "dtype", "values", "differing", "largest difference")
+    cells = [
+        (
+            escape(row.layer), f"<code>{escape(row.kernel)}</code>", row.dtype, f"{row.elements:,}",
+            f'<b class="bad">{row.differing:,}</b>' if row.differing else "0", f"{row.largest:g}",
+        )
+        for row in report.parity.rows
+    ]  # fmt: skip
+    verdict = "Zero differences" if report.parity.equal else "There are differences"
+    note = (
+        f"{verdict} between the deployed library ({report.parity.threads} threads) and the NumPy "
+        f"law in {report.parity.elements:,} values."
+    )
+    return _section("Parity", _table(columns, cells, 3), note)
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    listed = "".join(f"<dt>{escape(what)}</dt><dd>{escape(value)}</dd>" for what, value in facts)
+    return _section("The library", f"<dl>{listed}</dl>")

@@ -1,0 +1,100 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nybble.report import units
+from nybble.report.data import LayerRow, Variant
+from nybble.report.parity import ParityReport
+from nybble.runtime.manifest import Manifest
+
+BAR = 12
+
+
+def variants(rows: Sequence[Variant]) -> Table:
+    """Top-1, size and latency of every form, with ratios to the first that was measured."""
+    table = _table("Float, simulated, deployed")
+    for column in ("", "top-1", "against float", "size", "latency", "speed"):
+        table.add_column(column, justify="right" if column else "left")
+    base = rows[0]
+    for row in rows:
+        gained = row.accuracy is not None and base.accuracy is not None and row is not base
+        delta = f"{100 * (row.accuracy - base.accuracy):+.2f}" if gained else units.NONE  # type: ignore[operator]
+        faster = row.seconds and base.seconds and row is not base
+        speed = f"{base.seconds / row.seconds:.2f}x" if faster else units.NONE  # type: ignore[operator]
+        cells = (units.share(row.accuracy), delta, units.size(row.size))
+        table.add_row(row.name, *cells, units.duration(row.seconds), speed)
+    return table
+
+
+def layers(rows: Sequence[LayerRow]) -> Table:
+    """Widths, kernel, work and time of every layer."""
+    table = _table("Layers of the deployed library")
+    table.add_column("layer", overflow="fold")
+    table.add_column("op", overflow="fold")
+    table.add_column("widths")
+    table.add_column("kernel", style="cyan")
+    for column in ("MACs", "time", "share"):
+        table.add_column(column, justify="right")
+    table.add_column("", width=BAR)
+    total = sum(row.seconds or 0 for row in rows)
+    for row in rows:
+        part = (row.seconds or 0) / total if total else 0.0
+        table.add_row(
+            row.name, row.op, row.widths, row.kernel, units.count(row.macs),
+            units.duration(row.seconds), f"{100 * part:.1f} %" if row.seconds else units.NONE,
+            Text("█" * round(BAR * part), style="green"),
+        )  # fmt: skip
+    table.caption = f"{len(rows)} layers, {units.duration(total or None)} in kernels"
+    return table
+
+
+def parity(report: ParityReport) -> RenderableType:
+    """One line when everything is equal, else a table of what differs."""
+    wrong = [row for row in report.rows if row.differing]
+    verdict = Text(
+        f"Parity with the law: {len(report.rows)} layers, {report.elements:,} values, "
+        f"{report.threads} thread(s): ",
+        style="bold",
+    )
+    verdict.append(*(("zero differences", "green") if not wrong else ("DIFFERENT", "red")))
+    if not wrong:
+        return verdict
+    table = _table("Layers that differ")
+    for column in ("layer", "kernel", "dtype", "elements", "differing", "largest", "promised"):
+        table.add_column(column, justify="right" if column in ("elements", "differing") else "left")
+    for row in wrong:
+        numbers = (f"{row.elements:,}", f"{row.differing:,}", f"{row.largest:g}")
+        table.add_row(row.layer, row.kernel, row.dtype, *numbers, "exact" if row.exact else "close")
+    return Group(verdict, table)
+
+
+def about(facts: Sequence[tuple[str, str]]) -> Table:
+    """Facts as two columns."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, value in facts:
+        table.add_row(what, value)
+    return table
+
+
+def exceptions(manifest: Manifest) -> Text:
+    """Whether the network is integer-only; if not, which ops and layers are float."""
+    if manifest.recipe is None:
+        return Text("A float model: nothing was quantized.", style="yellow")
+    if not manifest.float_ops and not manifest.kept_float:
+        return Text("Integer-only: no float op between the borders.", style="green")
+    lines = [f"  float op      {op}" for op in manifest.float_ops]
+    lines += [f"  kept float    {layer}" for layer in manifest.kept_float]
+    return Text("\n".join(["Not integer-only:", *lines]), style="yellow")
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
