@@ -1,8 +1,8 @@
 """Relax to Relax: canonicalize, calibrate, quantize, lower to integers. One file a pass.
 
-`pipeline.canonicalize`, `calibrate.calibrate`, `pipeline.quantize` and `pipeline.to_integer` are the
-four steps of the walk; `pipeline` lists the passes of each. Decisions are made before rewriting:
-`plan` says where the borders go, `regions` finds what one integer kernel computes.
+`pipeline.canonicalize`, `calibrate.calibrate`, `pipeline.quantize` and `pipeline.to_integer` are
+the four steps of the walk; `pipeline` lists the passes of each. Decisions are made before
+rewriting: `plan` says where the borders go, `regions` finds what one integer kernel computes.
 """
 
-import nybble.ir as ir  # first: brings TVM without torch
+from nybble import ir as ir  # first: brings TVM without torch

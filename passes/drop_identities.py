@@ -64,7 +64,7 @@ def _merge(call: Any, made: dict[Any, Any]) -> Any:
     if op not in ("relax.reshape", "relax.permute_dims"):
         return call
     inner = made.get(call.args[0])
-    if graph.op_name(inner) != op:
+    if inner is None or graph.op_name(inner) != op:
         return call
     if op == "relax.reshape":
         return relax.op.reshape(inner.args[0], call.args[1])
@@ -87,7 +87,7 @@ def _identity(call: Any) -> Any:
 
 
 def _neutral(call: Any) -> Any:
-    """x for x + 0, x - 0, x * 1 and x / 1, where the constant does not broadcast x."""
+    """The x of x + 0, x - 0, x * 1 and x / 1, where the constant does not broadcast x."""
     op = graph.op_name(call)
     pairs = [tuple(call.args)] + ([tuple(call.args)[::-1]] if op in COMMUTES else [])
     for x, constant in pairs:

@@ -45,7 +45,6 @@ def spell_out_ceil_mode(mod: tvm.IRModule) -> tvm.IRModule:
     --->
     after: max_pool2d(x, padding=larger)
     """
-
     view = View(mod)
 
     def visit(_emitter: Emitter, name: str, call: Any) -> Any:

@@ -12,7 +12,6 @@ from tvm import relax
 from nybble.errors import StageError
 from nybble.ir import graph, numerics, ops
 from nybble.ir.graph import Emitter
-from nybble.passes.grids import Grid
 from nybble.passes.regions import Accumulators, Leaf, Operand, Region
 
 ACCUMULATOR_LIMIT = 2**31
@@ -55,7 +54,7 @@ class Lowering:
         x = self.integers[operand.name]
         moved = x if region.call is None or op in _SCALES else _moved(region.call, x, operand)
         moved = emitter.emit(moved, region.name)
-        ratio = np.float64(operand.grid.scale) * region.factor / region.out.scale
+        ratio = np.asarray(operand.grid.scale * region.factor / region.out.scale)
         return self._requantize(emitter, region, Term(moved, ratio, operand.grid.zero_point))
 
     def leave(self, emitter: Emitter, accumulators: Accumulators) -> Any:
@@ -100,7 +99,8 @@ class Lowering:
         total = ops.call("sum_pool2d", [self.integers[x.name]], **keep, pad_value=zero_point)
         count = np.asarray(size[0] * size[1], np.float64)
         if any(attrs["padding"]) and not attrs["count_include_pad"]:
-            image = np.ones((1, *x.shape[1:3], 1), np.int8)  # type: ignore[arg-type]  # static here
+            height, width = (int(extent) for extent in x.shape[1:3])
+            image = np.ones((1, height, width, 1), np.int8)
             view = numerics.windows(image, size, attrs["strides"], attrs["padding"])
             count = view.sum(axis=(3, 4), dtype=np.float64)[0]  # (OH, OW, 1)
         ratio = np.asarray(x.grid.scale / (count * region.out.scale))
@@ -201,9 +201,9 @@ def _prove(acc: Accumulators, rows: NDArray[np.int64], steps: NDArray[np.float64
     worst = int(bound.argmax())
     if bound[worst] >= ACCUMULATOR_LIMIT:
         raise StageError(
-            f"'{acc.name}': channel {worst} may reach {bound[worst]:.4g}, beyond the 32 bits of its "
-            f"accumulators ({rows.shape[1]} products, bias {acc.bias[worst]:.4g}). Keep the layer "
-            "float (Recipe.keep_float) or split it."
+            f"'{acc.name}': channel {worst} may reach {bound[worst]:.4g}, beyond the 32 bits of "
+            f"its accumulators ({rows.shape[1]} products, bias {acc.bias[worst]:.4g}). Keep the "
+            "layer float (Recipe.keep_float) or split it."
         )
 
 

@@ -15,12 +15,11 @@ import numpy as np
 import tvm
 
 from nybble.ir import graph
-from nybble.passes.fold_batch_norm import affine, is_linear
+from nybble.passes.fold_batch_norm import AFFINE, affine, is_linear
 from nybble.passes.view import View
 from nybble.recipe import Recipe
 
 ACTIVATIONS = {"relax.nn.relu", "relax.clip"}
-SHUFFLES = {"relax.reshape", "relax.permute_dims"}
 TAKES_CLAMP = {"linear", "bias", "add", "activation", "avg_pool"}
 NON_NEGATIVE = {"relax.nn.relu", "relax.sigmoid", "relax.nn.softmax", "relax.exp"}
 KEEPS_SIGN = {
@@ -70,19 +69,24 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
         return "linear", ""
     if op in ACTIVATIONS:
         return _activation(call, kinds.get(sources[0], ""))
-    if op in SHUFFLES:
-        return "through", ""
-    if op == "relax.nn.pad":
-        attrs = graph.attributes(call)
-        zeros = attrs["pad_mode"] == "constant" and attrs["pad_value"] == 0
-        return ("through", "") if zeros else ("float", "pads with something else than zeros")
-    if op == "relax.concat" and len(sources) == len(graph.operands(call)):
-        return "concat", ""
+    if op == "relax.concat":
+        computed = len(sources) == len(graph.operands(call))
+        return ("concat", "") if computed else ("float", "joins a constant")
     if op in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
         return _pool(call, op)
-    if op in ("relax.add", "relax.multiply", "relax.divide", "relax.subtract"):
+    if op in AFFINE:
         return _arithmetic(view, name, kinds)
-    return "float", "has no integer form yet"
+    return _shuffle(call, op)
+
+
+def _shuffle(call: Any, op: str) -> tuple[str, str]:
+    if op in ("relax.reshape", "relax.permute_dims"):
+        return "through", ""
+    if op != "relax.nn.pad":
+        return "float", "has no integer form yet"
+    attrs = graph.attributes(call)
+    zeros = attrs["pad_mode"] == "constant" and attrs["pad_value"] == 0
+    return ("through", "") if zeros else ("float", "pads with something else than zeros")
 
 
 def _activation(call: Any, source: str) -> tuple[str, str]:
@@ -112,24 +116,23 @@ def _pool(call: Any, op: str) -> tuple[str, str]:
 
 
 def _arithmetic(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
-    call, op, sources = view.calls[name], view.op(name), view.sources(name)
+    op, sources = view.op(name), view.sources(name)
     if len(sources) == 2:
         same = view.shape(sources[0]) == view.shape(sources[1])
-        if op == "relax.add" and same:
-            return "add", ""
-        return "float", "combines two tensors" if same else "broadcasts one tensor against another"
-    step = affine(call)
+        reason = "combines two tensors" if same else "broadcasts one tensor against another"
+        return ("add", "") if op == "relax.add" and same else ("float", reason)
+    step = affine(view.calls[name])
     if step is None:
         return "float", "a constant operand does not vary per channel only"
     scale, offset = step
     if not np.any(offset) and np.ptp(scale) == 0 and scale[0] > 0:
         return "scale", ""
-    is_bias = kinds.get(sources[0]) in ("linear", "float") and op == "relax.add"
-    if is_bias and view.op(sources[0]) in ("relax.nn.conv2d", "relax.matmul"):
-        if kinds[sources[0]] == "float":
-            return "float", "follows a layer that stays float"
-        if view.sole_reader(sources[0]) == name:
-            return "bias", ""
+    if kinds.get(sources[0]) == "float":
+        return "float", "follows a layer that stays float"
+    source = view.calls.get(sources[0])
+    is_bias = op == "relax.add" and source is not None and is_linear(source)
+    if is_bias and view.sole_reader(sources[0]) == name:
+        return "bias", ""
     return "float", "scales or shifts channels behind no convolution"
 
 
@@ -157,7 +160,7 @@ def _kinds(view: View, recipe: Recipe) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _leaving(view: View, kinds: dict[str, str]) -> set[str]:
-    """Shuffles and float layers from which no quantized layer can be reached: outside the borders."""
+    """Shuffles and float layers that no quantized layer follows: outside the borders."""
     leaving: set[str] = set()
     for name in reversed(list(view.calls)):
         outside = kinds[name] in ("through", "float")

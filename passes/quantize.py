@@ -82,7 +82,8 @@ class _Borders:
         bias = self._bias(name, len(weights))
         scale_in = self.grids[self.view.sources(name)[0]].scale
         integers, scale = quantize_weights(weights, bias, scale_in)
-        constants = [graph.constant(v) for v in (np.moveaxis(integers, 0, axis), scale, np.int32(0))]
+        arrays = (np.moveaxis(integers, 0, axis), scale, np.int32(0))
+        constants = [graph.constant(array) for array in arrays]
         simulated = emitter.emit(ops.call("dequantize", constants, axis=axis), f"{name}.weight")
         return relax.Call(call.op, [call.args[0], simulated], call.attrs)
 
@@ -104,7 +105,8 @@ class _Borders:
 
 def simulate(emitter: Emitter, x: Any, on: Grid, name: str) -> Any:
     """Emits ``name.quantize`` and ``name.dequantize``: x rounded to its grid."""
-    scale, zero_point = graph.constant(np.float32(on.scale)), graph.constant(np.int32(on.zero_point))
+    scale = graph.constant(np.float32(on.scale))
+    zero_point = graph.constant(np.int32(on.zero_point))
     q = ops.call("quantize", [x, scale, zero_point], dtype=on.dtype)
     q = emitter.emit(q, f"{name}.quantize")
     return emitter.emit(ops.call("dequantize", [q, scale, zero_point]), f"{name}.dequantize")

@@ -53,6 +53,7 @@ class Accumulators:
     bias: NDArray[np.float64]
 
 
+ANY_GRID = Grid(1.0, "int8")  # until the quantize is known
 Operand = Leaf | Accumulators
 
 
@@ -73,7 +74,7 @@ class Region:
     name: str
     call: Any
     operands: tuple[Operand, ...]
-    out: Grid = Grid(1.0, "int8")
+    out: Grid = ANY_GRID
     factor: float = 1.0
     lo: float = -np.inf
     hi: float = np.inf
@@ -88,7 +89,8 @@ class Matcher:
     def region(self, name: str) -> Region | None:
         """The region that ends in the quantize called ``name``; None where none matches."""
         call = self.view.calls[name]
-        out = single_grid(*call.args[1:], graph.dtype_of(call))
+        _, scale, zero_point = call.args
+        out = single_grid(scale, zero_point, graph.dtype_of(call))
         if out is None:
             return None
         source, lo, hi = self.view.sources(name)[0], -np.inf, np.inf

@@ -36,18 +36,18 @@ def scale_as_depthwise(mod: tvm.IRModule) -> tvm.IRModule:
             return first_variable(call)
         if name not in firsts:
             return None
-        scale, offset = np.float64(1), np.float64(0)
-        for step in firsts[name]:
-            m, a = affine(view.calls[step]) or (scale, offset)
+        steps = [pair for step in firsts[name] if (pair := affine(view.calls[step]))]
+        scale, offset = steps[0]
+        for m, a in steps[1:]:
             scale, offset = scale * m, offset * m + a
-        weights = graph.constant(np.asarray(scale, np.float32).reshape(-1, 1, 1, 1))
+        weights = graph.constant(scale.astype(np.float32).reshape(-1, 1, 1, 1))
         conv = relax.op.nn.conv2d(
             first_variable(call), weights, groups=len(scale),
             data_layout="NHWC", kernel_layout="OHWI",
         )  # fmt: skip
         if not np.any(offset):
             return conv
-        constant = graph.constant(np.asarray(offset, np.float32))
+        constant = graph.constant(offset.astype(np.float32))
         return emitter.emit(relax.op.add(emitter.emit(conv, name), constant), f"{name}.bias")
 
     return graph.rewrite(mod, visit)
@@ -67,8 +67,9 @@ def _chain(view: View, name: str) -> list[str]:
         reader = view.sole_reader(reader)
     scales = [pair[0] for step in chain if (pair := affine(view.calls[step]))]
     offsets = [pair[1] for step in chain if (pair := affine(view.calls[step]))]
-    one_positive_scale = np.ptp(np.prod(scales, axis=0)) == 0 and np.all(np.prod(scales, axis=0) > 0)
-    return [] if one_positive_scale and not np.any(offsets) else chain
+    product = np.prod(scales, axis=0)
+    is_one_scale = np.ptp(product) == 0 and product[0] > 0 and not np.any(offsets)
+    return [] if is_one_scale else chain
 
 
 def _is_prepared_input(view: View, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A module read by names: who defines a tensor, who reads it. Passes plan with it before rewriting."""
+"""A module read by names: who defines a tensor, who reads it. Passes plan with it."""
 
 from __future__ import annotations
 
