@@ -191,7 +191,7 @@ def _with_add(matcher: Matcher, group: Group) -> Group | None:
         zero[other], attrs["rounding"],
     )  # fmt: skip
     positions = {
-        "multiplier": mine + 1, "shift": mine + 2, "multiplier_b": other + 1, "shift_b": other + 2,
+        "multiplier_a": mine + 1, "shift_a": mine + 2, "multiplier_b": other + 1, "shift_b": other + 2,
     }  # fmt: skip
     return _fused(group, reader, epilogue, _scales(reader, positions), args[other])
 
@@ -242,7 +242,7 @@ def _requantize(matcher: Matcher, binding: relax.VarBinding) -> Group:
 def _add(matcher: Matcher, binding: relax.VarBinding) -> Group:
     group, args = _plain(matcher, binding), binding.value.args
     assert group.problem is not None
-    positions = {"multiplier": 1, "shift": 2, "multiplier_b": 4, "shift_b": 5}
+    positions = {"multiplier_a": 1, "shift_a": 2, "multiplier_b": 4, "shift_b": 5}
     problem = replace(group.problem, inputs=(spec_of(args[0]), spec_of(args[3])))
     return Group((binding,), problem, (args[0], args[3]), _scales(binding, positions))
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from nybble.schedules.cpu import elementwise, fallback, pooling
+from nybble.schedules.cpu import border, conv, elementwise, fallback, pooling
 from nybble.schedules.kernel import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
+    *conv.KERNELS,
     fallback.CONV2D,
     fallback.LINEAR,
     elementwise.REQUANTIZE,
     elementwise.ADD,
+    border.QUANTIZE,
     elementwise.QUANTIZE,
     elementwise.DEQUANTIZE,
     pooling.MAX_POOL2D,

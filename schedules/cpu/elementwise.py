@@ -78,17 +78,22 @@ def epilogue(fused: Epilogue, acc: Any, other: Any, read: Read) -> Any:
         total = acc if other is None else acc + other
         low = total if fused.lo == -np.inf else tirx.max(total, tirx.const(fused.lo, "float32"))
         return low if fused.hi == np.inf else tirx.min(low, tirx.const(fused.hi, "float32"))
-    total = branch(acc, 0, read("multiplier"), read("shift"), fused.rounding)
+    scales = [read(name) for name in epilogue_names(fused)]
+    total = branch(acc, 0, *scales[:2], fused.rounding)
     if fused.kind == "add":
-        multiplier, shift = read("multiplier_b"), read("shift_b")
-        total = total + branch(other, fused.zero_point_other, multiplier, shift, fused.rounding)
+        total = total + branch(other, fused.zero_point_other, *scales[2:], fused.rounding)
     return clamp(total + i64(fused.zero_point), int(fused.lo), int(fused.hi))
 
 
 def epilogue_names(fused: Epilogue) -> tuple[str, ...]:
     """The constants that an epilogue reads, in the order of the kernel's parameters."""
-    scale, scale_b = ("multiplier", "shift"), ("multiplier_b", "shift_b")
-    return {"none": (), "float": (), "requantize": scale, "add": scale + scale_b}[fused.kind]
+    return _SCALES.get(fused.kind, ())
+
+
+_SCALES: dict[str, tuple[str, ...]] = {
+    "requantize": ("multiplier", "shift"),
+    "add": ("multiplier_a", "shift_a", "multiplier_b", "shift_b"),
+}
 
 
 # ---------------------------------------------------------------- requantize, add
@@ -151,8 +156,7 @@ def _build_rescaled(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
 
 
 def _rescaled_names(problem: Problem) -> tuple[str, ...]:
-    names = ("multiplier", "shift", "multiplier_b", "shift_b")
-    return names[:2] if problem.op == "requantize" else names
+    return _SCALES[problem.op]
 
 
 def _pack_rescaled(problem: Problem, constants: Constants) -> list[NDArray[Any]]:

@@ -22,7 +22,7 @@ from nybble.schedules.cpu import elementwise, loops
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
 
 LANES = 16
-COLUMNS = 8
+COLUMNS = 2
 
 
 def lanes(problem: Problem) -> int:
