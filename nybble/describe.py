@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
-
-import tvm
+from typing import TYPE_CHECKING, Any
 
 import nybble
 from nybble.ir import graph, specs
@@ -15,6 +13,9 @@ from nybble.recipe import Recipe
 from nybble.runtime.manifest import Manifest, Port
 from nybble.schedules.lower import Layer
 from nybble.schedules.target import CpuTarget
+
+if TYPE_CHECKING:
+    import tvm
 
 Border = tuple[float | None, int | None]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tvm
 from numpy.typing import NDArray
 
 from nybble.errors import NybbleError
@@ -16,6 +15,9 @@ from nybble.ir import graph, interpreter
 from nybble.recipe import Recipe
 from nybble.runtime.artifact import export
 from nybble.runtime.manifest import Manifest
+
+if TYPE_CHECKING:
+    import tvm
 
 Array = NDArray[Any]
 Inputs = Array | Mapping[str, Array] | Sequence[Array]

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from nybble.describe import describe
 from nybble.errors import CalibrationError
 from nybble.frontend.onnx import from_onnx
-from nybble.frontend.torch import from_torch
 from nybble.ir import graph, specs
 from nybble.model import Artifact, Model, QuantizedModel
 from nybble.passes.calibrate import calibrate
@@ -57,6 +56,8 @@ def load_torch(net: Any, example_inputs: Any, dynamic_batch: bool = True) -> Mod
         ImportModelError: the network cannot be traced, or holds NaN.
         UnsupportedOpError: lists every node that cannot be imported.
     """
+    from nybble.frontend.torch import from_torch  # loads torch, which takes seconds
+
     return _checked(from_torch(net, example_inputs, dynamic_batch))
 
 
