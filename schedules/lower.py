@@ -13,6 +13,7 @@ from tvm import relax
 from nybble.ir import graph
 from nybble.schedules import match, select
 from nybble.schedules.cpu import float_ops, loops
+from nybble.schedules.group import Group
 from nybble.schedules.kernel import Knobs, Problem
 from nybble.schedules.target import CpuTarget
 
@@ -80,7 +81,7 @@ class _Lowering:
         self.functions: dict[Any, Any] = {}
         self.built: dict[Any, Any] = {}
 
-    def add(self, group: match.Group) -> None:
+    def add(self, group: Group) -> None:
         """Emits one layer (or nothing, or a free reshape)."""
         value, name = group.bindings[0].value, str(group.output.name)
         if group.problem is not None:
@@ -94,7 +95,7 @@ class _Lowering:
         else:
             self._add_stock(group)
 
-    def _add_kernel(self, group: match.Group, problem: Problem) -> None:
+    def _add_kernel(self, group: Group, problem: Problem) -> None:
         choice = select.choose(problem, group.constants, self.target, self.force)
         kernel = choice.kernel
         key = (kernel.name, problem)
@@ -105,10 +106,10 @@ class _Lowering:
         self._call(group, self.built[key], [*args, *packed])
         self._record(group, self.built[key], kernel.name, choice.refusals)
 
-    def _add_stock(self, group: match.Group) -> None:
+    def _add_stock(self, group: Group) -> None:
         call = graph.substitute(group.bindings[0].value, self.replace)
         func, args = float_ops.legalized(call, str(group.output.name))
-        key = tvm_ffi.StructuralKey(func)
+        key = _structure(func)
         if key not in self.built:
             self.built[key] = self._define(func, graph.op_name(call).rpartition(".")[2])
         self._call(group, self.built[key], args)
@@ -121,14 +122,12 @@ class _Lowering:
         self.functions[variable] = named
         return variable
 
-    def _call(self, group: match.Group, symbol: Any, args: list[Any]) -> None:
+    def _call(self, group: Group, symbol: Any, args: list[Any]) -> None:
         kind = relax.TensorType(group.output.ty.shape, loops.stored(graph.dtype_of(group.output)))
         call = relax.call_tir(symbol, args, out_ty=kind)
         self.replace[group.output] = self.emitter.emit(call, str(group.output.name))
 
-    def _record(
-        self, group: match.Group, symbol: Any, kernel: str, refusals: tuple[str, ...]
-    ) -> None:
+    def _record(self, group: Group, symbol: Any, kernel: str, refusals: tuple[str, ...]) -> None:
         problem, first = group.problem, graph.operands(group.bindings[0].value)[0]
         names = [graph.op_name(b.value).rpartition(".")[2] for b in group.bindings]
         layer = Layer(
@@ -154,6 +153,12 @@ class _Lowering:
         for variable, func in self.functions.items():
             module[variable] = func
         return Scheduled(module, tuple(self.layers))
+
+
+def _structure(func: Any) -> Any:
+    """A dictionary key that is equal for functions of the same structure."""
+    make: Any = tvm_ffi.StructuralKey  # its stub asks for a hash that it computes itself
+    return make(func)
 
 
 def _is_reshape(call: relax.Call) -> bool:

@@ -5,7 +5,7 @@ Products and shifts are done in int64 throughout: 32-bit overflow is undefined i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,10 +59,11 @@ def _tflite(x: Any, multiplier: Any, shift: Any) -> Any:
 Read = Callable[[str], Any]
 
 
-def branch(value: Any, zero_point: int, multiplier: Any, shift: Any, rounding: str) -> Any:
-    """One requantized branch in int64: scaled(value - zero_point)."""
+def branch(value: Any, zero_point: int, scale: Sequence[Any], rounding: str) -> Any:
+    """One requantized branch in int64: scaled(value - zero_point); scale = multiplier, shift."""
     centred = value.astype("int64") - i64(zero_point) if zero_point else value.astype("int64")
-    return scaled(centred, multiplier.astype("int64"), shift.astype("int64"), rounding)
+    multiplier, shift = (s.astype("int64") for s in scale)
+    return scaled(centred, multiplier, shift, rounding)
 
 
 def epilogue(fused: Epilogue, acc: Any, other: Any, read: Read) -> Any:
@@ -78,10 +79,10 @@ def epilogue(fused: Epilogue, acc: Any, other: Any, read: Read) -> Any:
         total = acc if other is None else acc + other
         low = total if fused.lo == -np.inf else tirx.max(total, tirx.const(fused.lo, "float32"))
         return low if fused.hi == np.inf else tirx.min(low, tirx.const(fused.hi, "float32"))
-    scales = [read(name) for name in epilogue_names(fused)]
-    total = branch(acc, 0, *scales[:2], fused.rounding)
+    multiplier, shift, *second = [read(name) for name in epilogue_names(fused)]
+    total = branch(acc, 0, (multiplier, shift), fused.rounding)
     if fused.kind == "add":
-        total = total + branch(other, fused.zero_point_other, *scales[2:], fused.rounding)
+        total = total + branch(other, fused.zero_point_other, second, fused.rounding)
     return clamp(total + i64(fused.zero_point), int(fused.lo), int(fused.hi))
 
 
@@ -145,7 +146,7 @@ def _build_rescaled(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
         read, total = reader(constants, index[-1]), i64(attrs["zero_point"])
         for i, (x, zero) in enumerate(zip(inputs, zeros, strict=True)):
             scale = read(names[2 * i]), read(names[2 * i + 1])
-            total = total + branch(_broadcast(x, index), zero, *scale, attrs["rounding"])
+            total = total + branch(_broadcast(x, index), zero, scale, attrs["rounding"])
         return clamp(total, attrs["lo"], attrs["hi"]).astype(loops.stored(problem.output.dtype))
 
     out = te.compute(shape, value, "out")

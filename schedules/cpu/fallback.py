@@ -55,7 +55,7 @@ def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
     symbols, width = loops.Symbols(), lanes(problem)
     out_channels, *inner = problem.weights.shape
     x = symbols.tensor(problem.inputs[0], "x")
-    other = problem.epilogue.other and symbols.tensor(problem.epilogue.other, "other")
+    other = symbols.optional(problem.epilogue.other, "other")
     blocks = -(-int(out_channels) // width)
     weights = te.placeholder((blocks, *inner, width), loops.stored(problem.weights.dtype), "w")
     is_float = problem.inputs[0].dtype == "float32"

@@ -30,6 +30,10 @@ class Symbols:
         """A parameter of the function; widths below 8 bits arrive in their storage dtype."""
         return te.placeholder(self.extents(spec.shape), stored(spec.dtype), name)
 
+    def optional(self, spec: TensorSpec | None, name: str) -> te.Tensor | None:
+        """`tensor`, or None without a spec."""
+        return None if spec is None else self.tensor(spec, name)
+
     def _variable(self, name: str) -> Any:
         if name not in self._known:
             self._known[name] = tirx.Var(name, "int64")

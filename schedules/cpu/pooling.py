@@ -1,4 +1,4 @@
-"""Pooling over NHWC windows: maximum of integers, and sums with a fused requantization."""
+"""Pooling over NHWC windows: maxima, and integer sums with a fused requantization."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 from numpy.typing import NDArray
 from tvm import te, tirx
 
-from nybble.ir import numerics
 from nybble.schedules.cpu import elementwise, loops
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
 
@@ -46,14 +45,14 @@ def _pool(problem: Problem, x: te.Tensor, shape: list[Any], attrs: dict[str, Any
     columns = te.reduce_axis((0, attrs["pool_size"][1]), "j")
     is_max = problem.op == "max_pool2d"
     dtype = str(x.dtype) if is_max else "int32"
-    lowest = numerics.limits(dtype)[0] if is_max else attrs["pad_value"]
+    fill = te.min_value(dtype) if is_max else tirx.const(attrs["pad_value"], dtype)
 
     def value(n: Any, y: Any, z: Any, c: Any) -> Any:
         at, to = y * down + rows * along - top, z * across + columns * beside - left
         inside = tirx.all(at >= 0, at < x.shape[1], to >= 0, to < x.shape[2])
         tap = x[n, at, to, c].astype(dtype)
         if any(attrs["padding"]):
-            tap = tirx.if_then_else(inside, tap, tirx.const(lowest, dtype))
+            tap = tirx.if_then_else(inside, tap, fill)
         return (te.max if is_max else te.sum)(tap, axis=[rows, columns])
 
     return te.compute(shape, value, "pooled")
