@@ -84,7 +84,7 @@ def test_files_stay_readable() -> None:
         str(path.relative_to(ROOT)): count
         for path in SOURCES
         if not path.is_relative_to(ROOT / "tests")
-        and (count := len(path.read_text().splitlines())) > 320
+        and (count := len(path.read_text().splitlines())) > 400  # 300 is the guide, this is the law
     }
     assert long == {}
 
