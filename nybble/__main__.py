@@ -2,7 +2,6 @@
 
 Everything heavy is imported inside the commands, so that ``nybble --help`` is quick.
 """
-# ruff: noqa: PLC0415
 
 from __future__ import annotations
 

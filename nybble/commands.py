@@ -189,7 +189,7 @@ def inspect(net: Path, as_json: bool, timed: bool, batch: int) -> None:
         return
     console.print(tables.about([("file", f"{net}, {units.size(net.stat().st_size)}")]))
     console.print(tables.about(data.facts(manifest)))
-    console.print(tables.layers(data.layer_rows(manifest, times)))
+    console.print(tables.layers(data.layer_rows(manifest, times), console.width))
     console.print(tables.exceptions(manifest))
     if timed and why_not:
         console.print(f"No times: {why_not}", style="yellow")

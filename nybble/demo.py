@@ -21,7 +21,7 @@ from nybble.runtime.session import Session
 
 Array = NDArray[Any]
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion_mnist"
-CHUNK = 100
+CHUNK = 50
 PARITY_IMAGES = 4
 
 
@@ -52,8 +52,9 @@ def main(report: Path, target: str) -> None:
     calibration, _ = _pixels("calibration.npz")
     with step("import resnet.onnx"):
         model = nybble.load_onnx(EXAMPLE / "resnet.onnx")
-    with step("calibrate and quantize", len(calibration)) as advance:
-        quantized = nybble.quantize(model, calibration[:, None], progress=advance)
+    batches = np.split(calibration, range(CHUNK, len(calibration), CHUNK))
+    with step("calibrate and quantize", len(batches)) as advance:
+        quantized = nybble.quantize(model, batches, progress=advance)
     with tempfile.TemporaryDirectory() as folder:
         plain = _deploy(model, target, Path(folder) / "float.so")
         net = _deploy(quantized, target, Path(folder) / "int8.so")
@@ -63,7 +64,7 @@ def main(report: Path, target: str) -> None:
             _measured("deployed", net, images, labels),
         )
         found = _report(net, variants, _parity(quantized, net.session, images), images)
-    console.print(tables.variants(found.variants), tables.layers(found.layers))
+    console.print(tables.variants(found.variants), tables.layers(found.layers, console.width))
     console.print(tables.exceptions(net.session.manifest))
     console.print(tables.parity(found.parity)) if found.parity else None
     _write(report, html.render(found))

@@ -54,29 +54,37 @@ def _section(title: str, content: str, note: str = "") -> str:
 
 
 def _variants(rows: Sequence[Variant]) -> str:
+    base = rows[0]
+
+    def points(value: float) -> str:
+        return f"{100 * (value - (base.accuracy or 0)):+.2f}"
+
     charts = (
-        _chart("Top-1", "higher is better", rows, lambda v: v.accuracy, units.share),
-        _chart("File size", "lower is better", rows, lambda v: v.size, units.size),
-        _chart(
-            "Latency of one image", "lower is better", rows, lambda v: v.seconds, units.duration
-        ),
-    )
+        _chart("Top-1", "higher is better", [(v.name, v.accuracy) for v in rows],
+               units.share, points),
+        _chart("File size", "lower is better", [(v.name, v.size) for v in rows], units.size),
+        _chart("Latency of one image", "lower is better", [(v.name, v.seconds) for v in rows],
+               units.duration),
+    )  # fmt: skip
     return f'<section class="charts">{"".join(charts)}</section>'
 
 
 def _chart(
     title: str,
     note: str,
-    rows: Sequence[Variant],
-    value: Callable[[Variant], Any],
+    values: Sequence[tuple[str, float | None]],
     text: Callable[[Any], str],
+    compare: Callable[[float], str] | None = None,
 ) -> str:
-    known = [v for v in map(value, rows) if v is not None]
-    top = max(known, default=1) or 1
+    """A bar for each known value; beside all but the first how it compares with the first."""
+    known = [(name, value) for name, value in values if value is not None]
+    if not known:
+        return ""
+    top, first = max(value for _, value in known) or 1, known[0][1] or 1
+    ratio = compare or (lambda value: f"{value / first:.2f}x")
     bars = "".join(
-        _bar(row.name, (value(row) or 0) / top, text(value(row)), row.name)
-        for row in rows
-        if value(row) is not None
+        _bar(name, value / top, text(value) + (f" ({ratio(value)})" if i else ""), name)
+        for i, (name, value) in enumerate(known)
     )
     return f"<figure><figcaption>{title} <small>{note}</small></figcaption>{bars}</figure>"
 
@@ -182,7 +190,8 @@ def _parity(report: Report) -> str:
         f"{verdict} between the deployed library ({report.parity.threads} threads) and the NumPy "
         f"law in {report.parity.elements:,} values."
     )
-    return _section("Parity", _table(columns, cells, 3), note)
+    table = f"<details><summary>every layer</summary>{_table(columns, cells, 3)}</details>"
+    return _section("Parity", table, note)
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:

@@ -17,6 +17,8 @@ from rich.progress import (
 )
 
 console = Console()
+if not console.is_terminal:
+    console.width = 132  # a file or a pipe has no edge to wrap at
 Advance = Callable[[int, int | None], None]
 
 

@@ -14,7 +14,9 @@ from nybble.report.data import LayerRow, Variant
 from nybble.report.parity import ParityReport
 from nybble.runtime.manifest import Manifest
 
-BAR = 12
+BAR = 8
+WIDE = 112  # columns of a terminal
+LONGEST_NAME = 32
 
 
 def variants(rows: Sequence[Variant]) -> Table:
@@ -33,26 +35,33 @@ def variants(rows: Sequence[Variant]) -> Table:
     return table
 
 
-def layers(rows: Sequence[LayerRow]) -> Table:
-    """Widths, kernel, work and time of every layer."""
+def layers(rows: Sequence[LayerRow], width: int = WIDE) -> Table:
+    """Widths, kernel, work and time of every layer; fewer columns on a narrow terminal."""
     table = _table("Layers of the deployed library")
-    table.add_column("layer", overflow="fold")
-    table.add_column("op", overflow="fold")
-    table.add_column("widths")
-    table.add_column("kernel", style="cyan")
-    for column in ("MACs", "time", "share"):
-        table.add_column(column, justify="right")
-    table.add_column("", width=BAR)
+    wide = width >= WIDE
+    table.add_column("layer", no_wrap=True)
+    table.add_column("op", no_wrap=True)
+    table.add_column("widths", no_wrap=True)
+    table.add_column("kernel", style="cyan", no_wrap=True, min_width=13)
+    for column in ("MACs", "time", "share") if wide else ("time", "share"):
+        table.add_column(column, justify="right", no_wrap=True, min_width=7)
+    table.add_column("", width=BAR if wide else 0)
     total = sum(row.seconds or 0 for row in rows)
     for row in rows:
         part = (row.seconds or 0) / total if total else 0.0
         table.add_row(
-            row.name, row.op, row.widths, row.kernel, units.count(row.macs),
+            Text(_tail(row.name, LONGEST_NAME if wide else LONGEST_NAME // 2)),
+            row.op, row.widths, row.kernel, *([units.count(row.macs)] if wide else []),
             units.duration(row.seconds), f"{100 * part:.1f} %" if row.seconds else units.NONE,
-            Text("█" * round(BAR * part), style="green"),
+            Text("█" * round(BAR * part) if wide else "", style="green"),
         )  # fmt: skip
     table.caption = f"{len(rows)} layers, {units.duration(total or None)} in kernels"
     return table
+
+
+def _tail(name: str, longest: int) -> str:
+    """The end of a long name: what tells layers apart."""
+    return name if len(name) <= longest else "…" + name[1 - longest :]
 
 
 def parity(report: ParityReport) -> RenderableType:
