@@ -11,8 +11,8 @@ from math import inf, isfinite
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 import tvm
+from numpy.typing import NDArray
 from tvm import relax
 
 from nybble.errors import ImportModelError
@@ -96,9 +96,9 @@ class Builder:
             None if m is None else self.weights(m, kind).astype(np.float64)
             for m, kind in zip(moments, kinds, strict=True)
         )
-        spread = np.sqrt(variance + epsilon)
-        if not np.all(spread > 0):
+        if not np.all(variance + epsilon > 0):
             raise Refused("variance + epsilon is not positive in some channel")
+        spread = np.sqrt(variance + epsilon)
         scale = 1 / spread if gamma is None else gamma / spread
         shift = -mean * scale + (0 if beta is None else beta)
         column = (-1,) + (1,) * (extents.rank(x) - 2)
@@ -144,7 +144,7 @@ class Builder:
         return self.clip(self.binary("add", sloped, beta, f"{name}.offset"), 0, 1, name)
 
     def hard_swish(self, x: Value, name: str) -> relax.Var:
-        """x · clip(x/6 + 1/2, 0, 1)."""
+        """X · clip(x/6 + 1/2, 0, 1)."""
         return self.binary("multiply", x, self.hard_sigmoid(x, 1 / 6, 0.5, f"{name}.gate"), name)
 
     def softmax(self, x: Value, axis: int, name: str) -> relax.Var:
@@ -185,9 +185,7 @@ class Builder:
         )  # fmt: skip
         return self.emit(call, name)
 
-    def mean(
-        self, x: Value, axes: Sequence[int] | None, keepdims: bool, name: str
-    ) -> relax.Var:
+    def mean(self, x: Value, axes: Sequence[int] | None, keepdims: bool, name: str) -> relax.Var:
         """Mean over axes; None or none given means over all."""
         rank = extents.rank(x)
         over = sorted({a % rank for a in axes}) if axes else list(range(rank))

@@ -54,7 +54,9 @@ def read(source: str | Path | bytes | onnx.ModelProto) -> Source:
         parsed = Source(_parse(_file(Path(source)), f"'{source}'"), Path(source).parent)
     model = parsed.model
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
-        raise ImportModelError("Model: it holds no graph, so it is no ONNX model (or an empty one).")
+        raise ImportModelError(
+            "Model: it holds no graph, so it is no ONNX model (or an empty one)."
+        )
     if parsed.opset < OLDEST_OPSET:
         raise ImportModelError(
             f"Model: it uses opset {parsed.opset}; the oldest supported one is {OLDEST_OPSET}. "

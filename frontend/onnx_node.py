@@ -179,5 +179,7 @@ _SYMBOLIC: dict[str, Callable[[Node], Any]] = {
     "Reshape": lambda node: np.reshape(node.inputs[0], [int(v) for v in node.inputs[1]]),
     "Mul": lambda node: node.inputs[0] * node.inputs[1],
     "Div": lambda node: node.inputs[0] // node.inputs[1],
-    "ReduceProd": lambda node: np.prod(node.inputs[0], keepdims=bool(node.attrs.get("keepdims", 1))),
+    "ReduceProd": lambda node: np.prod(
+        node.inputs[0], keepdims=bool(node.attrs.get("keepdims", 1))
+    ),
 }

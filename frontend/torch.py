@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 import tvm
+from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
+from torch.fx.node import map_arg
 from tvm import relax
 
 from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
 from nybble.frontend.build import Builder, not_finite
-from nybble.frontend.extents import Batch, Refused
+from nybble.frontend.extents import Refused
 from nybble.frontend.torch_ops import CONVERTERS
 
 
@@ -69,7 +71,7 @@ def _export(net: torch.nn.Module, example_inputs: Any, dynamic_batch: bool) -> E
     tensors = isinstance(examples, Sequence) and all(isinstance(e, torch.Tensor) for e in examples)
     if not tensors or not examples:
         raise ImportModelError(
-            "example_inputs: pass one tensor or a non-empty tuple of tensors, as forward takes them."
+            "example_inputs: pass one tensor or a tuple of tensors, as forward takes them."
         )
     weights = itertools.chain(net.parameters(), net.buffers())
     twin = copy.deepcopy(net, {id(w): w for w in weights}).eval()
@@ -79,13 +81,30 @@ def _export(net: torch.nn.Module, example_inputs: Any, dynamic_batch: bool) -> E
         shapes = [{0: Dim.AUTO} if e.ndim else None for e in examples]
     try:
         with torch.no_grad(), _without_own_warnings():
-            return torch.export.export(
+            program = torch.export.export(
                 twin, tuple(examples), dynamic_shapes=None if shapes is None else tuple(shapes)
             )
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise ImportModelError(
             f"{type(net).__name__}: torch.export cannot export it: {error}"
         ) from error
+    if dynamic_batch:
+        _check_batch(program)
+    return program
+
+
+def _check_batch(program: ExportedProgram) -> None:
+    """Torch silently fixes a batch that the network itself fixes."""
+    names = set(program.graph_signature.user_inputs)
+    for node in program.graph.find_nodes(op="placeholder"):
+        fake = node.meta.get("val")
+        is_image = node.name in names and isinstance(fake, torch.Tensor) and fake.ndim
+        if is_image and isinstance(fake.shape[0], int):
+            raise ImportModelError(
+                f"Input '{node.name}': the network works for a batch of {fake.shape[0]} only. "
+                "Write it without fixed batch sizes, or pass dynamic_batch=False and an example "
+                "of the batch size that you want."
+            )
 
 
 def _two(example: torch.Tensor) -> torch.Tensor:
@@ -135,7 +154,7 @@ class _Importer:
             if node.users:
                 _check_weight(tensor, str(spec.target))
         if not params:
-            raise ImportModelError("Model: it has no inputs, so there is nothing to run or quantize.")
+            raise ImportModelError("Model: it has no inputs, so there is nothing to run.")
         return params
 
     def _input(self, node: Node) -> relax.Var:
@@ -166,7 +185,8 @@ class _Importer:
     def _results(self) -> list[relax.Var]:
         results = []
         output = next(node for node in self.graph.nodes if node.op == "output")
-        for node, spec in zip(output.args[0], self.program.graph_signature.output_specs, strict=True):
+        specs = self.program.graph_signature.output_specs
+        for node, spec in zip(output.args[0], specs, strict=True):
             if spec.kind != OutputKind.USER_OUTPUT:
                 raise ImportModelError(
                     f"Model: it changes '{spec.target}' when it runs. Export it in eval mode."
@@ -200,13 +220,14 @@ class _Importer:
 
     def _value(self, node: Node) -> Any:
         operands = [self.values[operand] for operand in node.all_input_nodes]
-        if operands and all(isinstance(value, torch.Tensor) for value in operands):
-            with torch.no_grad():  # reads weights only: torch itself evaluates it
-                args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self.values.get)
-                return node.target(*args, **kwargs)  # type: ignore[operator]
+        known = all(isinstance(value, torch.Tensor) for value in operands)
+        if known and isinstance(node.target, OpOverload) and not _is_random(node.target):
+            with torch.no_grad():  # reads weights at most: torch itself evaluates it
+                args, kwargs = map_arg((node.args, node.kwargs), self.values.get)
+                return node.target(*args, **kwargs)
         if node.target not in CONVERTERS:
             raise Refused("there is no translation for this operator")
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self._argument)
+        args, kwargs = map_arg((node.args, node.kwargs), self._argument)
         return CONVERTERS[node.target](self.build, self._name(node), *args, **kwargs)
 
     def _argument(self, node: Node) -> Any:
@@ -233,10 +254,16 @@ class _Importer:
         if node.target is operator.getitem:
             return node.name
         target = node.target
-        op = target.name().partition("::")[2].partition(".")[0] if isinstance(
-            target, torch._ops.OpOverload
-        ) else node.name
+        op = (
+            target.name().partition("::")[2].partition(".")[0]
+            if isinstance(target, OpOverload)
+            else node.name
+        )
         return f"{path}.{op}" if path else op
+
+
+def _is_random(op: OpOverload) -> bool:
+    return torch.Tag.nondeterministic_seeded in op.tags
 
 
 def _check_weight(tensor: Any, name: str) -> None:

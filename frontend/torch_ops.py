@@ -64,13 +64,17 @@ def _batch_norm(
 ) -> Value:
     *moments, training, _momentum, epsilon, _cudnn = moments_training_momentum_eps_cudnn
     if training or moments[2] is None:
-        raise Refused("normalizes with the batch's own statistics; export the network in eval mode")
+        return _training(build, name)
     return build.batch_norm(x, moments, epsilon, name)
 
 
 def _batch_norm_legit(build: Builder, name: str, x: Value, *args: Any) -> Value:
     *moments, _momentum, epsilon = args
     return (build.batch_norm(x, moments, epsilon, name),)
+
+
+def _training(_build: Builder, _name: str, *_args: Any, **_kwargs: Any) -> Value:
+    raise Refused("normalizes with the batch's own statistics; export the network in eval mode")
 
 
 def _linear(build: Builder, name: str, x: Value, weight: Value, bias: Value = None) -> Value:
@@ -112,9 +116,7 @@ def _rsub(build: Builder, name: str, left: Value, right: Value, alpha: Any = 1) 
     return build.binary("subtract", right, left, name)
 
 
-def _clamp(
-    build: Builder, name: str, x: Value, low: Any = None, high: Any = None
-) -> Value:
+def _clamp(build: Builder, name: str, x: Value, low: Any = None, high: Any = None) -> Value:
     return build.clip(x, low, high, name)
 
 
@@ -152,9 +154,7 @@ def _max_pool(
     build: Builder, name: str, x: Value, size: Any, stride: Any = (), padding: Any = 0,
     dilation: Any = 1, ceil_mode: bool = False,
 ) -> Value:  # fmt: skip
-    window = Window(
-        _pair(size), _pair(stride or size), _sides(padding), _pair(dilation), ceil_mode
-    )
+    window = Window(_pair(size), _pair(stride or size), _sides(padding), _pair(dilation), ceil_mode)
     return build.max_pool2d(x, window, name)
 
 
@@ -181,9 +181,7 @@ def _adaptive_avg_pool(build: Builder, name: str, x: Value, output: Any) -> Valu
     if (rows, columns) == (1, 1):
         return build.mean(x, (2, 3), True, name)
     if height % rows or width % columns:
-        raise Refused(
-            f"pools {height}x{width} to {rows}x{columns}, which does not divide evenly"
-        )
+        raise Refused(f"pools {height}x{width} to {rows}x{columns}, which does not divide evenly")
     size = (height // rows, width // columns)
     return build.avg_pool2d(x, Window(size, size), False, name)
 
@@ -280,6 +278,8 @@ def _item(_build: Builder, _name: str, values: Sequence[Value], index: int) -> V
 CONVERTERS: dict[Any, Convert] = {
     aten._adaptive_avg_pool2d.default: _adaptive_avg_pool,
     aten._batch_norm_no_update.default: _batch_norm_legit,
+    aten._native_batch_norm_legit.no_stats: _training,
+    aten._native_batch_norm_legit_functional.default: _training,
     aten._native_batch_norm_legit_no_training.default: _batch_norm_legit,
     aten._softmax.default: _softmax,
     aten._to_copy.default: _to,
@@ -322,6 +322,7 @@ CONVERTERS: dict[Any, Convert] = {
     aten.mm.default: _matmul,
     aten.mul.Scalar: _binary("multiply"),
     aten.mul.Tensor: _binary("multiply"),
+    aten.neg.default: lambda build, name, x: build.binary("multiply", x, -1.0, name),
     aten.pad.default: _pad,
     aten.permute.default: _permute,
     aten.relu.default: lambda build, name, x: build.relu(x, name),

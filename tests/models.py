@@ -1,6 +1,6 @@
 """Networks of the tests and benchmarks: own definitions, random weights with sane statistics.
 
-Every network is built from a fixed seed and then calibrated on random images, so its batch norms hold
+Every network is built from a fixed seed and then settled on random images, so its batch norms hold
 the statistics of what really flows through it and activations stay O(1), as in a trained network.
 """
 
@@ -264,7 +264,7 @@ def export_onnx(
         net: a network with one input and one output.
         example: an input, (N, …); its extents but the batch become static.
         dynamic_batch: whether axis 0 stays symbolic.
-        dynamo: torch's new exporter (optimized graph, slow) instead of TorchScript (opset 17, fast).
+        dynamo: torch's new exporter (slow) instead of the TorchScript one (opset 17, fast).
     """
     buffer, net = io.BytesIO(), copy.deepcopy(net).eval()
     with _quiet():
