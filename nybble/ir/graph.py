@@ -151,7 +151,8 @@ class Emitter:
             if result not in swaps:
                 swaps[result] = relax.Var(str(result.name), result.ty)
             finals.append(swaps[result])
-        body = [self._exported(b, swaps) for b in self._bindings]
+        inner = {old: new for old, new in swaps.items() if old not in self.params}
+        body = [self._exported(b, inner) for b in self._bindings]
         body += [relax.VarBinding(new, old) for old, new in swaps.items() if old in self.params]
         result = finals[0] if len(finals) == 1 else relax.Tuple(finals)
         block = relax.DataflowBlock(body)
