@@ -170,8 +170,10 @@ def _pack_rescaled(problem: Problem, constants: Constants) -> list[NDArray[Any]]
 def quantized(x: Any, scale: Any, zero_point: Any, dtype: str) -> Any:
     """`nybble.ir.numerics.quantize` of one float32 expression, in the storage dtype."""
     lo, hi = numerics.limits(dtype)
-    zero = tirx.const(0.0, "float32")
-    ratio = tirx.Select(x == x, x, zero) / scale  # noqa: PLR0124 (x != x is how NaN shows)
+    # TVM simplifies x != x to false, so NaN is told by its bits.
+    magnitude = tirx.reinterpret("int32", x) & tirx.const(0x7FFFFFFF, "int32")
+    is_nan = magnitude > tirx.const(0x7F800000, "int32")
+    ratio = tirx.Select(is_nan, tirx.const(0.0, "float32"), x) / scale
     steps = tirx.nearbyint(clamp(ratio, -(2.0**24), 2.0**24)).astype("int32")
     return clamp(steps + zero_point, lo, hi).astype(loops.stored(dtype))
 
