@@ -68,22 +68,20 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> list[dict[str,
     calibration = images(args.samples, shape)
     source = folder / "float.onnx"
     source.write_bytes(export_onnx(NETWORKS[name](64), torch.zeros(1, *shape)))
-    files = [("ONNX Runtime fp32", "onnxruntime", source)]
-    files.append(
-        ("ONNX Runtime int8", "onnxruntime", onnxruntime_int8(source, calibration, folder))
-    )
+    files = [("ORT fp32", "onnxruntime", source)]
+    files.append(("ORT int8", "onnxruntime", onnxruntime_int8(source, calibration, folder)))
     for target in args.target:
         made = nybble_int8(source, calibration, folder, target)
-        files.append((f"Nybble int8, {target}", "nybble", made))
+        files.append((f"Nybble {target}", "nybble", made))
     rows = []
     for threads in args.threads:
         peers = [Peer(n, engine, p, calibration[:1], threads) for n, engine, p in files]
         timings = race(peers, args.rounds)
         rows += [
             {
+                "peer": timing.name,
                 "network": name,
                 "threads": threads,
-                "peer": timing.name,
                 "ms": 1000 * timing.median,
                 "by ORT fp32": timing.ratio(timings[0]),
                 "by ORT int8": timing.ratio(timings[1]),
@@ -112,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
             {k: f"{v:.2f}" if isinstance(v, float) else str(v) for k, v in row.items()}
             for row in found
         ]
-        table(name, shown)
+        table(f"{name}, batch 1", shown)
         rows += found
     console.print(f"written: {record('networks', rows)}")
 
