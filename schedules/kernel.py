@@ -37,6 +37,8 @@ class Epilogue:
         zero_point: of the output.
         zero_point_other: of ``other``.
         rounding: the requantization convention.
+        small_ratios: every ratio of the accumulators' requantization is below 1/4, which a kernel
+            may use (and must check when it packs); never needed for being right.
     """
 
     kind: Literal["none", "requantize", "add", "float"] = "none"
@@ -46,6 +48,7 @@ class Epilogue:
     zero_point: int = 0
     zero_point_other: int = 0
     rounding: str = "half_up"
+    small_ratios: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Case:
         symbolic: the batch extent is the shape variable ``n``.
         operands: ``random``, or extremes: ``high``, ``low``, ``alternating``.
         vectors: multiplier and shift are per-channel vectors, not scalars.
+        gain: factor on the requantization ratios; 1 makes them small, as in real layers.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Case:
     symbolic: bool = False
     operands: str = "random"
     vectors: bool = True
+    gain: float = 1
 
     @property
     def y(self) -> tuple[int, ...]:
@@ -89,7 +91,8 @@ class Case:
 
         epilogue = Epilogue(self.epilogue, *self.bounds)  # type: ignore[arg-type]
         if self.epilogue in ("requantize", "add"):
-            epilogue = replace(epilogue, zero_point=self.zero_points[0])
+            small = self.gain == 1
+            epilogue = replace(epilogue, zero_point=self.zero_points[0], small_ratios=small)
         if self.epilogue == "add":
             epilogue = replace(
                 epilogue, other=spec(self.y, self.other), zero_point_other=self.zero_points[1]
@@ -120,7 +123,7 @@ class Case:
             return arrays
         deviation = 128 * 74 * np.sqrt(np.prod(self.w[1:]))  # of the accumulators, about
         size = o if self.vectors else ()
-        ratio = 60 / deviation * np.exp(rng.normal(0, 1, size))
+        ratio = 60 / deviation * np.exp(np.clip(rng.normal(0, 1, size), -2, 2)) * self.gain
         names = ("multiplier", "shift") if self.epilogue == "requantize" else _ADD[:2]
         arrays.update(zip(names, numerics.dyadic(ratio), strict=True))
         if self.epilogue == "add":
@@ -160,9 +163,7 @@ class Case:
 _ADD = ("multiplier_a", "shift_a", "multiplier_b", "shift_b")
 
 
-def _draw(
-    rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str
-) -> NDArray[Any]:
+def _draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str) -> NDArray[Any]:
     lo, hi = numerics.limits(dtype)
     if kind == "random":
         return rng.integers(lo, hi, shape, endpoint=True).astype(dtype)
@@ -183,6 +184,9 @@ def _linear(name: str, x: tuple[int, ...], o: int, **kw: Any) -> Case:
 CONV = (
     _conv("3x3", (1, 14, 14, 32), (32, 3, 3, 32)),
     _conv("3x3 signed", (1, 14, 14, 32), (32, 3, 3, 32), dtypes=("int8", "int8")),
+    _conv("3x3 big ratios", (1, 7, 7, 16), (48, 3, 3, 16), gain=100),
+    _conv("3x3 huge ratios", (1, 7, 7, 16), (48, 3, 3, 16), gain=1e9, epilogue="add"),
+    _conv("3x3 tiny ratios", (1, 7, 7, 16), (48, 3, 3, 16), gain=1e-9),
     _conv("3x3 add", (1, 7, 7, 16), (48, 3, 3, 16), epilogue="add"),
     _conv("3x3 add unsigned", (2, 7, 7, 16), (32, 3, 3, 16), epilogue="add", other="uint8"),
     _conv("3x3 accumulators", (1, 9, 7, 16), (40, 3, 3, 16), dtypes=("uint8", "int32"), epilogue="none"),
@@ -224,7 +228,9 @@ LINEAR = (
     _linear("big batch", (35, 33), 21, symbolic=True, epilogue="add"),
     _linear("batch of tokens", (3, 19, 20), 16, symbolic=True, dtypes=("int8", "uint8")),
     *(
-        _linear(f"K={k} {operands}", (2, k), 18, operands=operands, dtypes=(x, y), epilogue=epilogue)
+        _linear(
+            f"K={k} {operands}", (2, k), 18, operands=operands, dtypes=(x, y), epilogue=epilogue
+        )
         for k in (1, 31, 33, 255, 257, 2177, 4099, 65537)
         for operands, x, y, epilogue in (
             ("high", "uint8", "int32", "none"),

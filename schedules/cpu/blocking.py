@@ -86,7 +86,9 @@ def _rows_wanted(geometry: Geometry, dot: Dot, staged: bool, most: int) -> int:
     element = {"float32": 4, "int16": 2, "uint8": 1}[dot.x]
     halo = geometry.rows_read(1) - geometry.stride[0]
     row = geometry.reach * geometry.c * element
-    return min(most, (STAGED_BYTES // row - halo) // geometry.stride[0])
+    weights = geometry.groups * geometry.o * geometry.tap_rows * geometry.tap_cols * geometry.run
+    room = max(STAGED_BYTES, weights // 16)  # every task reads all weights: big ones less often
+    return min(most, (room // row - halo) // geometry.stride[0])
 
 
 def register_tiles(geometry: Geometry, dot: Dot) -> list[Tile]:
@@ -94,7 +96,8 @@ def register_tiles(geometry: Geometry, dot: Dot) -> list[Tile]:
     rows = geometry.static_rows
     found: list[tuple[float, Tile]] = []
     for vectors in range(1, min(vectors_of(geometry, dot), dot.registers - 2) + 1):
-        room = (dot.registers - 1 - dot.spare - min(vectors, 4)) // vectors
+        resident = min(vectors, 4 if dot.spare else 2)  # without spare, weights may stay in memory
+        room = (dot.registers - dot.spare - resident - (resident > 2)) // vectors
         for wide in range(1, min(geometry.cols, room) + 1):
             for high in range(1, min(rows or room, room // wide) + 1):
                 tile = Tile(high, wide, vectors)

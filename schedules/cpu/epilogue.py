@@ -2,7 +2,7 @@
 
 The house rounding (acc·m + 2^(c-1)) >> c, exact for every int32 acc and every dyadic (m, c), without
 64-bit shifts and clamps (which AVX2 lacks). At pack time m is scaled into [2^30, 2^31) and acc gets
-a left shift s so that c >= 33. Then 2^(c-1) has no low word, and with high = the upper 32 bits
+a left shift s so that c >= 33 (s = 0 for ratios below 1/4). Then 2^(c-1) has no low word, and with high = the upper 32 bits
 of the 64-bit product,
 
     y = (high(acc·2^s·m) + 2^(c-33)) >> (c-32)
@@ -13,6 +13,7 @@ first clamped to where y is already beyond the final bounds, so acc·2^s fits 32
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,6 @@ from nybble.ir import numerics
 from nybble.schedules.kernel import Constants, Epilogue, Problem
 
 Vector = NDArray[np.int64]
-TABLE_ROWS = {"none": 1, "float": 1, "requantize": 7, "add": 11}  # bias, then `scaling_rows`
 BRANCH_LIMIT = 1 << 26  # |second branch| after scaling; 8-bit values at ratios below 2^18
 
 
@@ -46,32 +46,51 @@ def refuse(problem: Problem) -> str | None:
 # ---------------------------------------------------------------- pack
 
 
+def table_rows(epilogue: Epilogue) -> int:
+    """Rows of the packed table: the bias, then `scaling_rows`."""
+    if epilogue.kind in ("none", "float"):
+        return 1
+    return (4 if epilogue.small_ratios else 7) + (4 if epilogue.kind == "add" else 0)
+
+
+def ratios_are_small(multiplier: NDArray[Any], shift: NDArray[Any]) -> bool:
+    """Whether every ratio multiplier / 2^shift is below 1/4: `Epilogue.small_ratios`."""
+    left = _dyadic_rows(multiplier.astype(np.int64), shift.astype(np.int64))[0]
+    return not left.any()
+
+
 def scaling_rows(problem: Problem, constants: Constants, channels: int) -> list[Vector]:
     """Rows of the packed table behind the bias, each of length ``channels``.
 
-    requantize: low, high (of acc), left shift, multiplier, rounding, right shift; add appends
-    left shift, multiplier, rounding and right shift of the second branch.
+    requantize: low, high (of acc), left shift, multiplier, rounding, right shift; the first three
+    only without ``small_ratios``. add appends left shift, multiplier, rounding and right shift of
+    the second branch.
 
     Raises:
-        ScheduleError: a negative multiplier, or a second branch scaled beyond 2^26.
+        ScheduleError: a negative multiplier, a second branch scaled beyond 2^26, or ratios that are
+            not small though the epilogue says so.
     """
     epilogue = problem.epilogue
     if epilogue.kind in ("none", "float"):
         return []
-    names = ("multiplier", "shift") if epilogue.kind == "requantize" else ("multiplier_a", "shift_a")
+    branch = "" if epilogue.kind == "requantize" else "_a"
+    names = (f"multiplier{branch}", f"shift{branch}")
     reach, second = 0, list[Vector]()
     if epilogue.kind == "add":
         ratio = [_along(constants[name], channels) for name in ("multiplier_b", "shift_b")]
         reach = _reach(epilogue, *ratio)
         second = _dyadic_rows(*ratio)
     m, c = (_along(constants[name], channels) for name in names)
+    if epilogue.small_ratios:
+        if not ratios_are_small(m, c):
+            raise ScheduleError("small_ratios is set, but a requantization ratio is 1/4 or more")
+        return [*_dyadic_rows(m, c)[1:], *second]
     margin = reach + 512  # zero points and the width of the output lie within 512
     return [*_bounds(m, c, margin), *_dyadic_rows(m, c), *second]
 
 
 def _along(values: NDArray[Any], channels: int) -> Vector:
-    vector = np.broadcast_to(values.reshape(-1), (channels,)).astype(np.int64)
-    return vector
+    return np.broadcast_to(values.reshape(-1), (channels,)).astype(np.int64)
 
 
 def _dyadic_rows(m: Vector, c: Vector) -> list[Vector]:
@@ -91,7 +110,8 @@ def _bounds(m: Vector, c: Vector, margin: int) -> list[Vector]:
     """Bounds of acc beyond which |y| certainly exceeds ``margin``, or no bounds."""
     ratio = np.maximum(m, 1) / 2.0**c
     limit = np.ceil((margin + 2) / ratio)
-    return [np.maximum(-limit, -(2.0**31)).astype(np.int64), np.minimum(limit, 2.0**31 - 1).astype(np.int64)]
+    low, high = np.maximum(-limit, -(2.0**31)), np.minimum(limit, 2.0**31 - 1)
+    return [low.astype(np.int64), high.astype(np.int64)]
 
 
 def _reach(epilogue: Epilogue, m: Vector, c: Vector) -> int:
@@ -132,11 +152,14 @@ class Column:
             return acc
         if epilogue.kind == "float":
             return self._float(acc, other)
-        low, high, *rest = self._rows
-        value = self._scaled(tirx.max(tirx.min(acc, high), low), rest[:4])
+        if epilogue.small_ratios:
+            value = self._scaled(acc, self._rows[:3])
+        else:
+            low, high = self._rows[:2]
+            value = self._scaled(tirx.max(tirx.min(acc, high), low), self._rows[2:6])
         if epilogue.kind == "add":
             centred = T.Cast(f"int32x{self.lanes}", other) - self._all(epilogue.zero_point_other)
-            value = value + self._scaled(centred, rest[4:])
+            value = value + self._scaled(centred, self._rows[-4:])
         value = value + self._all(epilogue.zero_point)
         value = tirx.max(tirx.min(value, self._all(int(epilogue.hi))), self._all(int(epilogue.lo)))
         return T.Cast(f"{self.problem.output.dtype}x{self.lanes}", value)
@@ -144,27 +167,34 @@ class Column:
     def _float(self, acc: Any, other: Any) -> Any:
         epilogue = self.problem.epilogue
         value = acc if other is None else acc + other
-        if epilogue.lo > float("-inf"):
+        if epilogue.lo > -inf:
             value = tirx.max(value, self._all(epilogue.lo, "float32"))
-        return tirx.min(value, self._all(epilogue.hi, "float32")) if epilogue.hi < float("inf") else value
+        if epilogue.hi < inf:
+            value = tirx.min(value, self._all(epilogue.hi, "float32"))
+        return value
 
     def _scaled(self, value: Any, rows: list[Any]) -> Any:
-        left, multiplier, rounding, right = rows
-        pairs = f"int64x{self.lanes // 2}"
-        x = T.reinterpret(pairs, T.shift_left(value, left))
-        m = T.reinterpret(pairs, multiplier)
-        products = [f(x) * f(m) for f in (self._even, self._odd)]
+        multiplier, rounding, right = rows[-3:]
+        if len(rows) == 4:
+            value = T.shift_left(value, rows[0])
+        products = [
+            self._half(value, odd) * self._half(multiplier, odd) for odd in (False, True)
+        ]
         words = [T.reinterpret(f"int32x{self.lanes}", product) for product in products]
         order = [(i // 2) * 2 + 1 + (i % 2) * self.lanes for i in range(self.lanes)]
         return T.shift_right(T.Shuffle(words, order) + rounding, right)
 
-    def _even(self, pairs: Any) -> Any:
-        """The lower words, sign-extended; the multiplication needs only them."""
-        by = self._all(32, "int64", self.lanes // 2)
-        return T.shift_right(T.shift_left(pairs, by), by)
+    def _half(self, value: Any, odd: bool) -> Any:
+        """Every other lane, sign-extended to 64 bits.
 
-    def _odd(self, pairs: Any) -> Any:
-        return T.shift_right(pairs, self._all(32, "int64", self.lanes // 2))
+        In the form that LLVM keeps next to the multiplication: a sign extension that it moves out of
+        the loop hides that ``pmuldq`` suffices, and three multiplications take its place.
+        """
+        if odd:
+            value = T.Shuffle([value], [i | 1 for i in range(self.lanes)])
+        by = self._all(32, "int64", self.lanes // 2)
+        pairs = T.reinterpret(f"int64x{self.lanes // 2}", value)
+        return T.shift_right(T.shift_left(pairs, by), by)
 
     def _all(self, value: float, dtype: str = "int32", lanes: int = 0) -> Any:
         return T.broadcast(tirx.const(value, dtype), lanes or self.lanes)

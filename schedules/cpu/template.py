@@ -21,25 +21,32 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu import epilogue, staging
 from nybble.schedules.cpu.blocking import Plan, Tile, plan_of, vectors_of
+from nybble.schedules.cpu.buffers import Buffers, declare, load, product, store
 from nybble.schedules.cpu.dot import Dot
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
-from nybble.schedules.kernel import Extent, Knobs, Problem
+from nybble.schedules.kernel import Knobs, Problem, TensorSpec
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """Everything that the emitting functions share; buffers are flat but for the constants."""
+    """Everything that the emitting functions share."""
 
     problem: Problem
     geometry: Geometry
     dot: Dot
     plan: Plan
     staged: bool
-    x: Any
-    other: Any
-    weights: Any
-    table: Any
-    output: Any
+    buffers: Buffers
+
+    @property
+    def weights(self) -> Any:
+        """The packed weights."""
+        return self.buffers.constants[0]
+
+    @property
+    def table(self) -> Any:
+        """Bias and scaling, a column for each output channel."""
+        return self.buffers.constants[1]
 
     @property
     def vectors(self) -> int:
@@ -61,7 +68,7 @@ def table_shape(problem: Problem, geometry: Geometry, dot: Dot) -> tuple[int, in
     """Shape of the packed table; narrow groups read a little beyond the last channel."""
     channels = geometry.groups * geometry.o
     spare = dot.lanes if geometry.o < dot.lanes else 0
-    return epilogue.TABLE_ROWS[problem.epilogue.kind], channels + spare
+    return epilogue.table_rows(problem.epilogue), channels + spare
 
 
 def weights_shape(geometry: Geometry, dot: Dot) -> tuple[int, int]:
@@ -79,46 +86,16 @@ def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_attr({"tirx.noalias": True})
-            layer = _declare(problem, geometry, dot, (plan, staged), symbols)
-            images = _product(geometry.images, symbols)
-            for segment in _segments(layer, _product(geometry.rows, symbols)):
+            constants = (
+                TensorSpec(weights_shape(geometry, dot), dot.w),
+                TensorSpec(table_shape(problem, geometry, dot), dot.acc),
+            )
+            buffers = declare(problem, constants, symbols)
+            layer = _Layer(problem, geometry, dot, plan, staged, buffers)
+            images = product(geometry.images, symbols)
+            for segment in _segments(layer, product(geometry.rows, symbols)):
                 _tasks(layer, segment, images)
     return builder.get()
-
-
-def _declare(
-    problem: Problem, geometry: Geometry, dot: Dot, how: tuple[Plan, bool], symbols: dict[str, Any]
-) -> _Layer:
-    """Declares the parameters; activations and output are addressed as flat buffers."""
-
-    def parameter(name: str, shape: tuple[Extent, ...], dtype: str) -> Any:
-        extents = [_product((d,), symbols) for d in shape]
-        return T.arg(name, T.buffer(extents, dtype, layout=None))
-
-    source, other, output = problem.inputs[0], problem.epilogue.other, problem.output
-    x = parameter("x", source.shape, source.dtype)
-    second = parameter("other", other.shape, other.dtype) if other else None
-    weights = parameter("weights", weights_shape(geometry, dot), dot.w)
-    table = parameter("table", table_shape(problem, geometry, dot), dot.acc)
-    y = parameter("output", output.shape, output.dtype)
-
-    def flat(buffer: Any, shape: tuple[Extent, ...]) -> Any:
-        size = (_product(shape, symbols),)
-        return T.decl_buffer(size, str(buffer.dtype), data=buffer.data, layout=None)
-
-    flats = flat(x, source.shape), flat(second, other.shape) if other else None
-    return _Layer(problem, geometry, dot, *how, *flats, weights, table, flat(y, output.shape))
-
-
-def _product(factors: tuple[Extent, ...], symbols: dict[str, Any]) -> Any:
-    """The product of extents, an int if it can be; symbolic names become shape variables."""
-    result: Any = 1
-    for factor in factors:
-        if isinstance(factor, str):
-            result = symbols.setdefault(factor, tirx.Var(factor, "int64")) * result
-        else:
-            result = result * factor
-    return result
 
 
 def _segments(layer: _Layer, rows: Any) -> Iterator[_Segment]:
@@ -158,11 +135,11 @@ def _task(
     rows, cols = segment.rows, geometry.cols
     pitch = staging.pitch(geometry, layer.staged)
     picture = image * (geometry.height * geometry.width * geometry.c)
-    source, origin = layer.x, picture + first * (geometry.stride[0] * pitch)
+    source, origin = layer.buffers.x, picture + first * (geometry.stride[0] * pitch)
     if layer.staged:
         size = staging.staged_size(geometry, layer.dot, rows)
         source, origin = T.alloc_buffer((size,), layer.dot.x, layout=None), 0
-        staging.stage(geometry, layer.dot, layer.x, source, rows, (picture, first))
+        staging.stage(geometry, layer.dot, layer.buffers.x, source, rows, (picture, first))
     channels = geometry.groups * geometry.o
     all_rows = _rows_of_output(layer)
     with T.serial(geometry.groups) as group, T.serial(blocks[1]) as b:
@@ -250,29 +227,7 @@ class _Tile:
         index = self.y + (pixel[0] * geometry.cols + pixel[1]) * channels + start
         lanes = layer.dot.lanes
         other = None
-        if layer.other is not None:
-            other = _load(layer.other, index, lanes, min(geometry.o, lanes))
-        _store(layer.output, index, column.apply(acc, other), min(geometry.o, lanes))
+        if layer.buffers.other is not None:
+            other = load(layer.buffers.other, index, lanes, min(geometry.o, lanes))
+        store(layer.buffers.output, index, column.apply(acc, other), min(geometry.o, lanes))
 
-
-def _load(flat: Any, index: Any, lanes: int, valid: int) -> Any:
-    """A vector of which only the first ``valid`` elements exist in memory."""
-    dtype = f"{flat.dtype}x{lanes}"
-    if valid == lanes:
-        return flat.vload([index], dtype)
-    scratch = T.alloc_buffer((lanes,), str(flat.dtype), scope="local", layout=None)
-    for i in range(lanes):
-        T.buffer_store(scratch, flat[index + min(i, valid - 1)], [i])
-    return scratch.vload([0], dtype)
-
-
-def _store(flat: Any, index: Any, value: Any, valid: int) -> None:
-    """Stores the first ``valid`` elements of a vector."""
-    lanes = value.ty.dtype.lanes
-    if valid == lanes:
-        T.buffer_store(flat, value, [T.ramp(index, 1, lanes)])
-        return
-    scratch = T.alloc_buffer((lanes,), str(flat.dtype), scope="local", layout=None)
-    T.buffer_store(scratch, value, [T.ramp(0, 1, lanes)])
-    for i in range(valid):
-        T.buffer_store(flat, scratch[i], [index + i])

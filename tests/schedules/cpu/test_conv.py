@@ -70,7 +70,9 @@ def test_the_batch_is_chosen_at_run_time() -> None:
     for batch in (1, 2, 5, 12, 64):
         other = dataclasses.replace(case, x=(batch, case.x[1]))
         arrays = other.data(batch)
-        np.testing.assert_array_equal(running.run(kernel, other, function, arrays), other.law(arrays))
+        np.testing.assert_array_equal(
+            running.run(kernel, other, function, arrays), other.law(arrays)
+        )
 
 
 def test_refuses_in_words() -> None:
