@@ -111,6 +111,9 @@ def _arrays(file: Path) -> dict[str, Array]:
         raise NybbleError(f"{file}: not a NumPy file of plain arrays ({error}).") from error
     if not arrays or any(a.ndim == 0 for a in arrays.values()):
         raise NybbleError(f"{file}: expected arrays with samples along the first axis.")
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise NybbleError(f"{file}: the arrays differ in length: {lengths}.")
     return arrays
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
@@ -103,8 +104,11 @@ def _times(rows: Sequence[LayerRow]) -> str:
     total = sum(row.seconds or 0 for row in timed)
     if not timed:
         return ""
-    families = sorted({row.kernel for row in timed})
-    by_family = [(f, sum(r.seconds or 0 for r in timed if r.kernel == f)) for f in families]
+    spent_by: dict[str, float] = defaultdict(float)
+    for row in timed:
+        spent_by[row.kernel] += row.seconds or 0
+    by_family = sorted(spent_by.items(), key=lambda pair: (-pair[1], pair[0]))
+    families = [family for family, _ in by_family]
     strip = "".join(
         f'<span class="k{i}" style="width:{100 * spent / total:.2f}%" title="{escape(f)}"></span>'
         for i, (f, spent) in enumerate(by_family)

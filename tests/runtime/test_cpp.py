@@ -42,7 +42,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_equals_python(program: Path, library: Path, tmp_path: Path) -> None:
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
     (tmp_path / "in.raw").write_bytes(x.tobytes())
-    arguments = [library, tmp_path / "in.raw", tmp_path / "out.raw", "3", "4"]
+    arguments = [*map(str, (library, tmp_path / "in.raw", tmp_path / "out.raw")), "3", "4"]
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["3", "4"]
     assert (tmp_path / "out.raw").read_bytes() == np.asarray(load(library)(x)).tobytes()
@@ -50,7 +50,7 @@ def test_equals_python(program: Path, library: Path, tmp_path: Path) -> None:
 
 def test_bad_input_is_a_message(program: Path, library: Path, tmp_path: Path) -> None:
     (tmp_path / "in.raw").write_bytes(b"1234")
-    arguments = [library, tmp_path / "in.raw", tmp_path / "out.raw", "3", "4"]
+    arguments = [*map(str, (library, tmp_path / "in.raw", tmp_path / "out.raw")), "3", "4"]
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "does not hold exactly 48 bytes" in done.stderr
