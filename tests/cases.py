@@ -218,6 +218,33 @@ CONV = (
     _conv("alternating", (1, 6, 6, 31), (32, 3, 3, 31), operands="alternating", dtypes=("int8", "int8")),
 )  # fmt: skip
 
+def _depthwise(name: str, x: tuple[int, ...], size: tuple[int, int], **kw: Any) -> Case:
+    c = x[3]
+    same = {"padding": (size[0] // 2, size[1] // 2, size[0] // 2, size[1] // 2)}
+    return Case(name, "conv2d", x, (c, *size, 1), groups=c, **{**same, **kw})
+
+
+DEPTHWISE = (
+    _depthwise("dw 3x3", (1, 14, 14, 96), (3, 3)),
+    _depthwise("dw 3x3 signed", (1, 14, 14, 96), (3, 3), dtypes=("int8", "int8")),
+    _depthwise("dw 3x3 add", (1, 7, 7, 24), (3, 3), epilogue="add"),
+    _depthwise("dw 3x3 accumulators", (2, 9, 7, 17), (3, 3), dtypes=("uint8", "int32"), epilogue="none"),
+    _depthwise("dw 3x3 stride 2", (1, 28, 28, 32), (3, 3), strides=(2, 2), padding=(0, 0, 1, 1)),
+    _depthwise("dw 5x5", (1, 14, 14, 40), (5, 5), dtypes=("int8", "uint8")),
+    _depthwise("dw 7x7", (1, 9, 9, 16), (7, 7), pad_value=11),
+    _depthwise("dw 5x5 stride 2", (1, 15, 13, 20), (5, 5), strides=(2, 2), gain=100),
+    _depthwise("dw 3x3 dilated", (1, 13, 11, 16), (3, 3), dilation=(2, 3), padding=(2, 3, 2, 3)),
+    _depthwise("dw 1x3", (1, 6, 9, 31), (1, 3), padding=(0, 1, 0, 1), pad_value=-7, dtypes=("int8", "int8")),
+    _depthwise("dw 4x2", (1, 8, 9, 33), (4, 2), padding=(1, 0, 2, 1), strides=(1, 2)),
+    _depthwise("dw few channels", (1, 8, 9, 5), (3, 3), epilogue="add", other="uint8"),
+    _depthwise("dw one channel unpadded", (1, 8, 9, 1), (3, 3), padding=(0, 0, 0, 0)),
+    _depthwise("dw unpadded", (1, 8, 9, 32), (3, 3), padding=(0, 0, 0, 0), epilogue="add"),
+    _depthwise("dw batch", (3, 8, 8, 24), (3, 3), symbolic=True),
+    _depthwise("dw high", (1, 6, 6, 32), (3, 3), operands="high"),
+    _depthwise("dw low", (1, 6, 6, 32), (3, 3), operands="low", dtypes=("int8", "int8")),
+    _depthwise("dw alternating", (1, 6, 6, 31), (3, 3), operands="alternating", dtypes=("int8", "int8")),
+)  # fmt: skip
+
 LINEAR = (
     _linear("one row", (1, 512), 1000),
     _linear("one output", (4, 64), 1),

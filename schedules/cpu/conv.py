@@ -62,7 +62,7 @@ def _pack(dot: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any]
     rows = [bias, *epilogue.scaling_rows(problem, constants, channels)]
     table = np.zeros(template.table_shape(problem, geometry, dot), dot.acc)
     for row, values in zip(table, rows, strict=True):
-        row[:channels] = values.astype(np.uint32).view(np.int32) if dot.acc == "int32" else values
+        row[:channels] = epilogue.wrapped(values, dot.acc)
     return [_pack_weights(geometry, dot, weights), table]
 
 

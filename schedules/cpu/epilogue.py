@@ -89,6 +89,11 @@ def scaling_rows(problem: Problem, constants: Constants, channels: int) -> list[
     return [*_bounds(m, c, margin), *_dyadic_rows(m, c), *second]
 
 
+def wrapped(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Values as ``dtype``, modulo 2^32 for int32: accumulators wrap, and wrap back."""
+    return values.astype(np.uint32).view(np.int32) if dtype == "int32" else values.astype(dtype)
+
+
 def _along(values: NDArray[Any], channels: int) -> Vector:
     return np.broadcast_to(values.reshape(-1), (channels,)).astype(np.int64)
 

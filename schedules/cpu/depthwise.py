@@ -1,0 +1,280 @@
+"""Depthwise convolution on x86, int8 and float32: lanes are channels, outputs share columns.
+
+    parallel task = (image, rows)
+      staging copy of the task's input rows, if needed
+      output row, vector of channels, tile of ``wide`` output columns
+        acc[wide] = bias
+        tap-row group, input column:  x = the group's rows interleaved per channel,
+                                      acc = dot(acc, x, w) for every output that the column touches
+        epilogue, store
+
+A dot product takes ``depth`` taps of one column from ``depth`` kernel rows, so one interleaved vector
+serves all KW taps along the row: 3x3 costs, per 16 outputs, 3 ``vpdpbusd`` or 6 ``vpmaddwd``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from nybble.schedules.cpu import epilogue, staging
+from nybble.schedules.cpu.blocking import STAGED_BYTES, TASKS
+from nybble.schedules.cpu.buffers import Buffers, declare, load, product, store
+from nybble.schedules.cpu.dot import FMA_AVX2, FMA_AVX512, MADD_AVX2, MADD_AVX512, VNNI, Dot
+from nybble.schedules.cpu.geometry import Geometry
+from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
+
+SERIAL_STEPS = 20_000  # dot products; fewer do not pay for a parallel launch
+
+
+def _dot_for(dot: Dot, problem: Problem) -> Dot:
+    """The dot product with operands as they are here: ``madd`` widens the input when it loads it."""
+    return replace(dot, x=problem.inputs[0].dtype, w="int16") if dot.depth == 2 else dot
+
+
+def _geometry(problem: Problem) -> Geometry:
+    """Output rows and columns, and the window; all channels are one run."""
+    assert problem.weights is not None
+    attrs, shape = dict(problem.attrs), problem.inputs[0].shape
+    channels, kh, kw = (int(d) for d in problem.weights.shape[:3])
+    return Geometry(
+        (shape[0],),
+        (problem.output.shape[1],),
+        int(problem.output.shape[2]),
+        1,
+        channels,
+        channels,
+        kh,
+        kw,
+        channels,
+        tuple(attrs["strides"]),
+        tuple(attrs["dilation"]),
+        tuple(attrs["padding"]),
+        int(shape[1]),
+        int(shape[2]),
+        int(attrs.get("pad_value", 0)),
+    )
+
+
+def _supports(dot: Dot, problem: Problem, target: Any) -> str | None:
+    if target.arch != "x86_64" or not target.has(*dot.features):
+        return f"needs {', '.join(dot.features)}"
+    assert problem.weights is not None
+    channels, _, _, per_group = problem.weights.shape
+    if (problem.attr("groups"), per_group) != (channels, 1):
+        return "not depthwise with one output for each input channel"
+    wanted = ("float32",) if dot.acc == "float32" else ("int8", "uint8")
+    weights = "float32" if dot.acc == "float32" else "int8"
+    found = problem.inputs[0].dtype
+    if found not in wanted or problem.weights.dtype != weights:
+        return f"computes {' or '.join(wanted)} x {weights}, not {found} x {problem.weights.dtype}"
+    if problem.output.dtype not in ("int8", "uint8", dot.acc):
+        return f"cannot store {problem.output.dtype}"
+    if any(isinstance(extent, str) for extent in problem.inputs[0].shape[1:]):
+        return "more than the batch is symbolic"
+    return epilogue.refuse(problem)
+
+
+# ---------------------------------------------------------------- pack
+
+
+def _weights_spec(geometry: Geometry, dot: Dot) -> TensorSpec:
+    """[vectors][tap-row groups][KW] rows of [lanes][depth]."""
+    rows = ceil(geometry.c / dot.lanes) * ceil(geometry.tap_rows / dot.depth) * geometry.tap_cols
+    return TensorSpec((rows, dot.lanes * dot.depth), dot.w)
+
+
+def _table_spec(problem: Problem, geometry: Geometry, dot: Dot) -> TensorSpec:
+    return TensorSpec((epilogue.table_rows(problem.epilogue), max(geometry.c, dot.lanes)), dot.acc)
+
+
+def _pack(base: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    """Weights interleaved by kernel rows, and the table of per-channel numbers."""
+    geometry, dot = _geometry(problem), _dot_for(base, problem)
+    weights = np.asarray(constants["w"])[..., 0]
+    bias = np.asarray(constants["bias"])
+    offset = dot.offset(problem.inputs[0].dtype)
+    if offset:
+        bias = bias.astype(np.int64) - offset * weights.sum((1, 2), dtype=np.int64)
+    rows = [bias, *epilogue.scaling_rows(problem, constants, geometry.c)]
+    table = np.zeros(_table_spec(problem, geometry, dot).shape, dot.acc)
+    for row, values in zip(table, rows, strict=True):
+        row[: geometry.c] = epilogue.wrapped(values, dot.acc)
+    lanes, depth, groups = dot.lanes, dot.depth, ceil(geometry.tap_rows / dot.depth)
+    padded = np.zeros((max(geometry.c, lanes), groups * depth, geometry.tap_cols), dot.w)
+    padded[: geometry.c, : geometry.tap_rows] = weights
+    starts = np.minimum(np.arange(ceil(geometry.c / lanes)) * lanes, max(geometry.c - lanes, 0))
+    chosen = padded[np.add.outer(starts, np.arange(lanes))]
+    chosen = chosen.reshape(len(starts), lanes, groups, depth, geometry.tap_cols)
+    packed = np.ascontiguousarray(chosen.transpose(0, 2, 4, 1, 3))
+    return [packed.reshape(-1, lanes * depth), table]
+
+
+# ---------------------------------------------------------------- build
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Everything that the emitting functions share."""
+
+    problem: Problem
+    geometry: Geometry
+    dot: Dot
+    wide: int
+    rows: int
+    staged: bool
+    buffers: Buffers
+
+
+def _build(base: Dot, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
+    """The fused function; parameters: input, second branch if any, weights, table, output."""
+    geometry, dot = _geometry(problem), _dot_for(base, problem)
+    narrow = geometry.c < dot.lanes
+    staged = any(geometry.padding) or problem.inputs[0].dtype != dot.x or narrow
+    wide = _pick_width(geometry, dot, knobs)
+    rows, parallel = _pick_rows(geometry, dot, staged, knobs)
+    total = int(geometry.static_rows or 1)
+    symbols: dict[str, Any] = {}
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_attr({"tirx.noalias": True})
+            specs = (_weights_spec(geometry, dot), _table_spec(problem, geometry, dot))
+            buffers = declare(problem, specs, symbols)
+            layer = _Layer(problem, geometry, dot, wide, rows, staged, buffers)
+            runs = ceil(total / rows)
+            loop = T.parallel if parallel else T.serial
+            with loop(product(geometry.images, symbols) * runs) as task:
+                first = tirx.min(tirx.floormod(task, runs) * rows, total - rows)
+                _task(layer, tirx.floordiv(task, runs), first)
+    return builder.get()
+
+
+def _pick_width(geometry: Geometry, dot: Dot, knobs: Knobs) -> int:
+    """Output columns of a tile: the fewest interleaved columns among what the registers hold."""
+    most = min(geometry.cols, 14 if dot.registers == 32 else 7)
+
+    def columns(wide: int) -> tuple[int, int]:
+        tiles = ceil(geometry.cols / wide)
+        touched = len(_touched(geometry, wide))
+        return tiles * (touched + wide * geometry.tap_cols), -wide
+
+    return knobs.pick("wide", tuple(range(1, most + 1)), min(range(1, most + 1), key=columns))
+
+
+def _pick_rows(geometry: Geometry, dot: Dot, staged: bool, knobs: Knobs) -> tuple[int, bool]:
+    """Output rows of a task, and whether tasks run in parallel."""
+    rows = int(geometry.static_rows or 1)
+    groups = ceil(geometry.tap_rows / dot.depth)
+    steps = rows * geometry.cols * ceil(geometry.c / dot.lanes) * geometry.tap_cols * groups
+    parallel = knobs.pick("parallel", (False, True), steps > SERIAL_STEPS)
+    wanted = ceil(rows / TASKS) if parallel else rows
+    if staged:
+        line = geometry.reach * geometry.c * (4 if dot.x == "float32" else 1)
+        wanted = min(wanted, STAGED_BYTES // line - geometry.rows_read(1) + geometry.stride[0])
+    choices = sorted({1, rows, *(r for r in range(1, rows) if rows % r == 0)})
+    return knobs.pick("rows", choices, max(r for r in choices if r <= max(wanted, 1))), parallel
+
+
+def _touched(geometry: Geometry, wide: int) -> dict[int, list[tuple[int, int]]]:
+    """For each input column of a tile, the (output, kernel column) pairs that use it."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for output in range(wide):
+        for tap in range(geometry.tap_cols):
+            column = output * geometry.stride[1] + tap * geometry.dilation[1]
+            found.setdefault(column, []).append((output, tap))
+    return dict(sorted(found.items()))
+
+
+def _task(layer: _Layer, image: Any, first: Any) -> None:
+    """One task: its staging copy, and its tiles."""
+    geometry, dot = layer.geometry, layer.dot
+    pitch = staging.pitch(geometry, layer.staged)
+    picture = image * (geometry.height * geometry.width * geometry.c)
+    source, origin = layer.buffers.x, picture + first * (geometry.stride[0] * pitch)
+    if layer.staged:
+        size = staging.staged_size(geometry, dot, layer.rows)
+        source, origin = T.alloc_buffer((size,), dot.x, layout=None), 0
+        staging.stage(geometry, dot, layer.buffers.x, source, layer.rows, (picture, first))
+    vectors = ceil(geometry.c / dot.lanes)
+    with (
+        T.serial(layer.rows) as row,
+        T.serial(vectors) as vector,
+        T.serial(ceil(geometry.cols / layer.wide)) as tile,
+    ):
+        channel = tirx.min(vector * dot.lanes, max(geometry.c - dot.lanes, 0))
+        col = tirx.min(tile * layer.wide, geometry.cols - layer.wide)
+        x = origin + row * (geometry.stride[0] * pitch) + col * (geometry.stride[1] * geometry.c)
+        rows = image * int(geometry.static_rows or 1) + first + row
+        y = (rows * geometry.cols + col) * geometry.c + channel
+        _tile(layer, source, (x + channel, y), (vector, channel))
+
+
+def _tile(
+    layer: _Layer, source: Any, at: tuple[Any, Any], block: tuple[Any, Any]
+) -> None:
+    """One register tile, from the bias to the store."""
+    geometry, dot, (x, y) = layer.geometry, layer.dot, at
+    weights, table = layer.buffers.constants
+    groups = ceil(geometry.tap_rows / dot.depth)
+    acc = T.alloc_buffer((layer.wide,), dot.vector, scope="local", layout=None)
+    for p in range(layer.wide):
+        T.buffer_store(acc, table.vload([tirx.const(0), block[1]], dot.vector), [p])
+    for group in range(groups):
+        taps = range(group * dot.depth, min((group + 1) * dot.depth, geometry.tap_rows))
+        panel = (block[0] * groups + group) * geometry.tap_cols
+        for column, uses in _touched(geometry, layer.wide).items():
+            value = _interleave(layer, source, x + column * geometry.c, taps)
+            for output, tap in uses:
+                w = weights.vload([panel + tap, tirx.const(0)], f"{dot.w}x{dot.lanes * dot.depth}")
+                T.buffer_store(acc, dot.apply(dot, acc[output], value, w), [output])
+    column_epilogue = epilogue.Column(layer.problem, table, block[1], dot.lanes)
+    valid = min(geometry.c, dot.lanes)
+    for p in range(layer.wide):
+        index, other = y + p * geometry.c, None
+        if layer.buffers.other is not None:
+            other = load(layer.buffers.other, index, dot.lanes, valid)
+        store(layer.buffers.output, index, column_epilogue.apply(acc[p], other), valid)
+
+
+def _interleave(layer: _Layer, source: Any, index: Any, taps: range) -> Any:
+    """One input column of several kernel rows, interleaved so that a lane holds one channel."""
+    dot, step = layer.dot, layer.geometry.dilation[0] * staging.pitch(layer.geometry, layer.staged)
+    rows = [source.vload([index + tap * step], f"{dot.x}x{dot.lanes}") for tap in taps]
+    if dot.depth == 1:
+        return rows[0]
+    words = f"int32x{dot.lanes}"
+    if dot.depth == 2:
+        if len(rows) == 1:
+            return T.Cast(words, rows[0])  # the upper half meets a zero weight
+        order = [i // 2 + (i % 2) * dot.lanes for i in range(2 * dot.lanes)]
+        return T.Cast(f"int16x{2 * dot.lanes}", T.Shuffle(rows, order))
+    value = T.Cast(words, rows[0])
+    for d, row in enumerate(rows[1:], 1):
+        shift = tirx.const(8 * d, words)
+        value = value | T.shift_left(T.Cast(words, row), shift)
+    return value
+
+
+def _families() -> tuple[Kernel, ...]:
+    return tuple(
+        Kernel(
+            f"cpu.{'f32' if dot.acc == 'float32' else 'int8'}.depthwise.{dot.name}",
+            "conv2d",
+            partial(_supports, dot),
+            partial(_pack, dot),
+            partial(_build, dot),
+        )
+        for dot in (VNNI, MADD_AVX512, MADD_AVX2, FMA_AVX512, FMA_AVX2)
+    )
+
+
+KERNELS = _families()
+"""By preference; they stand before the blocked template, which refuses depthwise layers."""

@@ -1,0 +1,53 @@
+"""Depthwise kernels equal the law bit for bit, whatever the knobs."""
+
+import random
+
+import pytest
+from nybble.schedules.cpu import depthwise
+from nybble.schedules.kernel import Kernel, Knobs
+from nybble.schedules.target import CpuTarget, host_features, resolve
+
+from tests.cases import CONV, DEPTHWISE
+from tests.schedules.cpu import running
+
+TARGETS = {"vnni": "x86-64-v4-vnni", "avx512": "x86-64-v4", "avx2": "x86-64-v3"}
+CASES = {case.name: case for case in DEPTHWISE}
+
+
+def family(isa: str) -> tuple[Kernel, CpuTarget]:
+    """The int8 kernel of an instruction set, and its target; skips where this CPU lacks it."""
+    target = resolve(TARGETS[isa])
+    if not target.features <= host_features():
+        pytest.skip(f"this CPU lacks {', '.join(sorted(target.features - host_features()))}")
+    return next(k for k in depthwise.KERNELS if k.name == f"cpu.int8.depthwise.{isa}"), target
+
+
+def rows() -> list[tuple[str, str]]:
+    """Every case on the two main families; every fourth on plain AVX-512, which shares their code."""
+    main = [(isa, name) for isa in ("vnni", "avx2") for name in CASES]
+    return main + [("avx512", name) for name in list(CASES)[::4]]
+
+
+@pytest.mark.parametrize(("isa", "name"), rows())
+def test_equals_the_law(isa: str, name: str) -> None:
+    kernel, target = family(isa)
+    assert kernel.supports(CASES[name].problem(), target) is None
+    running.check(kernel, CASES[name], target)
+
+
+@pytest.mark.parametrize("isa", ["vnni", "avx2"])
+@pytest.mark.parametrize("name", ["dw 3x3 add", "dw 4x2", "dw batch"])
+def test_every_choice_gives_the_same_bits(isa: str, name: str) -> None:
+    kernel, target = family(isa)
+    draw = random.Random(name)
+    for _ in range(2):
+        knobs = Knobs()
+        kernel.build(CASES[name].problem(), target, knobs)
+        knobs.decisions = {knob: draw.choice(choices) for knob, choices in knobs.space.items()}
+        running.check(kernel, CASES[name], target, knobs)
+
+
+def test_refuses_what_is_not_depthwise() -> None:
+    kernel, target = family("avx2")
+    grouped = next(case for case in CONV if case.name == "grouped")
+    assert "not depthwise" in str(kernel.supports(grouped.problem(), target))
