@@ -1,0 +1,86 @@
+"""Which kernel is taken, what may force it, and what the errors say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nybble.errors import ScheduleError
+from nybble.schedules import select, table
+from nybble.schedules.cpu import fallback
+from nybble.schedules.kernel import Epilogue, Kernel, Problem, TensorSpec
+from nybble.schedules.target import resolve
+
+V3 = resolve("x86-64-v3")
+PROBLEM = Problem(
+    "linear",
+    (TensorSpec(("n", 64), "uint8"),),
+    TensorSpec(("n", 16), "int32"),
+    weights=TensorSpec((16, 64), "int8"),
+)
+CONSTANTS = {"w": np.ones((16, 64), np.int8), "bias": np.zeros(16, np.int32)}
+
+
+def refusing(name: str, reason: str) -> Kernel:
+    return replace(fallback.LINEAR, name=name, supports=lambda _p, _t: reason)
+
+
+def unpackable(*_args: Any) -> Any:
+    raise ScheduleError("a value is too large")
+
+
+def test_first_supporting_kernel_wins_and_refusals_are_kept() -> None:
+    kernels = (
+        refusing("cpu.a", "needs a thing"),
+        replace(fallback.LINEAR, name="cpu.b", pack=unpackable),
+        fallback.LINEAR,
+        replace(fallback.LINEAR, name="cpu.later"),
+    )
+    choice = select.choose(PROBLEM, CONSTANTS, V3, kernels=kernels)
+    assert choice.kernel is fallback.LINEAR
+    assert choice.refusals == ("cpu.a: needs a thing", "cpu.b: a value is too large")
+
+
+def test_default_table_prefers_the_fast_family() -> None:
+    assert select.choose(PROBLEM, CONSTANTS, V3).kernel.name == "cpu.int8.avx2"
+    baseline = select.choose(PROBLEM, CONSTANTS, resolve("x86-64"))
+    assert baseline.kernel.name == "cpu.generic"
+    assert any("cpu.int8.avx2: needs" in reason for reason in baseline.refusals)
+
+
+def test_pattern_forces_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert select.choose(PROBLEM, CONSTANTS, V3, "cpu.gen*").kernel.name == "cpu.generic"
+    monkeypatch.setenv("NYBBLE_KERNEL", "*.generic")
+    assert select.choose(PROBLEM, CONSTANTS, V3).kernel.name == "cpu.generic"
+    assert select.choose(PROBLEM, CONSTANTS, V3, "*.avx2").kernel.name == "cpu.int8.avx2"
+
+
+def test_pattern_leaves_other_ops_alone() -> None:
+    spec = TensorSpec(("n", 8, 8, 4), "uint8")
+    attrs = (
+        ("dilation", (1, 1)), ("padding", (0, 0, 0, 0)), ("pool_size", (2, 2)), ("strides", (2, 2)),
+    )  # fmt: skip
+    pool = Problem("max_pool2d", (spec,), spec, attrs)
+    assert select.choose(pool, {}, V3, "cpu.int8.avx2").kernel.name == "cpu.generic"
+
+
+def test_unknown_pattern_lists_the_kernels() -> None:
+    with pytest.raises(ScheduleError, match=r"No kernel is called 'cpu\.none'.*cpu\.generic"):
+        select.choose(PROBLEM, CONSTANTS, V3, "cpu.none")
+
+
+def test_refusals_stand_in_the_error() -> None:
+    needs = "linear for x86-64: .*cpu.int8.avx2: needs .*avx2"
+    with pytest.raises(ScheduleError, match=needs):
+        select.choose(PROBLEM, CONSTANTS, resolve("x86-64"), "cpu.int8.avx2")
+
+
+def test_every_op_of_the_table_ends_with_a_kernel_that_takes_anything() -> None:
+    last = {kernel.op: kernel for kernel in table.KERNELS}
+    odd = Problem("none", (), TensorSpec((), "int8"), epilogue=Epilogue())
+    for kernel in last.values():
+        assert kernel.name == "cpu.generic"
+        assert kernel.supports(odd, resolve("aarch64")) is None
