@@ -93,14 +93,14 @@ class Builder:
         """
         kinds = ("scale", "shift", "mean", "variance")
         gamma, beta, mean, variance = (
-            None if m is None else self.weights(m, kind).astype(np.float64)
+            np.float64(kind == "scale") if m is None else self.weights(m, kind).astype(np.float64)
             for m, kind in zip(moments, kinds, strict=True)
         )
         if not np.all(variance + epsilon > 0):
             raise Refused("variance + epsilon is not positive in some channel")
         spread = np.sqrt(variance + epsilon)
-        scale = 1 / spread if gamma is None else gamma / spread
-        shift = -mean * scale + (0 if beta is None else beta)
+        scale = gamma / spread
+        shift = beta - mean * scale
         column = (-1,) + (1,) * (extents.rank(x) - 2)
         scaled = self.binary("multiply", x, scale.reshape(column), f"{name}.scale")
         return self.binary("add", scaled, shift.reshape(column), name)
@@ -175,7 +175,7 @@ class Builder:
             # two kinds of padding in one window: make the counted kind part of the image
             top, left, bottom, right = window.padding
             x = self.pad(x, (0, 0, 0, 0, top, bottom, left, right), 0.0, f"{name}.pad")
-            padding = tuple(p - q for p, q in zip(padding, window.padding, strict=True))
+            padding = (0, 0, padding[2] - bottom, padding[3] - right)
             count_include_pad = False
         elif padding != window.padding:
             count_include_pad = False

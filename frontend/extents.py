@@ -116,7 +116,8 @@ def resolve(before: Sequence[Extent], target: Sequence[Extent]) -> list[Extent]:
     try:
         total = prod(before)
         if wild:
-            sizes[wild[0]] = total // prod(size for size in sizes if size != -1)
+            known: Any = prod(size for size in sizes if size != -1)
+            sizes[wild[0]] = total // known
         fits = prod(sizes) == total
     except (TypeError, ValueError, ZeroDivisionError):
         fits = False  # a product or quotient that the batch does not allow

@@ -83,9 +83,7 @@ class _Importer:
         """Translates one node, or notes why it has no translation."""
         name = proto.name or next(output for output in proto.output if output)
         try:
-            reason = self._out_of_scope(proto)
-            if reason:
-                raise Refused(reason)
+            self._check_scope(proto)
             if any(operand in self.unknown for operand in proto.input):
                 self.unknown.update(proto.output)
                 return
@@ -116,18 +114,17 @@ class _Importer:
             raise Refused("works on constants only")
         return [CONVERTERS[op](node, self.build)]
 
-    def _out_of_scope(self, proto: onnx.NodeProto) -> str | None:
-        """Why an operator has no translation whatever its operands are; None if it may have."""
+    def _check_scope(self, proto: onnx.NodeProto) -> None:
+        """Refuses an operator that has no translation whatever its attributes are."""
         if proto.domain not in DEFAULT_DOMAINS:
-            return f"operators of the domain '{proto.domain}' are not supported"
+            raise Refused(f"operators of the domain '{proto.domain}' are not supported")
         op = proto.op_type
         if op not in CONVERTERS and (op not in FOLDED or self._reads_activation(proto)):
-            return "there is no translation for this operator"
+            raise Refused("there is no translation for this operator")
         if self.source.opset > NEWEST_OPSET:
             since = onnx.defs.get_schema(op, self.source.opset, "").since_version
             if since > NEWEST_OPSET:
-                return f"its meaning changed in opset {since}; export with opset {NEWEST_OPSET}"
-        return None
+                raise Refused(f"changed in opset {since}; export with opset {NEWEST_OPSET}")
 
     def _reads_activation(self, proto: onnx.NodeProto) -> bool:
         reads = any(

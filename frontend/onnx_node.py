@@ -47,7 +47,7 @@ class Node:
         value = self.input(index)
         if isinstance(value, relax.Var):
             raise Refused(f"its operand {index} is computed by the network; it must be a constant")
-        return value  # type: ignore[no-any-return]
+        return value
 
     def scalar(self, index: int) -> float | None:
         """A constant scalar operand, or None when it is omitted."""

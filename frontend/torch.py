@@ -118,7 +118,7 @@ class _Importer:
         self.program, self.graph = program, program.graph
         self.values: dict[Node, Any] = {}
         self.unsupported: list[UnsupportedNode] = []
-        self.batch: dict[str, Any] = {}
+        self.batch = tvm.tirx.Var("batch", "int64")
         self.owners: dict[Node, str] = {}  # module path that owns a parameter
         params = self._bind_inputs()
         self.build = Builder(params)
@@ -170,11 +170,9 @@ class _Importer:
         """Extents of a fake tensor; a symbolic axis 0 is the batch."""
         sizes: list[Any] = []
         for axis, size in enumerate(fake.shape):
-            if isinstance(size, int):
-                sizes.append(size)
-            elif axis == 0:
-                symbol = self.batch.setdefault("batch", tvm.tirx.Var("batch", "int64"))
-                sizes.append(symbol)
+            fixed = not isinstance(size, torch.SymInt)
+            if fixed or axis == 0:
+                sizes.append(int(size) if fixed else self.batch)
             else:
                 raise ImportModelError(
                     f"Input '{name}': axis {axis} is dynamic; only the batch (axis 0) may be. "

@@ -9,89 +9,12 @@ from typing import Any
 import torch
 from tvm import relax
 
-from nybble.frontend import extents
+from nybble.frontend import extents, torch_layers
 from nybble.frontend.build import Builder, Value
-from nybble.frontend.extents import Refused, Window
+from nybble.frontend.extents import Refused
 
 aten = torch.ops.aten
 Convert = Callable[..., Value]  # (builder, node name, *arguments) -> value
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    """ATen's int[2]: one number counts twice."""
-    values = [value] if isinstance(value, int) else list(value)
-    first, second = values * 2 if len(values) == 1 else values
-    return int(first), int(second)
-
-
-def _sides(padding: Any) -> tuple[int, int, int, int]:
-    rows, columns = _pair(padding)
-    return rows, columns, rows, columns
-
-
-# ---------------------------------------------------------------- layers with weights
-
-
-def _conv2d(
-    build: Builder, name: str, x: Value, weight: Value, bias: Value = None,
-    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
-) -> Value:  # fmt: skip
-    if extents.rank(x) != 4 or extents.rank(weight) != 4:
-        raise Refused("only batched 2-D convolutions are supported")
-    size = tuple(extents.shape(weight)[2:])
-    if padding == "valid":
-        sides = (0, 0, 0, 0)
-    elif padding == "same":
-        window = Window(size, (1, 1), (0, 0, 0, 0), _pair(dilation))  # type: ignore[arg-type]
-        sides = window.same_padding(*extents.image(x), upper=True)
-    else:
-        sides = _sides(padding)
-    attrs = {
-        "strides": _pair(stride), "padding": sides, "dilation": _pair(dilation), "groups": groups,
-    }  # fmt: skip
-    return build.conv2d([x, weight, bias], attrs, name)
-
-
-def _convolution(build: Builder, name: str, *args: Any) -> Value:
-    *operands, stride, padding, dilation, transposed, _output_padding, groups = args
-    if transposed:
-        raise Refused("transposed convolutions are not supported")
-    return _conv2d(build, name, *operands, stride, padding, dilation, groups)
-
-
-def _batch_norm(
-    build: Builder, name: str, x: Value, *moments_training_momentum_eps_cudnn: Any
-) -> Value:
-    *moments, training, _momentum, epsilon, _cudnn = moments_training_momentum_eps_cudnn
-    if training or moments[2] is None:
-        return _training(build, name)
-    return build.batch_norm(x, moments, epsilon, name)
-
-
-def _batch_norm_legit(build: Builder, name: str, x: Value, *args: Any) -> Value:
-    *moments, _momentum, epsilon = args
-    return (build.batch_norm(x, moments, epsilon, name),)
-
-
-def _training(_build: Builder, _name: str, *_args: Any, **_kwargs: Any) -> Value:
-    raise Refused("normalizes with the batch's own statistics; export the network in eval mode")
-
-
-def _linear(build: Builder, name: str, x: Value, weight: Value, bias: Value = None) -> Value:
-    return build.linear(x, build.weights(weight, "weight").T, bias, name)
-
-
-def _addmm(
-    build: Builder, name: str, bias: Value, x: Value, weight: Value, *,
-    beta: float = 1, alpha: float = 1,
-) -> Value:  # fmt: skip
-    if beta != 1 or alpha != 1:
-        raise Refused(f"beta={beta}, alpha={alpha}; only 1 is supported")
-    return build.linear(x, build.weights(weight, "right operand"), bias, name)
-
-
-def _matmul(build: Builder, name: str, x: Value, weight: Value) -> Value:
-    return build.linear(x, build.weights(weight, "right operand"), None, name)
 
 
 # ---------------------------------------------------------------- element-wise
@@ -145,54 +68,6 @@ def _to(
     if wanted != torch.float32:
         raise Refused(f"casts an activation to {wanted}")
     return x
-
-
-# ---------------------------------------------------------------- pooling
-
-
-def _max_pool(
-    build: Builder, name: str, x: Value, size: Any, stride: Any = (), padding: Any = 0,
-    dilation: Any = 1, ceil_mode: bool = False,
-) -> Value:  # fmt: skip
-    window = Window(_pair(size), _pair(stride or size), _sides(padding), _pair(dilation), ceil_mode)
-    return build.max_pool2d(x, window, name)
-
-
-def _max_pool_with_indices(build: Builder, name: str, *args: Any) -> Value:
-    return (_max_pool(build, name, *args),)
-
-
-def _avg_pool(
-    build: Builder, name: str, x: Value, size: Any, stride: Any = (), padding: Any = 0,
-    ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: Any = None,
-) -> Value:  # fmt: skip
-    if divisor_override is not None:
-        raise Refused(f"divisor_override={divisor_override} is not supported")
-    window = Window(_pair(size), _pair(stride or size), _sides(padding), (1, 1), ceil_mode)
-    return build.avg_pool2d(x, window, count_include_pad, name)
-
-
-def _adaptive_avg_pool(build: Builder, name: str, x: Value, output: Any) -> Value:
-    height, width = extents.image(x)
-    rows, columns = (
-        extent if size is None else size
-        for size, extent in zip(output, (height, width), strict=True)
-    )
-    if (rows, columns) == (1, 1):
-        return build.mean(x, (2, 3), True, name)
-    if height % rows or width % columns:
-        raise Refused(f"pools {height}x{width} to {rows}x{columns}, which does not divide evenly")
-    size = (height // rows, width // columns)
-    return build.avg_pool2d(x, Window(size, size), False, name)
-
-
-def _mean(
-    build: Builder, name: str, x: Value, axes: Any = None, keepdims: bool = False, *,
-    dtype: Any = None,
-) -> Value:  # fmt: skip
-    if dtype not in (None, torch.float32):
-        raise Refused(f"computes in {dtype}")
-    return build.mean(x, [axes] if isinstance(axes, int) else axes, keepdims, name)
 
 
 # ---------------------------------------------------------------- structure
@@ -276,21 +151,21 @@ def _item(_build: Builder, _name: str, values: Sequence[Value], index: int) -> V
 
 
 CONVERTERS: dict[Any, Convert] = {
-    aten._adaptive_avg_pool2d.default: _adaptive_avg_pool,
-    aten._batch_norm_no_update.default: _batch_norm_legit,
-    aten._native_batch_norm_legit.no_stats: _training,
-    aten._native_batch_norm_legit_functional.default: _training,
-    aten._native_batch_norm_legit_no_training.default: _batch_norm_legit,
+    aten._adaptive_avg_pool2d.default: torch_layers.adaptive_avg_pool,
+    aten._batch_norm_no_update.default: torch_layers.batch_norm_legit,
+    aten._native_batch_norm_legit.no_stats: torch_layers.training,
+    aten._native_batch_norm_legit_functional.default: torch_layers.training,
+    aten._native_batch_norm_legit_no_training.default: torch_layers.batch_norm_legit,
     aten._softmax.default: _softmax,
     aten._to_copy.default: _to,
     aten._unsafe_view.default: _view,
-    aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
+    aten.adaptive_avg_pool2d.default: torch_layers.adaptive_avg_pool,
     aten.add.Scalar: _binary("add"),
     aten.add.Tensor: _binary("add"),
-    aten.addmm.default: _addmm,
+    aten.addmm.default: torch_layers.addmm,
     aten.alias.default: _same,
-    aten.avg_pool2d.default: _avg_pool,
-    aten.batch_norm.default: _batch_norm,
+    aten.avg_pool2d.default: torch_layers.avg_pool,
+    aten.batch_norm.default: torch_layers.batch_norm,
     aten.cat.default: _cat,
     aten.clamp.default: _clamp,
     aten.clamp_max.default: lambda build, name, x, high: build.clip(x, None, high, name),
@@ -298,9 +173,9 @@ CONVERTERS: dict[Any, Convert] = {
     aten.clone.default: _same,
     aten.constant_pad_nd.default: _constant_pad,
     aten.contiguous.default: _same,
-    aten.conv2d.default: _conv2d,
-    aten.conv2d.padding: _conv2d,
-    aten.convolution.default: _convolution,
+    aten.conv2d.default: torch_layers.conv2d,
+    aten.conv2d.padding: torch_layers.conv2d,
+    aten.convolution.default: torch_layers.convolution,
     aten.detach.default: _same,
     aten.div.Scalar: _binary("divide"),
     aten.div.Tensor: _binary("divide"),
@@ -311,15 +186,15 @@ CONVERTERS: dict[Any, Convert] = {
     aten.hardswish.default: lambda build, name, x: build.hard_swish(x, name),
     aten.hardtanh.default: lambda build, name, x, low=-1, high=1: build.clip(x, low, high, name),
     aten.leaky_relu.default: _leaky_relu,
-    aten.linear.default: _linear,
-    aten.matmul.default: _matmul,
-    aten.max_pool2d.default: _max_pool,
-    aten.max_pool2d_with_indices.default: _max_pool_with_indices,
+    aten.linear.default: torch_layers.linear,
+    aten.matmul.default: torch_layers.matmul,
+    aten.max_pool2d.default: torch_layers.max_pool,
+    aten.max_pool2d_with_indices.default: torch_layers.max_pool_with_indices,
     aten.maximum.default: _binary("maximum"),
-    aten.mean.default: _mean,
-    aten.mean.dim: _mean,
+    aten.mean.default: torch_layers.mean,
+    aten.mean.dim: torch_layers.mean,
     aten.minimum.default: _binary("minimum"),
-    aten.mm.default: _matmul,
+    aten.mm.default: torch_layers.matmul,
     aten.mul.Scalar: _binary("multiply"),
     aten.mul.Tensor: _binary("multiply"),
     aten.neg.default: lambda build, name, x: build.binary("multiply", x, -1.0, name),

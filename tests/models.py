@@ -12,6 +12,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -275,9 +276,11 @@ def export_onnx(
                 net, (sample if dynamic_batch else example,), dynamo=True, verbose=False,
                 input_names=["input"], output_names=["output"], dynamic_shapes=shapes,
             )  # fmt: skip
+            assert program is not None
             return bytes(program.model_proto.SerializeToString())
+        target: Any = buffer  # torch documents file objects, its types do not
         torch.onnx.export(
-            net, (example,), buffer, dynamo=False, opset_version=17,
+            net, (example,), target, dynamo=False, opset_version=17,
             input_names=["input"], output_names=["output"],
             dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}} if dynamic_batch else None,
         )  # fmt: skip

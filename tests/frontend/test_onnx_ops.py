@@ -180,7 +180,7 @@ def test_arithmetic_on_weights_is_folded() -> None:
         node("Mul", "wt two", "w2"),
         node("MatMul", "x w2"),
     ]
-    proto = model(nodes, ("N", 6), {"w": values(5, 6), "two": np.float32(2)})
+    proto = model(nodes, ("N", 6), {"w": values(5, 6), "two": np.asarray(2, np.float32)})
     assert check(proto) == ["relax.matmul"]
 
 

@@ -25,6 +25,8 @@ SHAPE = (2, 4, 9, 7)
 class Net(nn.Module):
     """Runs any function of itself and its input, with some weights at hand."""
 
+    block: nn.Sequential
+
     def __init__(self, forward: Forward) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(3)
@@ -154,7 +156,7 @@ def test_a_block_used_twice_and_inplace_operators() -> None:
         return y.mul_(2)
 
     net = Net(forward)
-    net.block = block
+    net.block = block  # a submodule of the name that the function reads
     names = [name for name, _, _ in graph.walk(check(net))]
     assert "block.0" in names
     assert "block.0.2" in names  # the second use
@@ -213,7 +215,7 @@ def test_indices_of_max_pool_are_refused() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weight_that_is_not_finite_is_named(bad: float) -> None:
     net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
-    net[1].running_var[2] = bad
+    net.state_dict()["1.running_var"][2] = bad
     with pytest.raises(ImportModelError, match=r"weight '1\.running_var' of shape \(4,\) holds 1"):
         from_torch(net, torch.zeros(SHAPE), dynamic_batch=False)
 
@@ -234,7 +236,11 @@ def test_no_example_inputs(examples: Any) -> None:
 
 def test_a_network_that_fixes_its_batch() -> None:
     net = Net(lambda _, x: x.reshape(2, 252))
-    with pytest.raises(ImportModelError, match="dynamic_batch=False"):
+    with pytest.raises(UnsupportedOpError, match="not equal in size for every batch size"):
+        from_torch(net, torch.zeros(SHAPE))
+    check(net)
+    net = Net(lambda _, x: x + torch.ones(2, 4, 9, 7))
+    with pytest.raises(ImportModelError, match="batch of 2 only.*dynamic_batch=False"):
         from_torch(net, torch.zeros(SHAPE))
     check(net)
 
