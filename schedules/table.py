@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from nybble.schedules.cpu import border, conv, elementwise, fallback, pooling
+from nybble.schedules.cpu import border, conv, depthwise, elementwise, fallback, pooling
 from nybble.schedules.kernel import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
+    *depthwise.KERNELS,
     *conv.KERNELS,
     fallback.CONV2D,
     fallback.LINEAR,

@@ -17,7 +17,7 @@ from tests.schedules.modules import Compiled, check_exact, inputs_of, module
 GENERIC = "cpu.generic"
 ROUNDINGS = numerics.ROUNDINGS
 C = graph.constant
-WINDOW = {"strides": (1, 1), "padding": (0, 0, 0, 0)}
+WINDOW: dict[str, Any] = {"strides": (1, 1), "padding": (0, 0, 0, 0)}
 
 
 def scale(channels: int, seed: int = 0, most: int = 62) -> list[Any]:
@@ -88,7 +88,7 @@ def test_fallback_generates_code_for_aarch64(name: str, tmp_path: Any) -> None:
     assert (tmp_path / "kernel.o").read_bytes()[18:20] == b"\xb7\x00"  # ELF machine: AArch64
 
 
-CONVOLUTIONS = {
+CONVOLUTIONS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "tail": ((9, 7, 5), (19, 3, 3, 5), {"padding": (1, 1, 1, 1)}),
     "asymmetric": ((9, 8, 4), (16, 3, 2, 4), {"padding": (0, 1, 2, 3), "strides": (2, 3)}),
     "pad value": ((6, 6, 4), (8, 3, 3, 4), {"padding": (1, 1, 1, 1), "pad_value": 7}),
@@ -174,7 +174,7 @@ def test_one_and_two_threads_agree() -> None:
     for threads in (1, 2):
         configure(1, threads)
         found.append(compiled(arrays))
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 EDGES = np.array(

@@ -11,7 +11,7 @@ import pytest
 from nybble.errors import ScheduleError
 from nybble.schedules import select, table
 from nybble.schedules.cpu import fallback
-from nybble.schedules.kernel import Epilogue, Kernel, Problem, TensorSpec
+from nybble.schedules.kernel import Constants, Epilogue, Kernel, Problem, TensorSpec
 from nybble.schedules.target import resolve
 
 V3 = resolve("x86-64-v3")
@@ -21,7 +21,7 @@ PROBLEM = Problem(
     TensorSpec(("n", 16), "int32"),
     weights=TensorSpec((16, 64), "int8"),
 )
-CONSTANTS = {"w": np.ones((16, 64), np.int8), "bias": np.zeros(16, np.int32)}
+CONSTANTS: Constants = {"w": np.ones((16, 64), np.int8), "bias": np.zeros(16, np.int32)}
 
 
 def refusing(name: str, reason: str) -> Kernel:
