@@ -64,7 +64,8 @@ class _Layouts:
         found: set[str] = set()
         for name in reversed(list(self.view.calls)):
             op = self.view.op(name)
-            if op in WINDOWED or (op in ELEMENTWISE and name in found):
+            windowed = op in WINDOWED or _is_spatial_mean(self.view.calls[name])
+            if windowed or (op in ELEMENTWISE and name in found):
                 found.update(s for s in self.view.sources(name) if len(self.view.shape(s)) == 4)
         return found
 
@@ -152,8 +153,9 @@ class _Layouts:
         return self._emit_last(emitter, name, relax.op.concat(moved, axis))
 
     def _mean(self, emitter: Emitter, name: str, call: Any) -> Any:
-        x = call.args[0]
-        attrs = graph.attributes(call)
+        x, attrs = call.args[0], graph.attributes(call)
+        if _is_spatial_mean(call):
+            x = self.to_last(emitter, x)
         axes = sorted(a % 4 for a in attrs["axis"] or range(4)) if x in self.last else []
         free_of_order = attrs["keepdims"] or axes == [1] or {2, 3} <= set(axes)
         if x not in self.last or not free_of_order:
@@ -190,6 +192,13 @@ class _Layouts:
             return None
         axes = graph.attributes(call)["axes"] or (3, 2, 1, 0)
         return relax.op.permute_dims(x, [LAST.index(a % 4) for a in axes])
+
+
+def _is_spatial_mean(call: Any) -> bool:
+    """Whether a call averages each channel of an NCHW image: global pooling by another name."""
+    if graph.op_name(call) != "relax.mean" or len(graph.shape_of(call.args[0])) != 4:
+        return False
+    return sorted(a % 4 for a in graph.attributes(call)["axis"] or range(4)) == [2, 3]
 
 
 def _reorder(x: Any, axes: tuple[int, ...]) -> Any:

@@ -20,6 +20,7 @@ from nybble.passes.view import View
 from nybble.recipe import Recipe
 
 ACTIVATIONS = {"relax.nn.relu", "relax.clip"}
+SHUFFLES = {"relax.reshape", "relax.permute_dims"}
 TAKES_CLAMP = {"linear", "bias", "add", "activation", "avg_pool"}
 NON_NEGATIVE = {"relax.nn.relu", "relax.sigmoid", "relax.nn.softmax", "relax.exp"}
 KEEPS_SIGN = {
@@ -53,6 +54,8 @@ def plan(mod: tvm.IRModule, recipe: Recipe) -> Plan:
     kinds, kept = _kinds(view, recipe)
     leaving = _leaving(view, kinds)
     points = _points(view, kinds, leaving)
+    outside = {name for name in leaving if view.op(name) in SHUFFLES}
+    kept = {name: why for name, why in kept.items() if name not in outside}
     return Plan(_owners(view, kinds, points), kept, kinds)
 
 
@@ -80,7 +83,7 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
 
 
 def _shuffle(call: Any, op: str) -> tuple[str, str]:
-    if op in ("relax.reshape", "relax.permute_dims"):
+    if op in SHUFFLES:
         return "through", ""
     if op != "relax.nn.pad":
         return "float", "has no integer form yet"
