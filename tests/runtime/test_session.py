@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,21 @@ def test_threads(library: Path, threads: int) -> None:
     np.testing.assert_array_equal(session(X), X * W * W)
     assert engine.ffi().get_global_func("runtime.NumThreads")() == threads
     assert session.benchmark(X, repeats=1).threads == threads
+
+
+def test_sessions_of_different_thread_counts_take_turns(library: Path) -> None:
+    one, two = load(library, threads=1), load(library, threads=2)
+    size = engine.ffi().get_global_func("runtime.NumThreads")
+    for session in (one, two, one):
+        session(X)
+        assert size() == session.threads
+
+
+def test_runs_in_any_python_thread(library: Path) -> None:
+    session = load(library, threads=2)
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(session, X).result(timeout=60)
+    np.testing.assert_array_equal(result, X * W * W)
 
 
 def test_no_threads_is_an_error(library: Path) -> None:
