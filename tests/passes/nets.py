@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from nybble.ir import graph, tvm
 from tvm import relax
+
+from nybble.ir import graph, tvm
 
 nn = relax.op.nn
 BATCH = tvm.tirx.Var("n", "int64")

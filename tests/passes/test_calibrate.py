@@ -4,6 +4,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from tvm import relax
+
 from nybble.errors import CalibrationError
 from nybble.ir import graph
 from nybble.passes import pipeline
@@ -19,8 +21,6 @@ from nybble.passes.observers import (
     observer,
 )
 from nybble.recipe import CALIBRATORS, Recipe
-from tvm import relax
-
 from tests.passes.nets import SHAPE, Net, images, layer
 
 
@@ -72,7 +72,7 @@ def test_mse_is_the_least_error_of_all_thresholds(non_negative):
 
     best = min(error(limit) for limit in np.linspace(1, 40, 200))
     assert error(hi) <= best * 1.05
-    assert hi < 30
+    assert non_negative or hi < 30  # 127 levels are too few for the outlier, 255 are not
 
 
 def test_entropy_clips_an_outlier_and_keeps_a_plain_distribution():
@@ -104,12 +104,12 @@ def test_every_calibrator_quantizes_a_network(calibrator):
 
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
 def test_memory_is_the_same_for_100_and_10_000_samples(calibrator):
-    x = relax.Var("x", relax.TensorType((50, 4), "float32"))  # 50 samples at a time, for speed
+    x = relax.Var("x", relax.TensorType((50, 256), "float32"))  # 50 at a time, for speed
     emitter = graph.Emitter([x])
     mod = emitter.finish([emitter.emit(relax.op.nn.relu(x), "r")], ["y"], "float")
 
     def peak(count):
-        stream = ({"x": images(4, count=50, seed=seed)} for seed in range(count // 50))
+        stream = ({"x": images(256, count=50, seed=seed)} for seed in range(count // 50))
         tracemalloc.start()
         calibrate(mod, stream, Recipe(calibrator=calibrator))
         result = tracemalloc.get_traced_memory()[1]
@@ -117,7 +117,7 @@ def test_memory_is_the_same_for_100_and_10_000_samples(calibrator):
         return result
 
     peak(100)  # what is loaded on first use is not ours
-    assert peak(10_000) <= peak(100) * 1.02 + 4096
+    assert peak(10_000) <= peak(100) + 2**16  # all samples would be 10 MB
 
 
 def bad(**changes):
@@ -130,7 +130,7 @@ def bad(**changes):
         ([], "calibration data is empty"),
         ([bad(), {}], r"batch 1: expected the inputs \['x'\], got \[\]"),
         ([bad(y=images(1))], r"expected the inputs \['x'\], got \['x', 'y'\]"),
-        ([bad(x=images(9, 7, 8))], r"input 'x': expected shape \('n', 8, 9, 7\), got \(3, 9, 7, 8\)"),
+        ([bad(x=images(9, 7, 8))], r"'x': expected shape \('n', 8, 9, 7\), got \(3, 9, 7, 8\)"),
         ([bad(x=images(*SHAPE)[0])], r"got \(8, 9, 7\)"),
         ([bad(x=images(*SHAPE).astype(np.float64))], "expected dtype float32, got float64"),
         ([bad(x=images(*SHAPE, count=0))], "the array is empty"),
@@ -152,7 +152,7 @@ def test_two_inputs_must_agree_on_the_batch():
 
 def test_a_model_that_overflows_is_named():
     net = Net(4)
-    huge = net.emit("huge", relax.op.matmul(net.x, net.normal(4, 4, scale=3e38)))
+    huge = net.emit("huge", relax.op.matmul(net.x, net.normal(4, 4, scale=1e37)))
     mod = net.done(net.relu("r", huge))
     data = [{"x": images(4) * np.float32(1e30)}]
     with (

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from tvm import relax
+
 from nybble.errors import NybbleError, StageError
 from nybble.ir import graph, interpreter, specs, tvm
 from nybble.passes import pipeline
@@ -10,8 +12,6 @@ from nybble.passes.channels_last import channels_last
 from nybble.passes.drop_identities import drop_identities
 from nybble.passes.fold_batch_norm import fold_batch_norm
 from nybble.passes.fold_padding import fold_padding
-from tvm import relax
-
 from tests.passes.nets import LAYERS, SHAPE, Net, call_of, images, layer, names, nn, op_names
 
 NHWC = {"data_layout": "NHWC", "kernel_layout": "OHWI"}

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tvm import relax
+
 from nybble.errors import StageError
 from nybble.ir import graph, interpreter, numerics, specs
 from nybble.passes import pipeline
 from nybble.passes.calibrate import Ranges, calibrate
 from nybble.passes.grids import grid, quantize_weights
 from nybble.recipe import Recipe
-from tvm import relax
-
 from tests.passes.nets import LAYERS, SHAPE, Net, call_of, images, layer, names, nn, op_names
 
 RECIPE = Recipe()
