@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ from typing import Any
 import pytest
 
 from nybble.errors import ArtifactError
-from nybble.runtime import artifact
+from nybble.runtime import artifact, host
 from nybble.runtime.manifest import read
-from tests.runtime.tiny import tiny_manifest
+from nybble.runtime.session import load
+from tests.runtime.tiny import tiny_executable, tiny_manifest
 
 
 def fill_disk(*_: Any) -> None:
@@ -117,3 +120,15 @@ def test_cross_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         artifact.find_compiler("aarch64")
     (tmp_path / "aarch64-linux-gnu-gcc").touch(mode=0o755)
     assert artifact.find_compiler("aarch64") == ["aarch64-linux-gnu-gcc"]
+
+
+def test_cross_compiled_library(tmp_path: Path) -> None:
+    arch = "aarch64" if host.arch() != "aarch64" else "x86_64"
+    if not shutil.which(f"{arch}-linux-gnu-gcc"):
+        pytest.skip(f"no cross compiler {arch}-linux-gnu-gcc on the PATH")
+    path = tmp_path / "net.so"
+    artifact.export(tiny_executable(arch=arch), tiny_manifest(arch=arch, target=arch), path)
+    (machine,) = struct.unpack_from("<H", path.read_bytes(), 18)
+    assert machine == {"aarch64": 183, "x86_64": 62}[arch]  # ELF's e_machine
+    with pytest.raises(ArtifactError, match=f"Compiled for {arch}"):
+        load(path)

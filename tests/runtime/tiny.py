@@ -37,7 +37,7 @@ def tiny_manifest(**changes: Any) -> Manifest:
     return Manifest(**{**values, **changes})
 
 
-def tiny_executable(weights: int = 4, outputs: int = 1) -> Any:
+def tiny_executable(weights: int = 4, outputs: int = 1, arch: str = "") -> Any:
     """``x * w * w`` for x (n, 4); ``weights`` floats in the file; the output ``outputs`` times."""
     n = tvm.tirx.Var("n", "int64")
     x = tvm.relax.Var("x", tvm.relax.TensorType([n, 4], "float32"))
@@ -55,5 +55,5 @@ def tiny_executable(weights: int = 4, outputs: int = 1) -> Any:
             results = [builder.emit_output(second)]
             results += [builder.emit_output(first) for _ in range(outputs - 1)]
         builder.emit_func_output(results[0] if outputs == 1 else tvm.relax.Tuple(results))
-    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64", "mtriple": "x86_64-linux-gnu"})
+    target = tvm.target.Target({"kind": "llvm", "mtriple": f"{arch or host.arch()}-linux-gnu"})
     return tvm.compile(builder.get(), target)
