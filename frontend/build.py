@@ -34,9 +34,12 @@ class Builder:
     def emit(self, expr: Any, name: str) -> relax.Var:
         """Binds an expression; what Relax cannot type is refused with Relax's words."""
         try:
-            return self.emitter.emit(expr, name)
+            result = self.emitter.emit(expr, name)
         except (ValueError, TypeError, tvm.error.InternalError) as error:
             raise Refused(str(error).strip().splitlines()[-1]) from error
+        if result.ty.shape is None:
+            raise Refused("combines shapes that agree for some batch sizes only")
+        return result
 
     def tensor(self, value: Value, name: str) -> Any:
         """A Relax operand: variables as they are, constants as float32.

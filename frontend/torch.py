@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.node import map_arg
 from tvm import relax
 
@@ -99,11 +100,21 @@ def _check_batch(program: ExportedProgram) -> None:
     for node in program.graph.find_nodes(op="placeholder"):
         fake = node.meta.get("val")
         is_image = node.name in names and isinstance(fake, torch.Tensor) and fake.ndim
-        if is_image and isinstance(fake.shape[0], int):
+        if not is_image:
+            continue
+        size, allowed = fake.shape[0], ""
+        if is_concrete_int(size):
+            allowed = f"a batch of {size}"
+        elif size.node.expr in program.range_constraints:
+            bounds = program.range_constraints[size.node.expr]
+            # 2 is where torch's ranges begin anyway; the network itself asks for less or more
+            if bounds.upper.is_Integer or bounds.lower > 2:
+                allowed = f"batches from {bounds.lower} to {bounds.upper}"
+        if allowed:
             raise ImportModelError(
-                f"Input '{node.name}': the network works for a batch of {fake.shape[0]} only. "
-                "Write it without fixed batch sizes, or pass dynamic_batch=False and an example "
-                "of the batch size that you want."
+                f"Input '{node.name}': the network works for {allowed} only. Write it without "
+                "fixed batch sizes, or pass dynamic_batch=False and an example of the batch size "
+                "that you want."
             )
 
 
@@ -170,7 +181,7 @@ class _Importer:
         """Extents of a fake tensor; a symbolic axis 0 is the batch."""
         sizes: list[Any] = []
         for axis, size in enumerate(fake.shape):
-            fixed = not isinstance(size, torch.SymInt)
+            fixed = is_concrete_int(size)
             if fixed or axis == 0:
                 sizes.append(int(size) if fixed else self.batch)
             else:

@@ -112,6 +112,7 @@ REFUSED: list[tuple[onnx.NodeProto, dict[str, Any], str]] = [
      "not positive"),
     (node("Reshape", "x s"), {"s": np.array([1, 189])}, "for every batch size"),
     (node("Reshape", "x s"), {"s": np.array([0, 5, -1])}, "not equal in size"),
+    (node("Add", "x c"), {"c": values(2, 3, 9, 7)}, "for some batch sizes only"),
     (node("Squeeze", "x a"), {"a": np.array([1])}, "not all are 1"),
     (node("Cast", "x", to=TensorProto.DOUBLE), {}, "another dtype"),
     (node("MaxPool", "x", "y i", kernel_shape=[2, 2]), {}, "another one is read"),

@@ -79,7 +79,7 @@ OPERANDS: list[tuple[str, int, dict[str, Any], dict[str, Any], str]] = [
     ("Div", 13, {}, {"c": np.array([4], np.float32)}, "x c"),
     ("Max", 13, {}, {"c": np.float32(0.3), "d": values(7)}, "c x d"),
     ("Min", 13, {}, {"c": np.float32(0.3)}, "x c"),
-    ("Concat", 13, {"axis": -3}, {"c": values(2, 1, 9, 7)}, "x c x"),
+    ("Concat", 13, {"axis": -3}, {}, "x x2 x"),
     ("Dropout", 13, {}, {"r": np.float32(0.3), "t": np.array(False)}, "x r t"),
     ("Sum", 13, {}, {}, "x x x"),
     ("Sub", 13, {}, {}, "x x2"),
@@ -154,6 +154,11 @@ def test_pool(op: str, attrs: dict[str, Any], counted: int) -> None:
         attrs = {**attrs, "count_include_pad": counted}
     ops = check(model([node(op, "x", **attrs)], opset=19))
     assert ops[-1] == ("relax.nn.max_pool2d" if op == "MaxPool" else "relax.nn.avg_pool2d")
+
+
+def test_concat_with_a_constant() -> None:
+    concat = node("Concat", "x c", axis=1)
+    assert check(model([concat], (2, 3, 9, 7), {"c": values(2, 1, 9, 7)})) == ["relax.concat"]
 
 
 def test_max_pool_with_dilation() -> None:
