@@ -53,7 +53,7 @@ def main(report: Path, target: str) -> None:
     with step("import resnet.onnx"):
         model = nybble.load_onnx(EXAMPLE / "resnet.onnx")
     batches = np.split(calibration, range(CHUNK, len(calibration), CHUNK))
-    with step("calibrate and quantize", len(batches)) as advance:
+    with step("calibrate and quantize", len(calibration)) as advance:
         quantized = nybble.quantize(model, batches, progress=advance)
     with tempfile.TemporaryDirectory() as folder:
         plain = _deploy(model, target, Path(folder) / "float.so")

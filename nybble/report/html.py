@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 from nybble.report import units
 from nybble.report.data import LayerRow, Report, Variant
+from nybble.report.style import STYLE
 
 
 def render(report: Report) -> str:
     """The whole page; the same report gives the same text."""
-    style = files("nybble.report").joinpath("style.css").read_text()
     body = "\n".join(
         (
             f"<header><p>Nybble compile report</p><h1>{escape(report.title)}</h1>"
@@ -30,7 +29,7 @@ def render(report: Report) -> str:
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     title = f"<title>{escape(report.title)} - Nybble</title>"
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>{head}{title}\n<style>\n{style}</style></head>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>{head}{title}\n<style>\n{STYLE}</style></head>\n'
         f"<body><main>\n{body}\n</main></body></html>\n"
     )
 
@@ -98,6 +97,11 @@ def _bar(label: str, share: float, text: str, kind: str) -> str:
     )
 
 
+def _color(rank: int) -> str:
+    """The style of a kernel family, by its share of the time; the smallest ones look alike."""
+    return f"k{min(rank, 5)}"
+
+
 def _times(rows: Sequence[LayerRow]) -> str:
     """Where the time goes: one stacked strip by kernel family, then a bar per layer."""
     timed = [row for row in rows if row.seconds]
@@ -110,11 +114,11 @@ def _times(rows: Sequence[LayerRow]) -> str:
     by_family = sorted(spent_by.items(), key=lambda pair: (-pair[1], pair[0]))
     families = [family for family, _ in by_family]
     strip = "".join(
-        f'<span class="k{i}" style="width:{100 * spent / total:.2f}%" title="{escape(f)}"></span>'
+        f'<span class="{_color(i)}" style="width:{100 * spent / total:.2f}%" title="{escape(f)}"></span>'
         for i, (f, spent) in enumerate(by_family)
     )
     legend = "".join(
-        f'<li><i class="k{i}"></i>{escape(f)} <b>{100 * spent / total:.1f} %</b></li>'
+        f'<li><i class="{_color(i)}"></i>{escape(f)} <b>{100 * spent / total:.1f} %</b></li>'
         for i, (f, spent) in enumerate(by_family)
     )
     longest = max(row.seconds or 0 for row in timed)
@@ -123,7 +127,7 @@ def _times(rows: Sequence[LayerRow]) -> str:
             r.name,
             (r.seconds or 0) / longest,
             units.duration(r.seconds),
-            f"k{families.index(r.kernel)}",
+            _color(families.index(r.kernel)),
         )
         for r in timed
     )

@@ -1,3 +1,6 @@
+"""The page's style sheet: light and dark, no fonts or images from elsewhere."""
+
+STYLE = """\
 :root {
   --ink: #1c2330; --soft: #5d6778; --line: #e3e7ee; --paper: #fff; --ground: #f5f7fa;
   --float: #9aa5b5; --simulated: #6ea8dc; --deployed: #0f766e; --good: #0f766e; --bad: #b42318;
@@ -18,7 +21,10 @@ body {
 }
 main { max-width: 1080px; margin: 0 auto; padding: 40px 20px 80px; }
 header { margin-bottom: 28px; }
-header p { margin: 0; color: var(--soft); letter-spacing: .06em; text-transform: uppercase; font-size: 12px; }
+header p {
+  margin: 0; color: var(--soft); letter-spacing: .06em; text-transform: uppercase;
+  font-size: 12px;
+}
 h1 { margin: 2px 0 12px; font-size: 32px; line-height: 1.2; letter-spacing: -.01em; }
 h2 { margin: 0 0 4px; font-size: 18px; }
 .note { margin: 0 0 16px; color: var(--soft); }
@@ -37,11 +43,19 @@ figure { margin: 0; }
 figcaption { font-weight: 600; margin-bottom: 10px; }
 small { color: var(--soft); font-weight: 400; }
 .bar { display: flex; align-items: center; gap: 10px; margin: 5px 0; font-size: 13px; }
-.label { flex: 0 0 84px; color: var(--soft); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.label {
+  flex: 0 0 84px; color: var(--soft); overflow: hidden; text-overflow: ellipsis;
+  white-space: nowrap;
+}
 section:not(.charts) .label { flex-basis: 240px; }
 .track { flex: 1; height: 14px; }
-.fill { display: block; height: 100%; min-width: 2px; border-radius: 0 4px 4px 0; background: var(--k0); }
-.value { flex: 0 0 72px; text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.fill {
+  display: block; height: 100%; min-width: 2px; border-radius: 0 4px 4px 0;
+  background: var(--k0);
+}
+.value {
+  flex: 0 0 72px; text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap;
+}
 .charts .value { flex-basis: 112px; text-align: left; }
 summary { cursor: pointer; color: var(--soft); font-size: 13px; margin-bottom: 8px; }
 .float { background: var(--float); }
@@ -49,10 +63,18 @@ summary { cursor: pointer; color: var(--soft); font-size: 13px; margin-bottom: 8
 .deployed { background: var(--deployed); }
 .k0 { background: var(--k0); } .k1 { background: var(--k1); } .k2 { background: var(--k2); }
 .k3 { background: var(--k3); } .k4 { background: var(--k4); } .k5 { background: var(--k5); }
-.strip { display: flex; gap: 2px; height: 20px; border-radius: 6px; overflow: hidden; margin-bottom: 10px; }
+.strip {
+  display: flex; gap: 2px; height: 20px; border-radius: 6px; overflow: hidden;
+  margin-bottom: 10px;
+}
 .strip span { display: block; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0 0 18px; padding: 0; font-size: 13px; }
-.legend i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px; }
+.legend {
+  list-style: none; display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 0 0 18px;
+  padding: 0; font-size: 13px;
+}
+.legend i {
+  display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px;
+}
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
@@ -61,7 +83,11 @@ td { border-bottom: 1px solid var(--line); }
 tbody tr:last-child td { border-bottom: 0; }
 .n { text-align: right; font-variant-numeric: tabular-nums; }
 code { font: 12px ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
-dl { display: grid; grid-template-columns: minmax(120px, max-content) 1fr; gap: 6px 24px; margin: 0; font-size: 13px; }
+dl {
+  display: grid; grid-template-columns: minmax(120px, max-content) 1fr; gap: 6px 24px;
+  margin: 0; font-size: 13px;
+}
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 640px) { section:not(.charts) .label { flex-basis: 110px; } }
+"""
