@@ -114,7 +114,8 @@ def _times(rows: Sequence[LayerRow]) -> str:
     by_family = sorted(spent_by.items(), key=lambda pair: (-pair[1], pair[0]))
     families = [family for family, _ in by_family]
     strip = "".join(
-        f'<span class="{_color(i)}" style="width:{100 * spent / total:.2f}%" title="{escape(f)}"></span>'
+        f'<span class="{_color(i)}" title="{escape(f)}" '
+        f'style="width:{100 * spent / total:.2f}%"></span>'
         for i, (f, spent) in enumerate(by_family)
     )
     legend = "".join(
