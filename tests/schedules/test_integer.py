@@ -276,3 +276,25 @@ def test_structural_ops(dtype: str) -> None:
 
     compiled = check_exact(module(body, ((4, 5, 16), dtype), ((4, 5, 5), dtype)))
     assert [op for op, _ in compiled.kernels] == ["concat", "pad", "permute_dims"]
+
+
+def test_accumulators_with_two_readers_stay_a_layer_of_their_own() -> None:
+    def body(e: graph.Emitter, x: Any) -> Any:
+        acc = e.emit(ops.call("linear", [x, weights(8, 16), bias(8)]), "acc")
+        attrs = clamped("uint8")
+        one = e.emit(ops.call("requantize", [acc, *scale(8, 1, 40)], **attrs), "one")
+        two = e.emit(ops.call("requantize", [acc, *scale(8, 2, 40)], **attrs), "two")
+        return e.emit(relax.op.concat([one, two], 1), "both")
+
+    compiled = check_exact(module(body, ((16,), "uint8")))
+    assert [op for op, _ in compiled.kernels] == ["linear", "requantize", "requantize", "concat"]
+
+
+def test_dead_bindings_are_left_out() -> None:
+    def body(e: graph.Emitter, x: Any) -> Any:
+        e.emit(ops.call("linear", [x, weights(8, 16), bias(8)]), "dead")
+        return e.emit(ops.call("linear", [x, weights(4, 16), bias(4)]), "alive")
+
+    scheduled = Compiled(module(body, ((16,), "uint8"))).scheduled
+    assert [layer.output for layer in scheduled.layers] == ["alive"]
+    assert len(scheduled.module.get_global_vars()) == 2
