@@ -75,7 +75,7 @@ class Histogram(MinMax):
     @property
     def edges(self) -> NDArray[np.float64]:
         """Upper edge of every bin."""
-        return np.arange(1, BINS + 1) * (self.reach / BINS)
+        return np.arange(1, BINS + 1, dtype=np.float64) * np.float64(self.reach / BINS)
 
     @property
     def candidates(self) -> NDArray[np.int64]:

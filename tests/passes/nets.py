@@ -38,20 +38,20 @@ class Net:
         self, name: str, x: Any, out: int, size: Any = 3, groups: int = 1, **attrs: Any
     ) -> Any:
         kh, kw = (size, size) if isinstance(size, int) else size
-        channels = graph.shape_of(x)[1] // groups
+        channels = extent(x, 1) // groups
         w = self.normal(out, channels, kh, kw, scale=(channels * kh * kw) ** -0.5)
         return self.emit(name, nn.conv2d(x, w, groups=groups, **attrs))
 
     def bias(self, name: str, x: Any) -> Any:
-        return self.emit(name, relax.op.add(x, self.normal(1, graph.shape_of(x)[1], 1, 1)))
+        return self.emit(name, relax.op.add(x, self.normal(1, extent(x, 1), 1, 1)))
 
     def norm(self, name: str, x: Any) -> Any:
-        channels = graph.shape_of(x)[1]
+        channels = extent(x, 1)
         scaled = relax.op.multiply(x, self.normal(1, channels, 1, 1, scale=0.2, shift=1))
         return self.bias(f"{name}.shift", self.emit(f"{name}.scale", scaled))
 
     def linear(self, name: str, x: Any, out: int) -> Any:
-        channels = graph.shape_of(x)[-1]
+        channels = extent(x, -1)
         w = self.normal(channels, out, scale=channels**-0.5)
         product = self.emit(name, relax.op.matmul(x, w))
         return self.emit(f"{name}.bias", relax.op.add(product, self.normal(out)))
@@ -62,6 +62,11 @@ class Net:
     def done(self, *results: Any) -> Any:
         names = [f"y{index}" for index in range(len(results))]
         return self.emitter.finish(results, names, "float")
+
+
+def extent(x: Any, axis: int) -> int:
+    """A static extent."""
+    return int(graph.shape_of(x)[axis])
 
 
 def names(mod: Any) -> list[str]:
