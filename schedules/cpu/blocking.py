@@ -96,8 +96,9 @@ def register_tiles(geometry: Geometry, dot: Dot) -> list[Tile]:
     rows = geometry.static_rows
     found: list[tuple[float, Tile]] = []
     for vectors in range(1, min(vectors_of(geometry, dot), dot.registers - 2) + 1):
-        resident = min(vectors, 4 if dot.spare else 2)  # without spare, weights may stay in memory
-        room = (dot.registers - dot.spare - resident - (resident > 2)) // vectors
+        # Accumulators that fill the register file would be spilled by the epilogue's constants.
+        taken = 4 if dot.registers == 32 else min(vectors, 3) + dot.spare
+        room = (dot.registers - taken) // vectors
         for wide in range(1, min(geometry.cols, room) + 1):
             for high in range(1, min(rows or room, room // wide) + 1):
                 tile = Tile(high, wide, vectors)
@@ -118,7 +119,8 @@ def _cycles(geometry: Geometry, dot: Dot, tile: Tile) -> float:
     loads = (high * wide + vectors + beyond) / 2
     step = max(outputs * dot.cost, loads, dot.latency, fold / 6)
     steps = geometry.tap_rows * geometry.tap_cols * geometry.runs(dot.depth)
-    return tiles * blocks * (steps * step + 7 * outputs + 8 * vectors + 20)
+    finish = 7 * outputs + 4 * high * wide + 8 * vectors + 20  # stores share lines per pixel
+    return tiles * blocks * (steps * step + finish)
 
 
 def _row_choices(rows: int, high: int) -> list[int]:

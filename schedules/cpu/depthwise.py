@@ -221,7 +221,8 @@ def _tile(
     layer: _Layer, source: Any, at: tuple[Any, Any], block: tuple[Any, Any]
 ) -> None:
     """One register tile, from the bias to the store."""
-    geometry, dot, (x, y) = layer.geometry, layer.dot, at
+    geometry, dot = layer.geometry, layer.dot
+    x, y = T.Bind(at[0] + 0), T.Bind(at[1] + 0)
     weights, table = layer.buffers.constants
     groups = ceil(geometry.tap_rows / dot.depth)
     acc = T.alloc_buffer((layer.wide,), dot.vector, scope="local", layout=None)
@@ -231,7 +232,7 @@ def _tile(
         taps = range(group * dot.depth, min((group + 1) * dot.depth, geometry.tap_rows))
         panel = (block[0] * groups + group) * geometry.tap_cols
         for column, uses in _touched(geometry, layer.wide).items():
-            value = _interleave(layer, source, x + column * geometry.c, taps)
+            value = T.Bind(_interleave(layer, source, x + column * geometry.c, taps))
             for output, tap in uses:
                 w = weights.vload([panel + tap, tirx.const(0)], f"{dot.w}x{dot.lanes * dot.depth}")
                 T.buffer_store(acc, dot.apply(dot, acc[output], value, w), [output])

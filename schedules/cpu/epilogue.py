@@ -146,7 +146,7 @@ class Column:
     def __init__(self, problem: Problem, table: Any, start: Any, lanes: int):
         self.problem, self.lanes = problem, lanes
         self._rows = [
-            table.vload([tirx.const(row), start], f"{table.dtype}x{lanes}")
+            T.Bind(table.vload([tirx.const(row), start], f"{table.dtype}x{lanes}"))
             for row in range(1, int(table.shape[0]))
         ]
 
@@ -182,6 +182,7 @@ class Column:
         multiplier, rounding, right = rows[-3:]
         if len(rows) == 4:
             value = T.shift_left(value, rows[0])
+        value = T.Bind(value)
         products = [
             self._half(value, odd) * self._half(multiplier, odd) for odd in (False, True)
         ]

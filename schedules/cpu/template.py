@@ -160,74 +160,73 @@ def _rows_of_output(layer: _Layer) -> Any:
 
 
 class _Tile:
-    """One register tile: accumulators in registers from the bias to the store."""
+    """One register tile: accumulators in registers from the bias to the store.
+
+    Pixels are ``unroll`` loops and shared operands are bound once, so the IR stays small for TVM's
+    passes, which cost more than LLVM does.
+    """
 
     def __init__(
         self, layer: _Layer, tile: Tile, source: Any, at: tuple[Any, Any], block: tuple[Any, Any]
     ):
         self.layer, self.tile, self.source = layer, tile, source
-        self.x, self.y = at
-        self.group, self.vector = block
-        self.pixels = [(i, j) for i in range(tile.high) for j in range(tile.wide)]
+        self.x, self.y = T.Bind(at[0] + 0), T.Bind(at[1] + 0)
+        group, vector = T.Bind(block[0] + 0), T.Bind(block[1] + 0)
         geometry, dot = layer.geometry, layer.dot
         last = max(geometry.o - dot.lanes, 0)
-        self.starts = [
-            self.group * geometry.o + tirx.min((self.vector + v) * dot.lanes, last)
-            for v in range(tile.vectors)
-        ]
+        starts = [tirx.min((vector + v) * dot.lanes, last) for v in range(tile.vectors)]
+        self.starts = [T.Bind(group * geometry.o + start) for start in starts]
+        steps = geometry.tap_rows * geometry.tap_cols * geometry.runs(dot.depth)
+        panel = T.Bind((group * layer.vectors + vector) * steps)
+        self.panels = [panel + v * steps for v in range(tile.vectors)]
 
     def emit(self) -> None:
         """Emits the whole tile."""
-        size = len(self.pixels) * self.tile.vectors
-        vector = self.layer.dot.vector
-        acc = T.alloc_buffer((size,), vector, scope="local", layout=None)
+        vector, tile = self.layer.dot.vector, self.tile
+        acc = T.alloc_buffer((tile.high * tile.wide * tile.vectors,), vector, scope="local", layout=None)
         for v, start in enumerate(self.starts):
-            for p in range(len(self.pixels)):
-                bias = self.layer.table.vload([tirx.const(0), start], vector)
-                T.buffer_store(acc, bias, [p * self.tile.vectors + v])
+            bias = T.Bind(self.layer.table.vload([tirx.const(0), start], vector))
+            with T.unroll(tile.high * tile.wide) as p:
+                T.buffer_store(acc, bias, [p * tile.vectors + v])
         self._accumulate(acc)
         for v, start in enumerate(self.starts):
-            lanes = self.layer.dot.lanes
-            column = epilogue.Column(self.layer.problem, self.layer.table, start, lanes)
-            for p, pixel in enumerate(self.pixels):
-                self._finish(column, acc[p * self.tile.vectors + v], pixel, start)
+            self._finish(acc, v, start)
 
     def _accumulate(self, acc: Any) -> None:
         """The reduction: tap rows, tap columns, and the dot products of one run."""
-        geometry, dot = self.layer.geometry, self.layer.dot
+        geometry, dot, tile = self.layer.geometry, self.layer.dot, self.tile
         runs, pitch = geometry.runs(dot.depth), staging.pitch(geometry, self.layer.staged)
-        taps = geometry.tap_rows * geometry.tap_cols
-        panel = (self.group * self.layer.vectors + self.vector) * (taps * runs)
+        operand = f"{dot.w}x{dot.lanes * dot.depth}"
         with (
             T.serial(geometry.tap_rows) as ky,
             T.serial(geometry.tap_cols) as kx,
             T.serial(runs) as k,
         ):
             step = (ky * geometry.tap_cols + kx) * runs + k
-            x = self.x + ky * (geometry.dilation[0] * pitch) + k * dot.depth
-            x = x + kx * (geometry.dilation[1] * geometry.c)
+            at = ky * (geometry.dilation[0] * pitch) + kx * (geometry.dilation[1] * geometry.c)
+            x = T.Bind(self.x + at + k * dot.depth)
             weights = [
-                self.layer.weights.vload(
-                    [panel + step + v * (taps * runs), tirx.const(0)],
-                    f"{dot.w}x{dot.lanes * dot.depth}",
-                )
-                for v in range(self.tile.vectors)
+                T.Bind(self.layer.weights.vload([panel + step, tirx.const(0)], operand))
+                for panel in self.panels
             ]
-            for p, (i, j) in enumerate(self.pixels):
-                step_x = i * geometry.stride[0] * pitch + j * geometry.stride[1] * geometry.c
-                value = dot.broadcast(self.source, x + step_x)
+            with T.unroll(tile.high) as i, T.unroll(tile.wide) as j:
+                there = i * (geometry.stride[0] * pitch) + j * (geometry.stride[1] * geometry.c)
+                value = T.Bind(dot.broadcast(self.source, x + there))
                 for v, w in enumerate(weights):
-                    slot = p * self.tile.vectors + v
+                    slot = (i * tile.wide + j) * tile.vectors + v
                     T.buffer_store(acc, dot.apply(dot, acc[slot], value, w), [slot])
 
-    def _finish(self, column: Any, acc: Any, pixel: tuple[int, int], start: Any) -> None:
-        """Epilogue and store of one vector."""
-        geometry, layer = self.layer.geometry, self.layer
-        channels = geometry.groups * geometry.o
-        index = self.y + (pixel[0] * geometry.cols + pixel[1]) * channels + start
+    def _finish(self, acc: Any, v: int, start: Any) -> None:
+        """Epilogue and store of all pixels in one vector of channels."""
+        geometry, layer, tile = self.layer.geometry, self.layer, self.tile
         lanes = layer.dot.lanes
-        other = None
-        if layer.buffers.other is not None:
-            other = load(layer.buffers.other, index, lanes, min(geometry.o, lanes))
-        store(layer.buffers.output, index, column.apply(acc, other), min(geometry.o, lanes))
-
+        valid = min(geometry.o, lanes)
+        column = epilogue.Column(layer.problem, layer.table, start, lanes)
+        with T.unroll(tile.high) as i, T.unroll(tile.wide) as j:
+            pixel = i * geometry.cols + j
+            index = self.y + pixel * (geometry.groups * geometry.o) + start
+            other = None
+            if layer.buffers.other is not None:
+                other = load(layer.buffers.other, index, lanes, valid)
+            value = acc[(i * tile.wide + j) * tile.vectors + v]
+            store(layer.buffers.output, index, column.apply(value, other), valid)

@@ -9,8 +9,8 @@ from nybble.schedules.target import CpuTarget, host_features, resolve
 
 from tests.cases import CONV, DEPTHWISE
 from tests.schedules.cpu import running
+from tests.schedules.cpu.test_conv import TARGETS, rows
 
-TARGETS = {"vnni": "x86-64-v4-vnni", "avx512": "x86-64-v4", "avx2": "x86-64-v3"}
 CASES = {case.name: case for case in DEPTHWISE}
 
 
@@ -22,21 +22,14 @@ def family(isa: str) -> tuple[Kernel, CpuTarget]:
     return next(k for k in depthwise.KERNELS if k.name == f"cpu.int8.depthwise.{isa}"), target
 
 
-def rows() -> list[tuple[str, str]]:
-    """Every case on the two main families; every fourth on plain AVX-512, which shares their code."""
-    main = [(isa, name) for isa in ("vnni", "avx2") for name in CASES]
-    return main + [("avx512", name) for name in list(CASES)[::4]]
-
-
-@pytest.mark.parametrize(("isa", "name"), rows())
+@pytest.mark.parametrize(("isa", "name"), rows(CASES))
 def test_equals_the_law(isa: str, name: str) -> None:
     kernel, target = family(isa)
     assert kernel.supports(CASES[name].problem(), target) is None
     running.check(kernel, CASES[name], target)
 
 
-@pytest.mark.parametrize("isa", ["vnni", "avx2"])
-@pytest.mark.parametrize("name", ["dw 3x3 add", "dw 4x2", "dw batch"])
+@pytest.mark.parametrize(("isa", "name"), rows(("dw 3x3 add", "dw 4x2", "dw batch")))
 def test_every_choice_gives_the_same_bits(isa: str, name: str) -> None:
     kernel, target = family(isa)
     draw = random.Random(name)
