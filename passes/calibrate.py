@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +37,6 @@ class Ranges:
                 f"'{name}' has no calibrated range. Calibrate this very module with this recipe."
             )
         return self.limits[name]
-
-    def to_json(self) -> str:
-        """The ranges as one JSON object."""
-        return json.dumps({name: list(pair) for name, pair in self.limits.items()}, indent=2)
 
 
 def calibrate(
