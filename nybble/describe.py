@@ -1,4 +1,4 @@
-"""What a ``.so`` will say of itself: the manifest, read off the module that it was compiled from."""
+"""What a ``.so`` will say of itself: the manifest, read off the module that it came from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import nybble
 from nybble.ir import graph, specs
 from nybble.recipe import Recipe
+from nybble.runtime import manifest
 from nybble.runtime.manifest import Manifest, Port
 from nybble.schedules.lower import Layer
 from nybble.schedules.target import CpuTarget
@@ -32,14 +33,14 @@ def describe(
         recipe: how it was quantized; None for a float model.
     """
     attrs = mod["main"].attrs
-    kept = attrs[specs.KEPT_FLOAT] if specs.KEPT_FLOAT in attrs else ()
+    kept = attrs.get(specs.KEPT_FLOAT, ())
     return Manifest(
         inputs=tuple(_port(p, str(p.name), _input_border(mod, p)) for p in graph.inputs(mod)),
         outputs=tuple(
             _port(v, name, _output_border(mod, v))
             for v, name in zip(graph.outputs(mod), graph.output_names(mod), strict=True)
         ),
-        layers=tuple({**asdict(layer), "refusals": list(layer.refusals)} for layer in layers),  # type: ignore[misc]
+        layers=tuple(map(_layer, layers)),
         target=target.name,
         arch=target.arch,
         features=tuple(sorted(target.features)),
@@ -48,6 +49,20 @@ def describe(
         rounding=recipe.rounding if recipe else None,
         kept_float=tuple(map(str, kept)),
         float_ops=tuple(f"{name}: {op}" for name, op in specs.between_borders(mod)),
+    )
+
+
+def _layer(layer: Layer) -> manifest.Layer:
+    return manifest.Layer(
+        name=layer.name,
+        op=layer.op,
+        output=layer.output,
+        symbol=layer.symbol,
+        kernel=layer.kernel,
+        weights=layer.weights,
+        activations=layer.activations,
+        macs=layer.macs,
+        refusals=list(layer.refusals),
     )
 
 
@@ -76,11 +91,10 @@ def _input_border(mod: tvm.IRModule, param: Any) -> Border:
 
 def _output_border(mod: tvm.IRModule, output: Any) -> Border:
     """Scale and zero point of the dequantize before an output."""
-    made = {b.var: b.value for b in graph.bindings(mod)}
+    made: dict[Any, Any] = {b.var: b.value for b in graph.bindings(mod)}
     value = made.get(output)
-    while graph.op_name(value) in specs.STRUCTURAL and not graph.is_constant(value.args[0]):
-        first = graph.operands(value)[0]
-        value = made.get(first)
+    while graph.op_name(value) in specs.STRUCTURAL:
+        value = made.get(graph.operands(value)[0])
     return _scalars(value) if graph.op_name(value) == "nybble.dequantize" else (None, None)
 
 

@@ -67,10 +67,10 @@ class Recipe:
             NybbleError: the text is no JSON object, or holds an unknown field or a bad value.
         """
         try:
-            values: dict[str, Any] = json.loads(text)
+            values: Any = json.loads(text)
         except json.JSONDecodeError as error:
             raise NybbleError(f"Recipe: not JSON ({error}).") from error
         known = {f.name for f in fields(cls)}
-        if not isinstance(values, dict) or not values.keys() <= known:
+        if not isinstance(values, dict) or not set(values) <= known:
             raise NybbleError(f"Recipe: expected an object with fields among {sorted(known)}.")
         return cls(**values)

@@ -1,7 +1,7 @@
 """The whole walk on one page: import, quantize, lower, schedule, build.
 
-(It is called ``walk`` and not ``compile`` because a submodule ``nybble.compile`` would take the place
-of the public function ``nybble.compile`` as soon as anything imports it.)
+(It is called ``walk`` and not ``compile`` because a submodule ``nybble.compile`` would take the
+place of the public function ``nybble.compile`` as soon as anything imports it.)
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from nybble.errors import CalibrationError
 from nybble.frontend.onnx import from_onnx
 from nybble.ir import graph, specs
 from nybble.model import Artifact, Model, QuantizedModel
-from nybble.passes.calibrate import calibrate
 from nybble.passes import pipeline
+from nybble.passes.calibrate import calibrate
 from nybble.passes.pipeline import canonicalize
 from nybble.recipe import Recipe
 from nybble.schedules import lower
@@ -56,7 +56,7 @@ def load_torch(net: Any, example_inputs: Any, dynamic_batch: bool = True) -> Mod
         ImportModelError: the network cannot be traced, or holds NaN.
         UnsupportedOpError: lists every node that cannot be imported.
     """
-    from nybble.frontend.torch import from_torch  # loads torch, which takes seconds
+    from nybble.frontend.torch import from_torch  # noqa: PLC0415  (torch takes seconds to load)
 
     return _checked(from_torch(net, example_inputs, dynamic_batch))
 
@@ -98,18 +98,20 @@ def compile(model: Model | QuantizedModel, target: str | dict[str, Any] = "nativ
 
     Args:
         model: quantized, or a float model to be compiled as it is.
-        target: ``"native"``, a level such as ``"x86-64-v3"`` or ``"aarch64"``, or a TVM target dict.
+        target: ``"native"``, a level such as ``"x86-64-v3"`` or ``"aarch64"``, or a TVM target
+            dict.
 
     Raises:
         NybbleError: an unknown target.
         ScheduleError: no kernel can do a layer.
     """
     cpu = resolve(target)
-    quantized = isinstance(model, QuantizedModel)
-    module = model.integer if quantized else canonicalize(model.module)
+    if isinstance(model, QuantizedModel):
+        module, recipe = model.integer, model.recipe
+    else:
+        module, recipe = canonicalize(model.module), None
     scheduled = lower.lower(module, cpu)
     executable = lower.build(scheduled.module, cpu)
-    recipe = model.recipe if quantized else None
     return Artifact(executable, describe(module, scheduled.layers, cpu, recipe))
 
 
@@ -122,7 +124,8 @@ def _batches(model: Model, calibration: Iterable[Batch]) -> Iterator[dict[str, A
             raise CalibrationError(f"The model has {len(params)} inputs: give {{input: array}} "
                                    f"with the names {names}.")  # fmt: skip
         named = item if isinstance(item, Mapping) else {str(params[0].name): item}
-        yield {name: _with_batch_axis(np.asarray(array), name, params) for name, array in named.items()}
+        arrays = {name: np.asarray(array) for name, array in named.items()}
+        yield {name: _with_batch_axis(array, name, params) for name, array in arrays.items()}
 
 
 def _with_batch_axis(array: Array, name: str, params: Sequence[Any]) -> Array:

@@ -86,9 +86,7 @@ def avg_pool2d(
     return _restore(total / count, layout)
 
 
-def adaptive_avg_pool2d(
-    x: Array, *, output_size: tuple[int, int], layout: str, **_: Any
-) -> Array:
+def adaptive_avg_pool2d(x: Array, *, output_size: tuple[int, int], layout: str, **_: Any) -> Array:
     """Mean over an even grid of output_size cells (bounds as in torch: floor and ceil)."""
     image = _channels_last(x, layout)
     height, width = image.shape[1:3]
@@ -132,7 +130,7 @@ def softmax(x: Array, *, axis: int) -> Array:
 
 
 def leaky_relu(x: Array, *, alpha: float) -> Array:
-    """x where positive, alpha·x elsewhere."""
+    """Keeps x where positive, gives alpha·x elsewhere."""
     return np.where(x > 0, x, np.float32(alpha) * x)
 
 
@@ -155,7 +153,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "relax.minimum": np.minimum,
     "relax.nn.relu": lambda x: np.maximum(x, 0),
     "relax.nn.leakyrelu": leaky_relu,
-    "relax.clip": lambda x, lo, hi: np.clip(x, lo, hi),
+    "relax.clip": np.clip,
     "relax.sigmoid": sigmoid,
     "relax.tanh": np.tanh,
     "relax.exp": np.exp,
@@ -166,7 +164,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "relax.nn.adaptive_avg_pool2d": adaptive_avg_pool2d,
     "relax.mean": mean,
     "relax.concat": lambda *xs, axis: np.concatenate(xs, axis=axis),
-    "relax.reshape": lambda x, shape: np.reshape(x, shape),
+    "relax.reshape": np.reshape,
     "relax.permute_dims": _permute,
     "relax.squeeze": _squeeze,
     "relax.nn.pad": pad,

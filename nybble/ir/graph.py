@@ -134,7 +134,7 @@ class Emitter:
         """Binds ``expr`` to a fresh variable called ``name`` (made unique by ``.2``, ``.3`` …)."""
         if isinstance(expr, relax.Var):
             return expr
-        builder = relax.BlockBuilder()  # a fresh one each time: a failed inference leaves it unusable
+        builder = relax.BlockBuilder()  # fresh: a failed inference leaves it unusable
         with builder.function("scratch", self.params):  # shape variables come from here
             expr = builder.normalize(expr)
             builder.emit_func_output(relax.Tuple([]))

@@ -80,10 +80,11 @@ def quantize(x: Array, scale: Array, zero_point: Array, dtype: str) -> Array:
     The division is one IEEE float32 division (not a multiplication by 1/scale), as in ONNX.
     """
     lo, hi = limits(dtype)
-    ratio = np.where(np.isnan(x), 0, x).astype(np.float32) / scale.astype(np.float32)
+    with np.errstate(over="ignore"):  # an infinite ratio saturates like any large one
+        ratio = np.where(np.isnan(x), 0, x).astype(np.float32) / scale.astype(np.float32)
     # Clip before the conversion: beyond ±2^31 float -> int is undefined; zero_point is < 2^16.
     steps = np.rint(np.clip(ratio, np.float32(-(2**24)), np.float32(2**24))).astype(np.int32)
-    return np.clip(steps + zero_point, lo, hi).astype(storage(dtype))
+    return np.clip(steps + zero_point.astype(np.int32), lo, hi).astype(storage(dtype))
 
 
 def dequantize(q: Array, scale: Array, zero_point: Array) -> NDArray[np.float32]:
@@ -305,7 +306,7 @@ def max_pool2d(
     dilation: tuple[int, int],
 ) -> Array:
     """Maximum over each window; padding never wins."""
-    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    lowest = -np.inf if x.dtype.kind == "f" else limits(str(x.dtype))[0]
     return windows(x, pool_size, strides, padding, dilation, lowest).max(axis=(3, 4))
 
 

@@ -1,7 +1,8 @@
 """The quantized ops, each declared once: operands, attributes, type inference, NumPy meaning.
 
-The dtype in an op's type is its width, from ``int1`` to ``uint8``; values are NHWC / OHWI and meaning
-is `nybble.ir.numerics`. Use ``ops.call("conv2d", [x, w, bias], strides=(1, 1), …)`` to build a call.
+The dtype in an op's type is its width, from ``int1`` to ``uint8``; values are NHWC / OHWI and
+their meaning is `nybble.ir.numerics`. ``ops.call("conv2d", [x, w, bias], strides=(1, 1), …)``
+builds a call.
 Structural ops (concat, reshape, permute_dims, pad) are Relax's own, on integers as on floats.
 """
 

@@ -15,9 +15,7 @@ def one_conv(stage: str = "integer"):
     scale, zero = graph.constant(np.float32(0.5)), graph.constant(np.int32(0))
     q = e.emit(ops.call("quantize", [x, scale, zero], dtype="uint8"), "image.q")
     w, b = graph.constant(np.ones((5, 3, 3, 3), np.int8)), graph.constant(np.zeros(5, np.int32))
-    c = e.emit(
-        ops.call("conv2d", [q, w, b], strides=(2, 2), padding=(1, 1, 1, 1)), "layer1.0/conv"
-    )
+    c = e.emit(ops.call("conv2d", [q, w, b], strides=(2, 2), padding=(1, 1, 1, 1)), "layer1.0/conv")
     m, s = graph.constant(np.full(5, 2**30, np.int32)), graph.constant(np.full(5, 34, np.int32))
     r = e.emit(ops.call("requantize", [c, m, s], dtype="uint4", lo=0, hi=15), "layer1.0/conv")
     d = e.emit(ops.call("dequantize", [r, scale, zero]), "out")

@@ -159,7 +159,9 @@ def test_add_saturates_once_after_both_branches():
     a, b = np.int32([300, -300, 300]), np.int8([-100, 100, 100])
     got = numerics.add(a, *one, b, *one, dtype="int8", lo=-128, hi=127)
     assert got.tolist() == [127, -128, 127]
-    exact = numerics.add(np.int32([200]), *one, np.int8([-100]), *one, dtype="int8", lo=-128, hi=127)
+    exact = numerics.add(
+        np.int32([200]), *one, np.int8([-100]), *one, dtype="int8", lo=-128, hi=127
+    )
     assert exact.tolist() == [100]
 
 
@@ -169,7 +171,5 @@ def test_pooling():
         x, pool_size=(3, 3), strides=(2, 2), padding=(1, 1, 1, 1), dilation=(1, 1)
     )
     assert pooled[0, :, :, 0].tolist() == [[-3, -1], [5, 7]]
-    total = numerics.sum_pool2d(
-        x, pool_size=(4, 4), strides=(1, 1), padding=(0, 0, 0, 0)
-    )
+    total = numerics.sum_pool2d(x, pool_size=(4, 4), strides=(1, 1), padding=(0, 0, 0, 0))
     assert total.ravel().tolist() == [-8]
