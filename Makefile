@@ -32,12 +32,12 @@ test: $(STAMP)  ## all tests but the slow ones
 test-slow: $(STAMP)  ## the slow tests: minutes each
 	$(BIN)/python -m pytest -m slow
 
-check: $(STAMP)  ## lint, types, import layers, quick tests: under two minutes
+check: $(STAMP)  ## lint, types, import layers, a sample of the quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow and not whole"
+	$(BIN)/python -m pytest -q -m "not slow and not whole" --thin 12
 
 bench: $(STAMP)  ## speed, cost and accuracy beside ONNX Runtime
 	$(BIN)/python -m benchmarks.run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,24 @@ ROOT = Path(__file__).resolve().parent.parent
 FASHION = "/usr/share/datasets/fashion-mnist"
 
 assert _ir.tvm  # the import above is for its order
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--thin N`` for `make check`: the first and then every Nth row of a parametrized test."""
+    parser.addoption("--thin", type=int, default=1, metavar="N", help="run every Nth row")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects what ``--thin`` leaves out; every test function keeps at least one row."""
+    seen: Counter[str] = Counter()
+    kept, left_out = [], []
+    for item in items:
+        function = item.nodeid.split("[")[0]
+        (left_out if seen[function] % config.getoption("--thin") else kept).append(item)
+        seen[function] += 1
+    items[:] = kept
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
