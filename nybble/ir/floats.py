@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nybble.errors import StageError
 from nybble.ir import numerics
 
 Array = NDArray[Any]
@@ -24,6 +25,11 @@ def _channels_last(x: Array, layout: str) -> Array:
 
 def _restore(x: Array, layout: str) -> Array:
     return x.transpose(0, 3, 1, 2) if layout == "NCHW" else x
+
+
+def _refuse_ceil_mode(ceil_mode: bool) -> None:
+    if ceil_mode:
+        raise StageError("ceil_mode is spelled out as padding before a module is run.")
 
 
 def conv2d(
@@ -52,10 +58,12 @@ def max_pool2d(
     strides: tuple[int, int],
     padding: tuple[int, int, int, int],
     dilation: tuple[int, int],
+    ceil_mode: bool,
     layout: str,
     **_: Any,
 ) -> Array:
     """Maximum over windows; padding never wins."""
+    _refuse_ceil_mode(ceil_mode)
     pooled = numerics.max_pool2d(
         _channels_last(x, layout),
         pool_size=pool_size,
@@ -73,10 +81,12 @@ def avg_pool2d(
     strides: tuple[int, int],
     padding: tuple[int, int, int, int],
     count_include_pad: bool,
+    ceil_mode: bool,
     layout: str,
     **_: Any,
 ) -> Array:
     """Mean over windows; padding is counted only with ``count_include_pad``."""
+    _refuse_ceil_mode(ceil_mode)
     image = _channels_last(x, layout)
     total = numerics.windows(image, pool_size, strides, padding).sum(axis=(3, 4), dtype=np.float32)
     if count_include_pad or not any(padding):

@@ -102,8 +102,8 @@ def is_constant(expr: Any) -> bool:
 
 def constant(values: Any, dtype: str | None = None) -> tvm.ir.GenericConst:
     """A Relax constant; the dtype is the array's own unless given."""
-    array = np.asarray(values, dtype)
-    return relax.const(np.ascontiguousarray(array), str(array.dtype))
+    array = np.array(values, dtype, order="C")  # ascontiguousarray would turn () into (1,)
+    return relax.const(array, str(array.dtype))
 
 
 def numpy_of(expr: Any) -> NDArray[Any]:
