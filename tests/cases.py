@@ -1,7 +1,7 @@
 """One row per layer shape: it drives correctness tests, the benchmark and the support matrix alike.
 
-A `Case` names a problem completely; `data` draws operands for it and `law` computes what every kernel
-must store, bit for bit.
+A `Case` names a problem completely; `data` draws operands for it and `law` computes what every
+kernel must store, bit for bit.
 """
 
 from __future__ import annotations
@@ -148,15 +148,13 @@ class Case:
         """The law of the epilogue."""
         lo, hi = self.bounds
         after, before = self.zero_points
-        kept = {"dtype": self.dtypes[1], "lo": lo, "hi": hi, "zero_point": after}
+        kept: dict[str, Any] = {"dtype": self.dtypes[1], "lo": lo, "hi": hi, "zero_point": after}
         if self.epilogue == "requantize":
             scale = arrays["multiplier"], arrays["shift"]
-            return numerics.requantize(acc, *scale, **kept)  # type: ignore[arg-type]
+            return numerics.requantize(acc, *scale, **kept)
         if self.epilogue == "add":
             ma, sa, mb, sb = (arrays[name] for name in _ADD)
-            return numerics.add(  # type: ignore[call-arg]
-                acc, ma, sa, arrays["b"], mb, sb, zero_point_b=before, **kept
-            )
+            return numerics.add(acc, ma, sa, arrays["b"], mb, sb, zero_point_b=before, **kept)
         return acc
 
 
@@ -189,7 +187,8 @@ CONV = (
     _conv("3x3 tiny ratios", (1, 7, 7, 16), (48, 3, 3, 16), gain=1e-9),
     _conv("3x3 add", (1, 7, 7, 16), (48, 3, 3, 16), epilogue="add"),
     _conv("3x3 add unsigned", (2, 7, 7, 16), (32, 3, 3, 16), epilogue="add", other="uint8"),
-    _conv("3x3 accumulators", (1, 9, 7, 16), (40, 3, 3, 16), dtypes=("uint8", "int32"), epilogue="none"),
+    _conv("3x3 accumulators", (1, 9, 7, 16), (40, 3, 3, 16), dtypes=("uint8", "int32"),
+        epilogue="none"),
     _conv("3x3 stride 2", (1, 15, 15, 16), (32, 3, 3, 16), strides=(2, 2)),
     _conv("3x3 dilated", (1, 13, 11, 8), (16, 3, 3, 8), dilation=(2, 2), padding=(2, 2, 2, 2)),
     _conv("3x3 dilated rows", (1, 13, 11, 8), (17, 3, 3, 8), dilation=(3, 1), padding=(3, 0, 1, 2)),
@@ -215,8 +214,10 @@ CONV = (
     _conv("full window", (1, 7, 7, 16), (20, 7, 7, 16), padding=(0, 0, 0, 0)),
     _conv("high", (1, 6, 6, 32), (32, 3, 3, 32), operands="high"),
     _conv("low signed", (1, 6, 6, 32), (32, 3, 3, 32), operands="low", dtypes=("int8", "int8")),
-    _conv("alternating", (1, 6, 6, 31), (32, 3, 3, 31), operands="alternating", dtypes=("int8", "int8")),
+    _conv("alternating", (1, 6, 6, 31), (32, 3, 3, 31), operands="alternating", dtypes=("int8",
+        "int8")),
 )  # fmt: skip
+
 
 def _depthwise(name: str, x: tuple[int, ...], size: tuple[int, int], **kw: Any) -> Case:
     c = x[3]
@@ -228,13 +229,15 @@ DEPTHWISE = (
     _depthwise("dw 3x3", (1, 14, 14, 96), (3, 3)),
     _depthwise("dw 3x3 signed", (1, 14, 14, 96), (3, 3), dtypes=("int8", "int8")),
     _depthwise("dw 3x3 add", (1, 7, 7, 24), (3, 3), epilogue="add"),
-    _depthwise("dw 3x3 accumulators", (2, 9, 7, 17), (3, 3), dtypes=("uint8", "int32"), epilogue="none"),
+    _depthwise("dw 3x3 accumulators", (2, 9, 7, 17), (3, 3), dtypes=("uint8", "int32"),
+        epilogue="none"),
     _depthwise("dw 3x3 stride 2", (1, 28, 28, 32), (3, 3), strides=(2, 2), padding=(0, 0, 1, 1)),
     _depthwise("dw 5x5", (1, 14, 14, 40), (5, 5), dtypes=("int8", "uint8")),
     _depthwise("dw 7x7", (1, 9, 9, 16), (7, 7), pad_value=11),
     _depthwise("dw 5x5 stride 2", (1, 15, 13, 20), (5, 5), strides=(2, 2), gain=100),
     _depthwise("dw 3x3 dilated", (1, 13, 11, 16), (3, 3), dilation=(2, 3), padding=(2, 3, 2, 3)),
-    _depthwise("dw 1x3", (1, 6, 9, 31), (1, 3), padding=(0, 1, 0, 1), pad_value=-7, dtypes=("int8", "int8")),
+    _depthwise("dw 1x3", (1, 6, 9, 31), (1, 3), padding=(0, 1, 0, 1), pad_value=-7,
+        dtypes=("int8", "int8")),
     _depthwise("dw 4x2", (1, 8, 9, 33), (4, 2), padding=(1, 0, 2, 1), strides=(1, 2)),
     _depthwise("dw few channels", (1, 8, 9, 5), (3, 3), epilogue="add", other="uint8"),
     _depthwise("dw one channel unpadded", (1, 8, 9, 1), (3, 3), padding=(0, 0, 0, 0)),
@@ -242,7 +245,8 @@ DEPTHWISE = (
     _depthwise("dw batch", (3, 8, 8, 24), (3, 3), symbolic=True),
     _depthwise("dw high", (1, 6, 6, 32), (3, 3), operands="high"),
     _depthwise("dw low", (1, 6, 6, 32), (3, 3), operands="low", dtypes=("int8", "int8")),
-    _depthwise("dw alternating", (1, 6, 6, 31), (3, 3), operands="alternating", dtypes=("int8", "int8")),
+    _depthwise("dw alternating", (1, 6, 6, 31), (3, 3), operands="alternating", dtypes=("int8",
+        "int8")),
 )  # fmt: skip
 
 LINEAR = (

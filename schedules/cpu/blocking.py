@@ -72,7 +72,9 @@ def plan_of(geometry: Geometry, dot: Dot, staged: bool, knobs: Knobs) -> Plan:
     if rows is not None:
         wanted = _rows_wanted(geometry, dot, staged, rows if not parallel else ceil(rows / TASKS))
         choices = _row_choices(rows, tile.high)
-        task_rows = knobs.pick("rows", choices, max(r for r in choices if r <= max(wanted, tile.high)))
+        task_rows = knobs.pick(
+            "rows", choices, max(r for r in choices if r <= max(wanted, tile.high))
+        )
         missing = missing // ceil(rows / task_rows)
     counts = [count for count in range(1, blocks + 1) if count in (1, 2, 4, 8, 16, blocks)]
     splits = knobs.pick("splits", counts, max(c for c in counts if c <= max(missing, 1)))

@@ -33,11 +33,11 @@ def _supports(dot: Dot, problem: Problem, target: Any) -> str | None:
         return f"computes {' or '.join(wanted)} x {dot.w}, not {found} x {problem.weights.dtype}"
     if problem.output.dtype not in ("int8", "uint8", dot.acc):
         return f"cannot store {problem.output.dtype}"
+    if problem.op == "conv2d" and any(isinstance(d, str) for d in problem.inputs[0].shape[1:]):
+        return "more than the batch is symbolic"
     geometry = geometry_of(problem)
     if geometry.groups > 1 and min(geometry.o, geometry.c // geometry.groups) < 4:
         return f"groups of {geometry.c // geometry.groups} -> {geometry.o} channels fill no vector"
-    if isinstance(geometry.height, str) or any(isinstance(d, str) for d in geometry.images[1:]):
-        return "more than the batch is symbolic"
     return epilogue.refuse(problem)
 
 

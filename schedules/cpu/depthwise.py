@@ -8,8 +8,8 @@
                                       acc = dot(acc, x, w) for every output that the column touches
         epilogue, store
 
-A dot product takes ``depth`` taps of one column from ``depth`` kernel rows, so one interleaved vector
-serves all KW taps along the row: 3x3 costs, per 16 outputs, 3 ``vpdpbusd`` or 6 ``vpmaddwd``.
+A dot product takes ``depth`` taps of one column from ``depth`` kernel rows, so one interleaved
+vector serves all KW taps along the row: 3x3 costs 3 ``vpdpbusd`` or 6 ``vpmaddwd`` per vector.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SERIAL_STEPS = 20_000  # dot products; fewer do not pay for a parallel launch
 
 
 def _dot_for(dot: Dot, problem: Problem) -> Dot:
-    """The dot product with operands as they are here: ``madd`` widens the input when it loads it."""
+    """The dot product with operands as they are here: ``madd`` widens the input as it loads."""
     return replace(dot, x=problem.inputs[0].dtype, w="int16") if dot.depth == 2 else dot
 
 
@@ -92,8 +92,8 @@ def _weights_spec(geometry: Geometry, dot: Dot) -> TensorSpec:
     return TensorSpec((rows, dot.lanes * dot.depth), dot.w)
 
 
-def _table_spec(problem: Problem, geometry: Geometry, dot: Dot) -> TensorSpec:
-    return TensorSpec((epilogue.table_rows(problem.epilogue), max(geometry.c, dot.lanes)), dot.acc)
+def _table_shape(problem: Problem, geometry: Geometry, dot: Dot) -> tuple[int, int]:
+    return epilogue.table_rows(problem.epilogue), max(geometry.c, dot.lanes)
 
 
 def _pack(base: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any]]:
@@ -105,7 +105,7 @@ def _pack(base: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any
     if offset:
         bias = bias.astype(np.int64) - offset * weights.sum((1, 2), dtype=np.int64)
     rows = [bias, *epilogue.scaling_rows(problem, constants, geometry.c)]
-    table = np.zeros(_table_spec(problem, geometry, dot).shape, dot.acc)
+    table = np.zeros(_table_shape(problem, geometry, dot), dot.acc)
     for row, values in zip(table, rows, strict=True):
         row[: geometry.c] = epilogue.wrapped(values, dot.acc)
     lanes, depth, groups = dot.lanes, dot.depth, ceil(geometry.tap_rows / dot.depth)
@@ -143,17 +143,17 @@ def _build(base: Dot, problem: Problem, _target: Any, knobs: Knobs) -> tirx.Prim
     rows, parallel = _pick_rows(geometry, dot, staged, knobs)
     total = int(geometry.static_rows or 1)
     symbols: dict[str, Any] = {}
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_attr({"tirx.noalias": True})
-            specs = (_weights_spec(geometry, dot), _table_spec(problem, geometry, dot))
-            buffers = declare(problem, specs, symbols)
-            layer = _Layer(problem, geometry, dot, wide, rows, staged, buffers)
-            runs = ceil(total / rows)
-            loop = T.parallel if parallel else T.serial
-            with loop(product(geometry.images, symbols) * runs) as task:
-                first = tirx.min(tirx.floormod(task, runs) * rows, total - rows)
-                _task(layer, tirx.floordiv(task, runs), first)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_attr({"tirx.noalias": True})
+        table = TensorSpec(_table_shape(problem, geometry, dot), dot.acc)
+        specs = (_weights_spec(geometry, dot), table)
+        buffers = declare(problem, specs, symbols)
+        layer = _Layer(problem, geometry, dot, wide, rows, staged, buffers)
+        runs = ceil(total / rows)
+        loop = T.parallel if parallel else T.serial
+        with loop(product(geometry.images, symbols) * runs) as task:
+            first = tirx.min(tirx.floormod(task, runs) * rows, total - rows)
+            _task(layer, tirx.floordiv(task, runs), first)
     return builder.get()
 
 
@@ -217,9 +217,7 @@ def _task(layer: _Layer, image: Any, first: Any) -> None:
         _tile(layer, source, (x + channel, y), (vector, channel))
 
 
-def _tile(
-    layer: _Layer, source: Any, at: tuple[Any, Any], block: tuple[Any, Any]
-) -> None:
+def _tile(layer: _Layer, source: Any, at: tuple[Any, Any], block: tuple[Any, Any]) -> None:
     """One register tile, from the bias to the store."""
     geometry, dot = layer.geometry, layer.dot
     x, y = T.Bind(at[0] + 0), T.Bind(at[1] + 0)

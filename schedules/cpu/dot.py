@@ -7,8 +7,9 @@ A `Dot` is all that separates int8 from float32 and AVX2 from AVX-512 in the blo
     madd      acc[l] += Σ_2 s16·s16    vpmaddwd on widened operands, |pair| <= 2·255·128
     fma       acc[l] += f32·f32
 
-On AVX2 `madd` does as many multiply-adds per instruction as the sign trick (psignb, maddubs, maddwd,
-add for 32) but puts a third less work on the two multiplier ports, and admits a weight of -128.
+On AVX2 `madd` does as many multiply-adds per instruction as the sign trick (psignb, maddubs,
+maddwd, add for 32) but puts a third less work on the two multiplier ports, and it admits a weight
+of -128.
 """
 
 from __future__ import annotations
@@ -104,7 +105,5 @@ AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 VNNI = Dot("vnni", (*AVX512, "avx512_vnni"), 16, 4, "uint8", "int8", "int32", 32, 0, 0.5, 5, _vnni)
 MADD_AVX512 = Dot("avx512", AVX512, 16, 2, "int16", "int8", "int32", 32, 1, 1.0, 2, _madd)
 MADD_AVX2 = Dot("avx2", AVX2, 8, 2, "int16", "int8", "int32", 16, 1, 0.67, 2, _madd)
-FMA_AVX512 = Dot(
-    "avx512", AVX512, 16, 1, "float32", "float32", "float32", 32, 0, 0.5, 4, _fma
-)
+FMA_AVX512 = Dot("avx512", AVX512, 16, 1, "float32", "float32", "float32", 32, 0, 0.5, 4, _fma)
 FMA_AVX2 = Dot("avx2", AVX2, 8, 1, "float32", "float32", "float32", 16, 0, 0.5, 4, _fma)

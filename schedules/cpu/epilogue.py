@@ -1,9 +1,9 @@
 """What happens to a vector of accumulators before it is stored: requantize, add, clamp.
 
-The house rounding (acc·m + 2^(c-1)) >> c, exact for every int32 acc and every dyadic (m, c), without
-64-bit shifts and clamps (which AVX2 lacks). At pack time m is scaled into [2^30, 2^31) and acc gets
-a left shift s so that c >= 33 (s = 0 for ratios below 1/4). Then 2^(c-1) has no low word, and with high = the upper 32 bits
-of the 64-bit product,
+The house rounding (acc·m + 2^(c-1)) >> c, exact for every int32 acc and every dyadic (m, c),
+without 64-bit shifts and clamps (which AVX2 lacks). At pack time m is scaled into [2^30, 2^31) and
+acc gets a left shift s so that c >= 33 (s = 0 for ratios below 1/4). Then 2^(c-1) has no low word,
+and with high = the upper 32 bits of the 64-bit product,
 
     y = (high(acc·2^s·m) + 2^(c-33)) >> (c-32)
 
@@ -183,9 +183,7 @@ class Column:
         if len(rows) == 4:
             value = T.shift_left(value, rows[0])
         value = T.Bind(value)
-        products = [
-            self._half(value, odd) * self._half(multiplier, odd) for odd in (False, True)
-        ]
+        products = [self._half(value, odd) * self._half(multiplier, odd) for odd in (False, True)]
         words = [T.reinterpret(f"int32x{self.lanes}", product) for product in products]
         order = [(i // 2) * 2 + 1 + (i % 2) * self.lanes for i in range(self.lanes)]
         return T.shift_right(T.Shuffle(words, order) + rounding, right)
@@ -193,8 +191,8 @@ class Column:
     def _half(self, value: Any, odd: bool) -> Any:
         """Every other lane, sign-extended to 64 bits.
 
-        In the form that LLVM keeps next to the multiplication: a sign extension that it moves out of
-        the loop hides that ``pmuldq`` suffices, and three multiplications take its place.
+        In the form that LLVM keeps next to the multiplication: a sign extension moved out of the
+        loop hides that ``pmuldq`` suffices, and three multiplications take its place.
         """
         if odd:
             value = T.Shuffle([value], [i | 1 for i in range(self.lanes)])

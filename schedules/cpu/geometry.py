@@ -60,7 +60,7 @@ class Geometry:
     @property
     def static_rows(self) -> int | None:
         """The number of rows, None when symbolic."""
-        return int(prod(self.rows)) if all(isinstance(r, int) for r in self.rows) else None  # type: ignore[arg-type]
+        return int(prod(self.rows)) if all(isinstance(r, int) for r in self.rows) else None
 
     @property
     def reach(self) -> int:
@@ -85,7 +85,7 @@ def geometry_of(problem: Problem) -> Geometry:
         return _product(shape[:-1], int(weights[1]), int(weights[0]), 1)
     attrs: dict[str, Any] = dict(problem.attrs)
     groups, padding = int(attrs["groups"]), tuple(attrs["padding"])
-    o, kh, kw, per_group = (int(d) for d in weights)  # type: ignore[misc]
+    o, kh, kw, per_group = (int(d) for d in weights)
     if kh == kw == 1 and tuple(attrs["strides"]) == (1, 1) and not any(padding):
         return _product(shape[:-1], per_group, o, groups)
     merged = groups == 1 and attrs["dilation"][1] == 1

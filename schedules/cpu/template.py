@@ -1,11 +1,11 @@
 """The blocked loop nest of `nybble.schedules.cpu.conv`, emitted as TensorIR.
 
-    parallel task = (image, rows, channel blocks)
-      staging copy of the task's input rows, if needed
-      group, channel block, tile row, tile column
-        acc[high·wide][vectors] = bias
-        tap row, tap column, k:  w[vectors] loaded, x[high·wide] broadcast, acc = dot(acc, x, w)
-        epilogue, store
+parallel task = (image, rows, channel blocks)
+  staging copy of the task's input rows, if needed
+  group, channel block, tile row, tile column
+    acc[high·wide][vectors] = bias
+    tap row, tap column, k:  w[vectors] loaded, x[high·wide] broadcast, acc = dot(acc, x, w)
+    epilogue, store
 """
 
 from __future__ import annotations
@@ -83,18 +83,17 @@ def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
     staged = staging.needs_staging(geometry, dot, problem.inputs[0].dtype)
     plan = plan_of(geometry, dot, staged, knobs)
     symbols: dict[str, Any] = {}
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_attr({"tirx.noalias": True})
-            constants = (
-                TensorSpec(weights_shape(geometry, dot), dot.w),
-                TensorSpec(table_shape(problem, geometry, dot), dot.acc),
-            )
-            buffers = declare(problem, constants, symbols)
-            layer = _Layer(problem, geometry, dot, plan, staged, buffers)
-            images = product(geometry.images, symbols)
-            for segment in _segments(layer, product(geometry.rows, symbols)):
-                _tasks(layer, segment, images)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_attr({"tirx.noalias": True})
+        constants = (
+            TensorSpec(weights_shape(geometry, dot), dot.w),
+            TensorSpec(table_shape(problem, geometry, dot), dot.acc),
+        )
+        buffers = declare(problem, constants, symbols)
+        layer = _Layer(problem, geometry, dot, plan, staged, buffers)
+        images = product(geometry.images, symbols)
+        for segment in _segments(layer, product(geometry.rows, symbols)):
+            _tasks(layer, segment, images)
     return builder.get()
 
 
@@ -147,7 +146,11 @@ def _task(
         with T.serial(ceil(rows / tile.high)) as ty, T.serial(ceil(cols / tile.wide)) as tx:
             row = tirx.min(ty * tile.high, rows - tile.high)
             col = tirx.min(tx * tile.wide, cols - tile.wide)
-            x = origin + row * (geometry.stride[0] * pitch) + col * (geometry.stride[1] * geometry.c)
+            x = (
+                origin
+                + row * (geometry.stride[0] * pitch)
+                + col * (geometry.stride[1] * geometry.c)
+            )
             x = x + group * (geometry.c // geometry.groups)
             y = ((image * all_rows + first + row) * cols + col) * channels
             _Tile(layer, tile, source, (x, y), (group, vector)).emit()
@@ -183,7 +186,9 @@ class _Tile:
     def emit(self) -> None:
         """Emits the whole tile."""
         vector, tile = self.layer.dot.vector, self.tile
-        acc = T.alloc_buffer((tile.high * tile.wide * tile.vectors,), vector, scope="local", layout=None)
+        acc = T.alloc_buffer(
+            (tile.high * tile.wide * tile.vectors,), vector, scope="local", layout=None
+        )
         for v, start in enumerate(self.starts):
             bias = T.Bind(self.layer.table.vload([tirx.const(0), start], vector))
             with T.unroll(tile.high * tile.wide) as p:

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import nybble.ir
 import numpy as np
 import tvm
-from nybble.schedules.kernel import Kernel, Knobs
-from nybble.schedules.target import CpuTarget
 from numpy.typing import NDArray
 
+import nybble.ir
+from nybble.schedules.kernel import Kernel, Knobs
+from nybble.schedules.target import CpuTarget
 from tests.cases import Arrays, Case
 
 GUARD = 256

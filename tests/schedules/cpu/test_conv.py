@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from nybble.errors import ScheduleError
 from nybble.schedules.cpu import conv
 from nybble.schedules.kernel import Kernel, Knobs
 from nybble.schedules.target import CpuTarget, host_features, resolve
-
 from tests.cases import CONV, LINEAR, Case
 from tests.schedules.cpu import running
 
@@ -37,7 +37,7 @@ def rows(names: Iterable[str]) -> Iterator[Any]:
             yield pytest.param(isa, name, marks=() if now else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("isa", "name"), rows(CASES))
+@pytest.mark.parametrize(("isa", "name"), list(rows(CASES)))
 def test_equals_the_law(isa: str, name: str) -> None:
     case = CASES[name]
     kernel, target = family(isa, case)
@@ -45,7 +45,7 @@ def test_equals_the_law(isa: str, name: str) -> None:
     running.check(kernel, case, target)
 
 
-@pytest.mark.parametrize(("isa", "name"), rows(KNOB_CASES))
+@pytest.mark.parametrize(("isa", "name"), list(rows(KNOB_CASES)))
 def test_every_choice_gives_the_same_bits(isa: str, name: str) -> None:
     case = CASES[name]
     kernel, target = family(isa, case)
@@ -64,6 +64,14 @@ def sample(kernel: Kernel, case: Case, target: CpuTarget, draw: random.Random) -
         if not missing:
             return knobs
         knobs.decisions[missing[0]] = draw.choice(knobs.space[missing[0]])
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_threads_do_not_matter(parallel: bool) -> None:
+    case = CASES["3x3 add unsigned"]
+    kernel, target = family("avx2", case)
+    knobs = Knobs({"parallel": parallel, "splits": 2, "tile": "1x7x1"})
+    running.check(kernel, case, target, knobs)
 
 
 def test_the_batch_is_chosen_at_run_time() -> None:

@@ -1,18 +1,28 @@
 """Float32 convolution and linear kernels: every family agrees with float64 to rounding."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 import tvm
+from numpy.typing import NDArray
+
 from nybble.ir import numerics
 from nybble.schedules.cpu import conv, depthwise
 from nybble.schedules.kernel import Epilogue, Knobs, Problem, TensorSpec
 from nybble.schedules.target import host_features, resolve
+from tests.cases import CONV, DEPTHWISE, LINEAR, Arrays, Case
 
-from tests.cases import CONV, DEPTHWISE, LINEAR, Case
-
-NAMES = ("odd everything", "3x3 add", "grouped odd", "1x1 batch", "big batch", "dw 4x2", "dw unpadded")
+NAMES = (
+    "odd everything",
+    "3x3 add",
+    "grouped odd",
+    "1x1 batch",
+    "big batch",
+    "dw 4x2",
+    "dw unpadded",
+)
 CASES = {case.name: case for case in CONV + LINEAR + DEPTHWISE}
 TARGETS = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}
 
@@ -34,15 +44,13 @@ def floating(problem: Problem) -> Problem:
     )
 
 
-def expected(case: Case, arrays: dict[str, np.ndarray]) -> np.ndarray:
+def expected(case: Case, arrays: Arrays) -> NDArray[Any]:
     x, w = arrays["x"].astype(np.float64), arrays["w"].astype(np.float64)
     if case.op == "linear":
-        acc = x @ w.T
+        acc: NDArray[Any] = x @ w.T
     else:
         size = (case.w[1], case.w[2])
-        view = numerics.windows(
-            x, size, case.strides, case.padding, case.dilation, case.pad_value
-        )
+        view = numerics.windows(x, size, case.strides, case.padding, case.dilation, case.pad_value)
         acc = numerics.correlate(view, w, case.groups, np.float64)
     return np.maximum(acc + arrays["bias"] + arrays.get("other", 0), -3)
 

@@ -3,10 +3,10 @@
 import random
 
 import pytest
+
 from nybble.schedules.cpu import depthwise
 from nybble.schedules.kernel import Kernel, Knobs
 from nybble.schedules.target import CpuTarget, host_features, resolve
-
 from tests.cases import CONV, DEPTHWISE
 from tests.schedules.cpu import running
 from tests.schedules.cpu.test_conv import TARGETS, rows
@@ -22,14 +22,14 @@ def family(isa: str) -> tuple[Kernel, CpuTarget]:
     return next(k for k in depthwise.KERNELS if k.name == f"cpu.int8.depthwise.{isa}"), target
 
 
-@pytest.mark.parametrize(("isa", "name"), rows(CASES))
+@pytest.mark.parametrize(("isa", "name"), list(rows(CASES)))
 def test_equals_the_law(isa: str, name: str) -> None:
     kernel, target = family(isa)
     assert kernel.supports(CASES[name].problem(), target) is None
     running.check(kernel, CASES[name], target)
 
 
-@pytest.mark.parametrize(("isa", "name"), rows(("dw 3x3 add", "dw 4x2", "dw batch")))
+@pytest.mark.parametrize(("isa", "name"), list(rows(("dw 3x3 add", "dw 4x2", "dw batch"))))
 def test_every_choice_gives_the_same_bits(isa: str, name: str) -> None:
     kernel, target = family(isa)
     draw = random.Random(name)
