@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from nybble.errors import ScheduleError
@@ -83,8 +83,8 @@ class Problem:
         """Multiply-adds for one image (symbolic extents count as 1)."""
         if self.weights is None:
             return 0
-        outputs = np.prod([d for d in self.output.shape if isinstance(d, int)], dtype=np.int64)
-        return int(outputs * np.prod(self.weights.shape[1:], dtype=np.int64))
+        extents = [*self.output.shape, *self.weights.shape[1:]]
+        return prod(d for d in extents if isinstance(d, int))
 
 
 Constants = Mapping[str, NDArray[Any]]

@@ -21,6 +21,7 @@ from tvm import relax
 
 from nybble.ir import graph, numerics, ops
 from nybble.schedules import match_float
+from nybble.schedules.cpu.epilogue import ratios_are_small
 from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 
@@ -92,11 +93,12 @@ def _with_requantize(matcher: Matcher, group: Group) -> Group | None:
     if reader is None or graph.attributes(reader.value)["zero_point_in"] != 0:
         return None
     attrs = graph.attributes(reader.value)
+    scales = _scales(reader, {"multiplier": 1, "shift": 2})
     epilogue = Epilogue(
         "requantize", attrs["lo"], attrs["hi"],
         zero_point=attrs["zero_point"], rounding=attrs["rounding"],
+        small_ratios=ratios_are_small(scales["multiplier"], scales["shift"]),
     )  # fmt: skip
-    scales = _scales(reader, {"multiplier": 1, "shift": 2})
     return fused(group, reader, epilogue, scales)
 
 
@@ -111,17 +113,19 @@ def _with_add(matcher: Matcher, group: Group) -> Group | None:
     zero = {0: attrs["zero_point_a"], 3: attrs["zero_point_b"]}
     if zero[mine] != 0 or graph.shape_of(args[0]) != graph.shape_of(args[3]):
         return None
-    epilogue = Epilogue(
-        "add", attrs["lo"], attrs["hi"], spec_of(args[other]), attrs["zero_point"],
-        zero[other], attrs["rounding"],
-    )  # fmt: skip
     positions = {
         "multiplier_a": mine + 1,
         "shift_a": mine + 2,
         "multiplier_b": other + 1,
         "shift_b": other + 2,
     }
-    return fused(group, reader, epilogue, _scales(reader, positions), args[other])
+    scales = _scales(reader, positions)
+    epilogue = Epilogue(
+        "add", attrs["lo"], attrs["hi"], spec_of(args[other]), attrs["zero_point"],
+        zero[other], attrs["rounding"],
+        small_ratios=ratios_are_small(scales["multiplier_a"], scales["shift_a"]),
+    )  # fmt: skip
+    return fused(group, reader, epilogue, scales, args[other])
 
 
 def _scales(reader: relax.VarBinding, positions: Mapping[str, int]) -> Arrays:

@@ -97,7 +97,7 @@ def _from_dict(target: dict[str, Any]) -> CpuTarget:
     enabled = set(tvm.target.codegen.llvm_get_cpu_features(made))
     llvm = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(target.items()))
     features = frozenset(ours for llvms, ours in known.items() if llvms in enabled)
-    return CpuTarget(f"llvm:{mcpu}", llvm, features, triple.split("-")[0])
+    return CpuTarget(f"llvm:{mcpu}", llvm, features, triple.partition("-")[0])
 
 
 @cache
