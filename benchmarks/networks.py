@@ -1,4 +1,6 @@
-"""Latency of whole networks beside ONNX Runtime, float and 8-bit, batch 1.
+"""Latency of whole networks beside ONNX Runtime and torch, float and 8-bit, batch 1.
+
+ONNX Runtime uses AVX-512 where it finds it. Nybble's AVX2 code has its like in torch held to AVX2.
 
 python -m benchmarks.networks --networks resnet18 --threads 1 2 --target native
 """
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,16 @@ def onnxruntime_int8(source: Path, calibration: Array, folder: Path) -> Path:
     return result
 
 
+def torchscript(name: str, shape: tuple[int, int, int], folder: Path) -> Path:
+    """The float network as a frozen trace."""
+    path = folder / "float.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is frozen, and works
+        traced = torch.jit.trace(NETWORKS[name](64), torch.zeros(1, *shape))
+        torch.jit.freeze(traced).save(str(path))
+    return path
+
+
 def nybble_int8(source: Path, calibration: Array, folder: Path, target: str) -> Path:
     """Nybble's file for a target, checked against the law on one image."""
     quantized = nybble.quantize(nybble.load_onnx(source), calibration[:, None])
@@ -70,6 +83,7 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> list[dict[str,
     source.write_bytes(export_onnx(NETWORKS[name](64), torch.zeros(1, *shape)))
     files = [("ORT fp32", "onnxruntime", source)]
     files.append(("ORT int8", "onnxruntime", onnxruntime_int8(source, calibration, folder)))
+    files.append(("torch fp32 AVX2", "torch_avx2", torchscript(name, shape, folder)))
     for target in args.target:
         made = nybble_int8(source, calibration, folder, target)
         files.append((f"Nybble {target}", "nybble", made))
@@ -85,6 +99,7 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> list[dict[str,
                 "ms": 1000 * timing.median,
                 "by ORT fp32": timing.ratio(timings[0]),
                 "by ORT int8": timing.ratio(timings[1]),
+                "by torch AVX2": timing.ratio(timings[2]),
             }
             for timing in timings
         ]
@@ -96,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", choices=CHOICES, default=CHOICES)
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
-    parser.add_argument("--target", nargs="+", default=("native",))
+    parser.add_argument("--target", nargs="+", default=("native", "x86-64-v3"))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--samples", type=int, default=8, help="calibration images")
     parser.add_argument("--size", type=int, default=224)

@@ -7,7 +7,9 @@ peer once, and what is reported is the median over the rounds of the ratio withi
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +29,8 @@ class Peer:
 
     Attributes:
         name: as the tables call it.
-        engine: ``nybble`` for a ``.so``, ``onnxruntime`` for an ONNX file.
+        engine: ``nybble`` for a ``.so``, ``onnxruntime`` for an ONNX file, ``torch_avx2`` for
+            TorchScript.
         path: the file that it runs.
         images: the input, float32 (N, C, H, W).
         threads: how many it may use.
@@ -133,7 +136,26 @@ def _onnxruntime(peer: Peer) -> Callable[[], Any]:
     return lambda: session.run(None, feed)
 
 
+def _torch_avx2(peer: Peer) -> Callable[[], Any]:
+    """TorchScript held to AVX2; ONNX Runtime cannot be told to."""
+    os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    import torch  # reads the variables when it is loaded  # noqa: PLC0415
+
+    torch.set_num_threads(peer.threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is frozen, and works
+        net = torch.jit.optimize_for_inference(torch.jit.load(str(peer.path)).eval())
+    images = torch.from_numpy(peer.images)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return net(images)
+
+    return run
+
+
 ENGINES: dict[str, Callable[[Peer], Callable[[], Any]]] = {
     "nybble": _nybble,
     "onnxruntime": _onnxruntime,
+    "torch_avx2": _torch_avx2,
 }

@@ -164,7 +164,7 @@ def dyadic(name: str, ratio: NDArray[np.float64]) -> tuple[Any, Any]:
     Raises:
         StageError: a ratio is too large for 31 bits.
     """
-    if np.any(ratio >= 2.0**30):
+    if np.any(ratio >= numerics.MAX_RATIO):
         raise StageError(
             f"'{name}': one output step is {1 / np.max(ratio):.3g} of an input step, too little to "
             "requantize in integers. Calibrate on representative data, or keep the layer float "

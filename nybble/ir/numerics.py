@@ -19,6 +19,7 @@ Array = NDArray[np.generic]
 Rounding = Literal["half_up", "half_even", "tflite"]
 ROUNDINGS: tuple[Rounding, ...] = ("half_up", "half_even", "tflite")
 MAX_SHIFT = 62  # acc·multiplier < 2^62, so a larger shift could only give 0
+MAX_RATIO = 2.0**29  # beyond it, a renormalised multiplier would need a shift of 0
 
 
 # ---------------------------------------------------------------- widths
@@ -113,7 +114,7 @@ def dyadic(ratio: NDArray[np.float64]) -> tuple[NDArray[np.int32], NDArray[np.in
         ValueError: a ratio is negative, not finite or too large.
     """
     ratio = np.asarray(ratio, np.float64)
-    if not np.all(np.isfinite(ratio)) or np.any(ratio < 0) or np.any(ratio >= 2.0**29):
+    if not np.all(np.isfinite(ratio)) or np.any(ratio < 0) or np.any(ratio >= MAX_RATIO):
         raise ValueError(f"requantization ratios must lie in [0, 2^29), got {ratio}")
     mantissa, exponent = np.frexp(ratio)
     multiplier = np.rint(mantissa * 2.0**31).astype(np.int64)
