@@ -23,7 +23,7 @@ from tvm import relax
 from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
 from nybble.frontend.build import Builder, not_finite
 from nybble.frontend.extents import Refused
-from nybble.frontend.torch_ops import CONVERTERS
+from nybble.frontend.torch_ops import CONVERTERS, FRESH, IN_PLACE
 
 
 def from_torch(
@@ -52,10 +52,33 @@ def from_torch(
 
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
-    """Functional ATen; operators that we translate whole stay whole."""
+    """Functional ATen; operators that we translate whole stay whole.
+
+    Torch's decomposition costs more than everything else here, so it runs only when needed.
+    """
+    calls = [
+        node for node in program.graph.nodes
+        if node.op == "call_function" and (node.users or _changes_an_operand(node))
+    ]  # fmt: skip
+    if all(node.target in CONVERTERS or _is_harmless(node) for node in calls):
+        return program
     rules = torch.export.default_decompositions().items()
     with _without_own_warnings():
         return program.run_decompositions({op: r for op, r in rules if op not in CONVERTERS})
+
+
+def _changes_an_operand(node: Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
+def _is_harmless(node: Node) -> bool:
+    """Whether an in-place operator changes a fresh tensor that nothing else reads."""
+    changed = node.args[0] if node.target in IN_PLACE else None
+    return (
+        isinstance(changed, Node)
+        and len(changed.users) == 1
+        and (changed.target in FRESH or _is_harmless(changed))
+    )
 
 
 @contextlib.contextmanager
@@ -219,7 +242,7 @@ class _Importer:
     def _convert(self, node: Node) -> None:
         """Translates one node, or notes why it has no translation."""
         if any(operand not in self.values for operand in node.all_input_nodes):
-            if node.target not in CONVERTERS:
+            if IN_PLACE.get(node.target, node.target) not in CONVERTERS:
                 self._refuse(node, "there is no translation for this operator")
             return
         try:
@@ -234,10 +257,11 @@ class _Importer:
             with torch.no_grad():  # reads weights at most: torch itself evaluates it
                 args, kwargs = map_arg((node.args, node.kwargs), self.values.get)
                 return node.target(*args, **kwargs)
-        if node.target not in CONVERTERS:
+        target = IN_PLACE.get(node.target, node.target)
+        if target not in CONVERTERS:
             raise Refused("there is no translation for this operator")
         args, kwargs = map_arg((node.args, node.kwargs), self._argument)
-        return CONVERTERS[node.target](self.build, self._name(node), *args, **kwargs)
+        return CONVERTERS[target](self.build, self._name(node), *args, **kwargs)
 
     def _argument(self, node: Node) -> Any:
         value = self.values[node]
@@ -264,7 +288,7 @@ class _Importer:
             return node.name
         target = node.target
         op = (
-            target.name().partition("::")[2].partition(".")[0]
+            target.name().partition("::")[2].partition(".")[0].rstrip("_")
             if isinstance(target, OpOverload)
             else node.name
         )

@@ -71,7 +71,7 @@ def batch_norm(
     """``aten.batch_norm``: moments, training, momentum, epsilon, cudnn."""
     *moments, training, _momentum, epsilon, _cudnn = moments_training_momentum_eps_cudnn
     if training or moments[2] is None:
-        return training(build, name)
+        return batch_statistics(build, name)
     return build.batch_norm(x, moments, epsilon, name)
 
 
@@ -81,7 +81,7 @@ def batch_norm_legit(build: Builder, name: str, x: Value, *args: Any) -> Value:
     return (build.batch_norm(x, moments, epsilon, name),)
 
 
-def training(_build: Builder, _name: str, *_args: Any, **_kwargs: Any) -> Value:
+def batch_statistics(_build: Builder, _name: str, *_args: Any, **_kwargs: Any) -> Value:
     """Batch norms that exist only in training."""
     raise Refused("normalizes with the batch's own statistics; export the network in eval mode")
 

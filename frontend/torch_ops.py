@@ -150,11 +150,24 @@ def _item(_build: Builder, _name: str, values: Sequence[Value], index: int) -> V
     return values[index]
 
 
+IN_PLACE: dict[Any, Any] = {
+    aten.add_.Tensor: aten.add.Tensor,
+    aten.hardswish_.default: aten.hardswish.default,
+    aten.hardtanh_.default: aten.hardtanh.default,
+    aten.relu6_.default: aten.relu6.default,
+    aten.relu_.default: aten.relu.default,
+    aten.silu_.default: aten.silu.default,
+}
+FRESH: set[Any] = {  # results that share memory with nothing
+    aten.add.Tensor, aten.batch_norm.default, aten.conv2d.default, aten.conv2d.padding,
+    aten.linear.default,
+}  # fmt: skip
+
 CONVERTERS: dict[Any, Convert] = {
     aten._adaptive_avg_pool2d.default: torch_layers.adaptive_avg_pool,
     aten._batch_norm_no_update.default: torch_layers.batch_norm_legit,
-    aten._native_batch_norm_legit.no_stats: torch_layers.training,
-    aten._native_batch_norm_legit_functional.default: torch_layers.training,
+    aten._native_batch_norm_legit.no_stats: torch_layers.batch_statistics,
+    aten._native_batch_norm_legit_functional.default: torch_layers.batch_statistics,
     aten._native_batch_norm_legit_no_training.default: torch_layers.batch_norm_legit,
     aten._softmax.default: _softmax,
     aten._to_copy.default: _to,

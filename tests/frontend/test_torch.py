@@ -258,3 +258,33 @@ def test_a_program_exported_in_training_mode() -> None:
     program = torch.export.export(net, (torch.zeros(SHAPE),))
     with pytest.raises((ImportModelError, UnsupportedOpError), match="eval mode"):
         from_torch(program, None)
+
+
+class InPlace(nn.Module):
+    """Changes a convolution's result, and a tensor that is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu_(self.conv(x))
+        z = y + 1
+        z.relu_()
+        return z + y
+
+
+class InPlaceOfView(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        y.view(-1, 48).relu_()
+        return y
+
+
+@pytest.mark.parametrize("build", [InPlace, InPlaceOfView])
+def test_in_place_operators(build: type[nn.Module]) -> None:
+    net, x = build().eval(), torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        want = net(x).numpy()
+    got = interpreter.run(from_torch(net, x), [x.numpy()])[0]
+    np.testing.assert_allclose(got, want, atol=1e-5)
