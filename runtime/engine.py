@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
 import os
 import threading
 from functools import cache
@@ -23,6 +24,7 @@ _CPU = 1  # kDLCPU
 _POOLED = 2  # the VM's allocator that keeps freed storage for the next call
 _BIG_CORES = 1
 _THREADS = "TVM_NUM_THREADS"
+_loads = itertools.count()
 _configured = threading.local()  # TVM keeps one pool of workers per calling thread
 
 
@@ -54,11 +56,21 @@ def open_vm(path: Path) -> Any:
     """
     tvm_ffi = ffi()
     try:
-        vm = tvm_ffi.load_module(str(path.resolve()))["vm_load_executable"]()
+        vm = tvm_ffi.load_module(_fresh_name(path.resolve()))["vm_load_executable"]()
         vm["vm_initialization"](_CPU, 0, _POOLED)
     except (RuntimeError, AttributeError) as error:
         raise ArtifactError(f"{path}: the TVM runtime refuses it: {error}") from error
     return vm
+
+
+def _fresh_name(path: Path) -> str:
+    """The path, spelled as never before in this process.
+
+    ``dlopen`` returns an open library of the same name without looking at the file, so a network
+    that was compiled again to the same place would run its old code.
+    """
+    detour = f"{next(_loads):b}".replace("0", "/").replace("1", "./")
+    return f"{path.parent}/{detour}{path.name}"
 
 
 def default_threads() -> int:

@@ -105,6 +105,16 @@ def test_several_outputs_come_by_name(tmp_path: Path) -> None:
     np.testing.assert_array_equal(result["half"], X * W)
 
 
+def test_a_file_that_was_replaced_is_loaded_anew(executable: Any, tmp_path: Path) -> None:
+    older = load(exported(executable, tmp_path))
+    assert load(tmp_path / "net.so")(X).tolist() == older(X).tolist()
+    port = tiny_manifest().outputs[0]
+    both = (port, type(port)("half", port.shape, port.dtype))
+    newer = load(exported(tiny_executable(outputs=2), tmp_path, outputs=both))
+    np.testing.assert_array_equal(newer({"x": X})["half"], X * W)  # type: ignore[call-overload]
+    np.testing.assert_array_equal(older(X), X * W * W)
+
+
 def test_observe_sees_every_layer_in_order(session: Session) -> None:
     seen: list[tuple[str, Any]] = []
 
