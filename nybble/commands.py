@@ -59,8 +59,8 @@ def compile_to_file(job: CompileJob) -> None:
         samples = Samples(job.calibration)
         with step("calibrate and quantize", len(samples)) as advance:
             network = nybble.quantize(model, samples, _recipe(job), progress=advance)
-    with step(f"compile for {job.target}"):
-        artifact = nybble.compile(network, job.target)
+    with step(f"compile for {job.target}") as advance:
+        artifact = nybble.compile(network, job.target, progress=advance)
     with step(f"write {job.output}"):
         artifact.save(job.output)
     console.print(tables.exceptions(artifact.manifest))

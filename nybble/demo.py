@@ -82,8 +82,8 @@ def _pixels(name: str) -> tuple[Array, Array]:
 
 
 def _deploy(network: Any, target: str, path: Path) -> Deployed:
-    with step(f"compile {path.name} for {target}"):
-        nybble.compile(network, target).save(path)
+    with step(f"compile {path.name} for {target}") as advance:
+        nybble.compile(network, target, progress=advance).save(path)
     return Deployed(path, nybble.load(path))
 
 

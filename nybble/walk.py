@@ -21,7 +21,8 @@ from nybble.passes import pipeline
 from nybble.passes.calibrate import calibrate
 from nybble.passes.pipeline import canonicalize
 from nybble.recipe import Recipe
-from nybble.schedules import lower
+from nybble.schedules.build import build
+from nybble.schedules.lower import lower
 from nybble.schedules.target import resolve
 
 Array = NDArray[Any]
@@ -77,7 +78,8 @@ def quantize(
     Args:
         model: from `load_onnx` or `load_torch`.
         calibration: representative inputs: an iterable of arrays (with or without the batch
-            axis), or of {input: array} for several inputs. It is streamed, never held whole.
+            axis), or of {input: array} for several inputs. It is streamed, never held whole. Where
+            the model fixes its batch size, larger arrays are cut to it.
         recipe: widths, calibrator, rounding; 8-bit min-max when omitted.
         progress: called with (samples done, samples in all; None for a stream).
 
@@ -86,20 +88,25 @@ def quantize(
     """
     recipe = recipe or Recipe()
     canonical = canonicalize(model.module)
-    total = _samples_in(model, calibration)
+    total = _samples_in(model, calibration) if progress else None
     report = (lambda done: progress(done, total)) if progress else None
     ranges = calibrate(canonical, _batches(model, calibration), recipe, report)
     module = pipeline.quantize(canonical, ranges, recipe)
     return QuantizedModel(module, pipeline.to_integer(module, recipe), recipe)
 
 
-def compile(model: Model | QuantizedModel, target: str | dict[str, Any] = "native") -> Artifact:  # noqa: A001
+def compile(  # noqa: A001
+    model: Model | QuantizedModel,
+    target: str | dict[str, Any] = "native",
+    progress: Progress | None = None,
+) -> Artifact:
     """Compiles a network for a CPU.
 
     Args:
         model: quantized, or a float model to be compiled as it is.
         target: ``"native"``, a level such as ``"x86-64-v3"`` or ``"aarch64"``, or a TVM target
             dict.
+        progress: called with (kernels compiled, kernels in all).
 
     Raises:
         NybbleError: an unknown target.
@@ -110,22 +117,36 @@ def compile(model: Model | QuantizedModel, target: str | dict[str, Any] = "nativ
         module, recipe = model.integer, model.recipe
     else:
         module, recipe = canonicalize(model.module), None
-    scheduled = lower.lower(module, cpu)
-    executable = lower.build(scheduled.module, cpu)
+    scheduled = lower(module, cpu)
+    executable = build(scheduled.module, cpu, progress)
     return Artifact(executable, describe(module, scheduled.layers, cpu, recipe))
 
 
 def _batches(model: Model, calibration: Iterable[Batch]) -> Iterator[dict[str, Array]]:
     """Each calibration item as {input: array with a batch axis}."""
     params = graph.inputs(model.module)
-    for item in calibration:
+    if not isinstance(calibration, Iterable) or isinstance(calibration, Mapping | str):
+        raise CalibrationError(
+            f"The calibration data is a {type(calibration).__name__}; give an iterable of arrays, "
+            "or of {input: array}: [array] for a single batch."
+        )
+    for index, item in enumerate(calibration):
         if not isinstance(item, Mapping) and len(params) > 1:
             names = [str(p.name) for p in params]
             raise CalibrationError(f"The model has {len(params)} inputs: give {{input: array}} "
                                    f"with the names {names}.")  # fmt: skip
         named = item if isinstance(item, Mapping) else {str(params[0].name): item}
-        arrays = {name: np.asarray(array) for name, array in named.items()}
-        yield {name: _with_batch_axis(array, name, params) for name, array in arrays.items()}
+        arrays = {name: _array(value, f"batch {index}, input '{name}'")
+                  for name, value in named.items()}  # fmt: skip
+        batch = {name: _with_batch_axis(array, name, params) for name, array in arrays.items()}
+        yield from _cut(batch, params)
+
+
+def _array(value: Any, where: str) -> Array:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CalibrationError(f"Calibration {where}: not readable as an array: {error}") from error
 
 
 def _with_batch_axis(array: Array, name: str, params: Sequence[Any]) -> Array:
@@ -133,8 +154,22 @@ def _with_batch_axis(array: Array, name: str, params: Sequence[Any]) -> Array:
     return array[None] if array.ndim == rank - 1 else array
 
 
+def _cut(batch: dict[str, Array], params: Sequence[Any]) -> Iterator[dict[str, Array]]:
+    """Slices of the batch size that the model fixes; the batch itself where it fixes none."""
+    sizes = {size for p in params for size in graph.shape_of(p)[:1]}
+    lengths = {length for array in batch.values() for length in array.shape[:1]}
+    size, length = next(iter(sizes), None), next(iter(lengths), 0)
+    if len(sizes) == len(lengths) == 1 and isinstance(size, int) and length > size:
+        if length % size == 0:
+            for start in range(0, length, size):
+                yield {name: array[start : start + size] for name, array in batch.items()}
+            return
+    yield batch
+
+
 def _samples_in(model: Model, calibration: Iterable[Batch]) -> int | None:
     """How many samples the calibration data holds; None for a stream."""
     if not isinstance(calibration, Sequence | np.ndarray):
         return None
-    return sum(len(next(iter(batch.values()))) for batch in _batches(model, calibration))
+    batches = _batches(model, calibration)
+    return sum(max((len(a) for a in batch.values() if a.ndim), default=0) for batch in batches)

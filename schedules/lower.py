@@ -1,4 +1,4 @@
-"""Integer or float module in, scheduled module out; and the scheduled module compiled."""
+"""Integer or float module in, scheduled module out."""
 
 from __future__ import annotations
 
@@ -173,25 +173,3 @@ def _is_reshape(call: relax.Call) -> bool:
     axes = graph.attributes(call)["axes"] or tuple(reversed(range(rank)))
     moved = [a % rank for a in axes if shape[a % rank] != 1]
     return moved == sorted(moved)
-
-
-def build(mod: tvm.IRModule, target: CpuTarget) -> Any:
-    """Compiles a scheduled module to a Relax VM executable.
-
-    No op is legalized and no function scheduled here: what `lower` wrote is what runs. Reshapes
-    become views; intermediate tensors share memory where their lives do not overlap.
-    """
-    steps = relax.transform
-    pipeline = tvm.transform.Sequential([
-        steps.ToNonDataflow(),
-        steps.RemovePurityChecking(),
-        steps.CallTIRRewrite(),
-        steps.StaticPlanBlockMemory(),
-        steps.LowerAllocTensor(),
-        steps.KillAfterLastUse(),
-        steps.LowerRuntimeBuiltin(),
-        steps.ComputePrimValue(),
-        steps.VMShapeLower(),
-        steps.AttachGlobalSymbol(),
-    ])  # fmt: skip
-    return tvm.compile(mod, target=target.tvm_target(), relax_pipeline=pipeline)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from nybble.ir import graph, interpreter, numerics, specs
-from nybble.schedules import lower
-from nybble.schedules.lower import Scheduled
+from nybble.schedules.build import build
+from nybble.schedules.lower import Scheduled, lower
 from nybble.schedules.target import CpuTarget, resolve
 
 V3 = resolve("x86-64-v3")
@@ -54,9 +54,9 @@ class Compiled:
     """A module lowered, built, and ready to run."""
 
     def __init__(self, mod: tvm.IRModule, target: CpuTarget = V3, force: str | None = None):
-        self.scheduled: Scheduled = lower.lower(mod, target, force)
+        self.scheduled: Scheduled = lower(mod, target, force)
         specs.check(self.scheduled.module, "scheduled")
-        executable = lower.build(self.scheduled.module, target)
+        executable = build(self.scheduled.module, target)
         self._main = relax.VirtualMachine(executable, tvm.cpu())["main"]
 
     def __call__(self, arrays: Sequence[Array]) -> Array:

@@ -10,7 +10,8 @@ import tvm
 from tvm import relax
 
 from nybble.ir import graph, numerics, ops
-from nybble.schedules import lower
+from nybble.schedules.build import build
+from nybble.schedules.lower import lower
 from nybble.schedules.target import resolve
 from tests.schedules.modules import Compiled, check_exact, inputs_of, module
 
@@ -80,9 +81,9 @@ def test_fallback_compiles_every_op_of_the_vocabulary(name: str, target: str) ->
 @pytest.mark.parametrize("name", ops.VOCABULARY)
 def test_fallback_generates_code_for_aarch64(name: str, tmp_path: Any) -> None:
     target = resolve("aarch64")
-    scheduled = lower.lower(EVERY_OP[name], target)
+    scheduled = lower(EVERY_OP[name], target)
     assert [layer.kernel for layer in scheduled.layers] == [GENERIC]
-    built = lower.build(scheduled.module, target)
+    built = build(scheduled.module, target)
     library = built.mod.imports[0]
     library.write_to_file(str(tmp_path / "kernel.o"), "o")
     assert (tmp_path / "kernel.o").read_bytes()[18:20] == b"\xb7\x00"  # ELF machine: AArch64

@@ -1,0 +1,60 @@
+"""A scheduled module compiled: an LLVM module per kernel, behind the Relax VM's bytecode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+
+from nybble.schedules.target import CpuTarget
+
+Progress = Callable[[int, int | None], None]
+
+
+def build(mod: tvm.IRModule, target: CpuTarget, progress: Progress | None = None) -> Any:
+    """Compiles a scheduled module to a Relax VM executable.
+
+    No op is legalized and no function scheduled here: what `lower` wrote is what runs. Reshapes
+    become views; intermediate tensors share memory where their lives do not overlap.
+
+    Args:
+        mod: stage ``scheduled``.
+        target: the CPU.
+        progress: called with (kernels compiled, kernels in all). Compiling them one by one costs
+            no more than all at once, and there is something to tell in the meantime.
+    """
+    llvm = target.tvm_target()
+    with llvm:
+        mod = _to_vm(mod)
+    functions = dict(mod.functions.items())
+    kernels = [g for g, f in functions.items() if isinstance(f, tirx.PrimFunc)]
+    libraries = []
+    for kernel in kernels[1:]:  # the first goes with the bytecode: TVM wants one there
+        alone = tvm.IRModule({kernel: functions.pop(kernel)})
+        libraries.append(tirx.build(alone, target=llvm))
+        if progress is not None:
+            progress(len(libraries), len(kernels))
+    rest = tvm.IRModule(functions).with_attr("external_mods", libraries)
+    executable = relax.build(rest, target=llvm, relax_pipeline=None)
+    if progress is not None:
+        progress(len(kernels), len(kernels))
+    return executable
+
+
+def _to_vm(mod: tvm.IRModule) -> tvm.IRModule:
+    steps = relax.transform
+    passes = [
+        steps.ToNonDataflow(),
+        steps.RemovePurityChecking(),
+        steps.CallTIRRewrite(),
+        steps.StaticPlanBlockMemory(),
+        steps.LowerAllocTensor(),
+        steps.KillAfterLastUse(),
+        steps.LowerRuntimeBuiltin(),
+        steps.ComputePrimValue(),
+        steps.VMShapeLower(),
+        steps.AttachGlobalSymbol(),
+    ]
+    return tvm.transform.Sequential(passes)(mod)
