@@ -35,10 +35,10 @@ def named_inputs(mod: tvm.IRModule, inputs: Inputs) -> dict[str, Array]:
     names = [str(p.name) for p in params]
     if isinstance(inputs, Mapping):
         given = dict(inputs)
-    elif isinstance(inputs, np.ndarray):
-        given = {names[0]: inputs} if len(names) == 1 else {}
-    else:
+    elif isinstance(inputs, Sequence):
         given = dict(zip(names, inputs, strict=False)) if len(inputs) == len(names) else {}
+    else:  # an array, or what NumPy takes for one
+        given = {names[0]: inputs} if len(names) == 1 else {}
     if given.keys() != set(names):
         raise NybbleError(f"The model takes the inputs {names}, got {sorted(given) or 'others'}.")
     for param in params:

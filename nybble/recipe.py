@@ -35,13 +35,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuses values that no later stage could honour."""
-        object.__setattr__(self, "keep_float", tuple(self.keep_float))
+        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        patterns, percent = given["keep_float"], given["percentile"]
+        are_patterns = isinstance(patterns, list | tuple)  # a lone string would be letters
         checks = {
-            "weights": self.weights == 8,
-            "activations": self.activations == 8,
-            "calibrator": self.calibrator in CALIBRATORS,
-            "percentile": 50 < self.percentile <= 100,
-            "rounding": self.rounding in ROUNDINGS,
+            "weights": _is_eight(given["weights"]),
+            "activations": _is_eight(given["activations"]),
+            "calibrator": given["calibrator"] in CALIBRATORS,
+            "percentile": isinstance(percent, int | float) and 50 < percent <= 100,
+            "rounding": given["rounding"] in ROUNDINGS,
+            "keep_float": are_patterns and all(isinstance(p, str) for p in patterns),
         }
         allowed = {
             "weights": "8",
@@ -49,11 +52,12 @@ class Recipe:
             "calibrator": ", ".join(CALIBRATORS),
             "percentile": "a number in (50, 100]",
             "rounding": ", ".join(ROUNDINGS),
+            "keep_float": "a tuple of patterns such as ('head*', '*/gate')",
         }
         for name, fine in checks.items():
             if not fine:
-                value = getattr(self, name)
-                raise NybbleError(f"Recipe: {name}={value!r} is not one of: {allowed[name]}.")
+                raise NybbleError(f"Recipe: {name}={given[name]!r} is not one of: {allowed[name]}.")
+        object.__setattr__(self, "keep_float", tuple(patterns))
 
     def to_json(self) -> str:
         """The recipe as one JSON object."""
@@ -74,3 +78,7 @@ class Recipe:
         if not isinstance(values, dict) or not set(values) <= known:
             raise NybbleError(f"Recipe: expected an object with fields among {sorted(known)}.")
         return cls(**values)
+
+
+def _is_eight(bits: Any) -> bool:
+    return isinstance(bits, int) and bits == 8

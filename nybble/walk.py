@@ -7,7 +7,7 @@ place of the public function ``nybble.compile`` as soon as anything imports it.)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,8 +124,8 @@ def compile(  # noqa: A001
 
 def _batches(model: Model, calibration: Iterable[Batch]) -> Iterator[dict[str, Array]]:
     """Each calibration item as {input: array with a batch axis}."""
-    params = graph.inputs(model.module)
-    if not isinstance(calibration, Iterable) or isinstance(calibration, Mapping | str):
+    params, given = graph.inputs(model.module), cast("Any", calibration)
+    if not isinstance(given, Iterable) or isinstance(given, Mapping | str):
         raise CalibrationError(
             f"The calibration data is a {type(calibration).__name__}; give an iterable of arrays, "
             "or of {input: array}: [array] for a single batch."
@@ -159,12 +159,11 @@ def _cut(batch: dict[str, Array], params: Sequence[Any]) -> Iterator[dict[str, A
     sizes = {size for p in params for size in graph.shape_of(p)[:1]}
     lengths = {length for array in batch.values() for length in array.shape[:1]}
     size, length = next(iter(sizes), None), next(iter(lengths), 0)
-    if len(sizes) == len(lengths) == 1 and isinstance(size, int) and length > size:
-        if length % size == 0:
-            for start in range(0, length, size):
-                yield {name: array[start : start + size] for name, array in batch.items()}
-            return
-    yield batch
+    if len(sizes) != 1 or len(lengths) != 1 or not isinstance(size, int) or length % size:
+        yield batch
+        return
+    for start in range(0, length, size):
+        yield {name: array[start : start + size] for name, array in batch.items()}
 
 
 def _samples_in(model: Model, calibration: Iterable[Batch]) -> int | None:

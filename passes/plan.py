@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tvm
 
+from nybble.errors import NybbleError
 from nybble.ir import graph
 from nybble.passes.fold_batch_norm import AFFINE, affine, is_linear
 from nybble.passes.view import View
@@ -49,8 +50,18 @@ class Plan:
 
 
 def plan(mod: tvm.IRModule, recipe: Recipe) -> Plan:
-    """Plans the quantization of a canonical float module."""
+    """Plans the quantization of a canonical float module.
+
+    Raises:
+        NybbleError: a pattern of ``recipe.keep_float`` matches no layer.
+    """
     view = View(mod)
+    for pattern in recipe.keep_float:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in view.calls):
+            raise NybbleError(
+                f"Recipe: keep_float pattern '{pattern}' matches no layer. The layers are: "
+                f"{', '.join(view.calls)}."
+            )
     kinds, kept = _kinds(view, recipe)
     leaving = _leaving(view, kinds)
     points = _points(view, kinds, leaving)

