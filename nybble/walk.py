@@ -85,6 +85,7 @@ def quantize(
 
     Raises:
         CalibrationError: no data, wrong shape or dtype, NaN or infinity.
+        NybbleError: a pattern of ``recipe.keep_float`` matches no layer.
     """
     recipe = recipe or Recipe()
     canonical = canonicalize(model.module)

@@ -67,6 +67,20 @@ def test_floats_count_unless_there_are_float_islands() -> None:
     assert compared(close, float_ops=("softmax",)).rows[1].differing == 2
 
 
+def test_integers_behind_a_float_island_are_shown_but_not_promised() -> None:
+    law = {**LAW, "c.out": np.arange(4, dtype=np.int8)}
+    tipped = {**law, "c.out": np.array([0, 1, 2, 4], np.int8)}
+    session = cast("Session", Fake(tipped, float_ops=("b: relax.sigmoid",)))
+    report = parity(law, session, None)
+    assert [(row.layer, row.exact, row.differing) for row in report.rows] == [
+        ("a", True, 0),
+        ("b", False, 0),
+        ("c", False, 1),
+    ]
+    assert report.equal
+    assert not parity(law, cast("Session", Fake(tipped)), None).equal
+
+
 @pytest.mark.parametrize(
     "output",
     [LAW["a.out"].astype(np.int8), LAW["a.out"].reshape(2, 3), LAW["a.out"][:5]],
