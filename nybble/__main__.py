@@ -24,26 +24,52 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Readable = {"exists": True, "readable": True}
-Library = Annotated[Path, typer.Argument(metavar="NET.so", help="A library made by Nybble.")]
+
+def _existing(path: Path | None) -> Path | None:
+    """Lets through what exists; an option that was not given, too."""
+    if path is not None and not path.exists():
+        raise NybbleError(f"{path}: no such file. Check the name and the folder you are in.")
+    return path
+
+
+def _file(path: Path | None) -> Path | None:
+    """Lets through a file that exists; an option that was not given, too."""
+    if path is not None and path.is_dir():
+        raise NybbleError(f"{path}: a folder; a file is expected here.")
+    return _existing(path)
+
+
+Library = Annotated[
+    Path, typer.Argument(metavar="NET.so", help="A library made by Nybble.", callback=_file)
+]
 Batch = Annotated[int, typer.Option(min=1, help="Images in one call.")]
 
 
 @app.command("compile")
 def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", dir_okay=False, **Readable)],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="net.onnx, or what torch.export.save wrote: net.pt2.",
+            callback=_file,
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the library.")],
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Representative inputs: .npy, .npz, or a folder of them.", **Readable),
+        typer.Option(
+            help="Representative inputs: .npy, .npz, or a folder of them.", callback=_existing
+        ),
     ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="A recipe as JSON.", dir_okay=False, **Readable)
-    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe as JSON.", callback=_file)] = None,
     calibrator: Annotated[
-        str | None, typer.Option(help="minmax, percentile, mse or entropy; before the recipe's.")
+        str | None,
+        typer.Option(help="minmax, percentile, mse or entropy; goes before the recipe's."),
     ] = None,
-    target: Annotated[str, typer.Option(help="native, x86-64-v3, aarch64, …")] = "native",
+    target: Annotated[
+        str, typer.Option(help="native, x86-64, x86-64-v3, x86-64-v4, x86-64-v4-vnni, aarch64.")
+    ] = "native",
     keep_float: Annotated[
         bool, typer.Option("--float", help="Compile without quantizing.")
     ] = False,
@@ -58,11 +84,15 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
 @app.command()
 def run(
     net: Library,
-    inputs: Annotated[Path, typer.Argument(metavar="INPUT.npy|npz", dir_okay=False, **Readable)],
+    inputs: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="An .npy or .npz file.", callback=_file)
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the outputs here, .npz.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the kernels; unset: one a core.")
+    ] = None,
 ) -> None:
     """Run a library on the arrays of a file."""
     from nybble import commands
@@ -99,7 +129,9 @@ def inspect(
 @app.command()
 def demo(
     report: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
-    target: Annotated[str, typer.Option(help="native, x86-64-v3, …")] = "native",
+    target: Annotated[
+        str, typer.Option(help="native, x86-64, x86-64-v3, x86-64-v4, x86-64-v4-vnni.")
+    ] = "native",
 ) -> None:
     """Compile the embedded network, compare it with its float form, write a report."""
     from nybble.demo import main as run_demo

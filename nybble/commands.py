@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import os
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -16,12 +19,13 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 import nybble
-from nybble.errors import ArtifactError, NybbleError
+from nybble.errors import ArtifactError, ImportModelError, NybbleError
 from nybble.report import data, tables, units
 from nybble.report.progress import console, step
 from nybble.runtime import host
 from nybble.runtime.manifest import Manifest, read
 from nybble.runtime.session import LayerTime
+from nybble.schedules.target import resolve
 
 Array = NDArray[Any]
 
@@ -52,15 +56,18 @@ def compile_to_file(job: CompileJob) -> None:
         )
 
     start = time.perf_counter()
+    writable(job.output)
+    resolve(job.target)
+    recipe = _recipe(job)
+    samples = Samples(job.calibration) if job.calibration else None
     with step(f"import {job.model.name}"):
-        model = nybble.load_onnx(job.model)
+        model = _model(job.model)
     network: Any = model
-    if job.calibration is not None:
-        samples = Samples(job.calibration)
+    if samples is not None:
         with step("calibrate and quantize", len(samples)) as advance:
-            network = nybble.quantize(model, samples, _recipe(job), progress=advance)
-    with step(f"compile for {job.target}") as advance:
-        artifact = nybble.compile(network, job.target, progress=advance)
+            network = nybble.quantize(model, samples, recipe, progress=advance)
+    with step(f"compile for {job.target}"):
+        artifact = nybble.compile(network, job.target)
     with step(f"write {job.output}"):
         artifact.save(job.output)
     console.print(tables.exceptions(artifact.manifest))
@@ -68,8 +75,61 @@ def compile_to_file(job: CompileJob) -> None:
     console.print(f"{job.output}: {written}, {time.perf_counter() - start:.1f} s", highlight=False)
 
 
+def writable(path: Path) -> None:
+    """Finds out before long work, not after it, that a file cannot be written.
+
+    Raises:
+        ArtifactError: the path is a folder, or its folder does not exist or is read-only.
+    """
+    if path.is_dir():
+        raise ArtifactError(f"Cannot write {path}: it is a directory. Name a file in it.")
+    if not path.parent.is_dir():
+        raise ArtifactError(f"Cannot write {path}: there is no directory {path.parent}.")
+    if not os.access(path.parent, os.W_OK):
+        raise ArtifactError(f"Cannot write {path}: the directory {path.parent} is read-only.")
+
+
+def _model(path: Path) -> nybble.Model:
+    """Imports by suffix: ``.pt2`` is an exported program of torch, everything else ONNX."""
+    if path.suffix in (".pt", ".pth"):
+        raise ImportModelError(
+            f"{path}: weights or a pickled module, which only your own code can load. Load it "
+            "there, then write it with torch.export.save(torch.export.export(net, (example,)), "
+            "'net.pt2') or torch.onnx.export, or pass the module to nybble.load_torch."
+        )
+    return (
+        nybble.load_torch(_exported(path), ()) if path.suffix == ".pt2" else nybble.load_onnx(path)
+    )
+
+
+def _exported(path: Path) -> Any:
+    try:
+        import torch  # noqa: PLC0415  (takes seconds to load)
+    except ImportError as error:
+        raise ImportModelError(f"{path}: torch is needed: pip install nybble[torch].") from error
+    if not zipfile.is_zipfile(path):
+        raise ImportModelError(f"{path}: not what torch.export.save writes, or cut off.")
+    logging.disable(logging.WARNING)  # torch logs the traceback of what it then raises
+    try:
+        return torch.export.load(path)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise ImportModelError(
+            f"{path}: torch.export.load cannot read it. Write it again with torch.export.save of "
+            f"torch {torch.__version__}, or pass the module to nybble.load_torch."
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def _recipe(job: CompileJob) -> nybble.Recipe:
-    recipe = nybble.Recipe.from_json(job.recipe.read_text()) if job.recipe else nybble.Recipe()
+    recipe = nybble.Recipe()
+    if job.recipe:
+        try:
+            recipe = nybble.Recipe.from_json(job.recipe.read_text())
+        except UnicodeDecodeError as error:
+            raise NybbleError(f"{job.recipe}: not JSON, not even text.") from error
+        except (NybbleError, OSError) as error:
+            raise NybbleError(f"{job.recipe}: {error}") from error
     chosen: Any = job.calibrator  # nybble.Recipe itself refuses unknown names
     return dataclasses.replace(recipe, calibrator=chosen) if chosen else recipe
 
@@ -108,7 +168,10 @@ def _arrays(file: Path) -> dict[str, Array]:
         loaded = np.load(file, mmap_mode="r", allow_pickle=False)
         arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except (OSError, ValueError) as error:
-        raise NybbleError(f"{file}: not a NumPy file of plain arrays ({error}).") from error
+        raise NybbleError(
+            f"{file}: not a NumPy file of plain arrays. Write it with numpy.save or numpy.savez "
+            "from numbers, not objects."
+        ) from error
     if not arrays or any(a.ndim == 0 for a in arrays.values()):
         raise NybbleError(f"{file}: expected arrays with samples along the first axis.")
     lengths = {name: len(array) for name, array in arrays.items()}
@@ -123,6 +186,8 @@ def run(net: Path, inputs: Path, output: Path | None, threads: int | None) -> No
     Raises:
         ArtifactError: the library or the inputs do not fit, or the output cannot be written.
     """
+    if output is not None:
+        writable(output)
     session = nybble.load(net, threads)
     arrays = _arrays(inputs)
     result = session(arrays[""] if inputs.suffix == ".npy" else arrays)
@@ -133,14 +198,22 @@ def run(net: Path, inputs: Path, output: Path | None, threads: int | None) -> No
         table.add_row(name, str(array.shape), str(array.dtype), *numbers, str(array[:1].argmax()))
     console.print(table)
     if output is not None:
-        try:
-            with zipfile.ZipFile(output, "w") as archive:  # np.savez has names of its own
+        _store(output, named)
+        console.print(f"written: {output}", highlight=False)
+
+
+def _store(output: Path, named: Mapping[str, Array]) -> None:
+    """Writes an ``.npz`` whole or not at all."""
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+            whole = Path(folder) / "outputs"
+            with zipfile.ZipFile(whole, "w") as archive:  # np.savez has names of its own
                 for name, array in named.items():
                     with archive.open(f"{name}.npy", "w") as file:
                         np.lib.format.write_array(file, array, allow_pickle=False)
-        except OSError as error:
-            raise ArtifactError(f"Cannot write {output}: {error.strerror}.") from error
-        console.print(f"written: {output}", highlight=False)
+            whole.replace(output)
+    except OSError as error:
+        raise ArtifactError(f"Cannot write {output}: {error.strerror}.") from error
 
 
 def random_inputs(manifest: Manifest, batch: int, seed: int = 0) -> dict[str, Array]:

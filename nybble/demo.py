@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import nybble
+from nybble import commands
 from nybble.errors import ArtifactError, NybbleError
 from nybble.report import data, html, tables
 from nybble.report.data import Report, Variant
 from nybble.report.parity import ParityReport, parity
 from nybble.report.progress import console, step
 from nybble.runtime.session import Session
+from nybble.schedules.target import resolve
 
 Array = NDArray[Any]
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "fashion_mnist"
@@ -48,6 +50,8 @@ def main(report: Path, target: str) -> None:
     Raises:
         NybbleError: the example is not beside this package, or the page cannot be written.
     """
+    commands.writable(report)
+    resolve(target)
     images, labels = _pixels("test_images.npz")
     calibration, _ = _pixels("calibration.npz")
     with step("import resnet.onnx"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from nybble.runtime import engine, host
 from nybble.runtime.arrays import bind
 from nybble.runtime.instruments import Observer, Stopwatch, Tracker, called
 from nybble.runtime.manifest import Layer, Manifest, read
+
+MOST_THREADS = max(16, 4 * (os.cpu_count() or 1))  # idle ones spin; far more never come to rest
 
 
 class LayerTime(NamedTuple):
@@ -62,13 +65,16 @@ def load(path: str | Path, threads: int | None = None) -> Session:
 
     Raises:
         ArtifactError: the file is unreadable, foreign, truncated or damaged, this CPU cannot run
-            it, or ``threads`` is no positive number.
+            it, or ``threads`` is not in 1..`MOST_THREADS`.
     """
     if threads is not None and threads < 1:
         raise ArtifactError(f"threads={threads}: at least one thread is needed.")
+    count = threads or engine.default_threads()
+    if count > MOST_THREADS:
+        raise ArtifactError(f"{count} threads: more than {MOST_THREADS}. Give the number of cores.")
     manifest = read(path)
     host.check(manifest)
-    return Session(engine.open_vm(Path(path)), manifest, threads or engine.default_threads())
+    return Session(engine.open_vm(Path(path)), manifest, count)
 
 
 class Session:

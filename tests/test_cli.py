@@ -15,7 +15,7 @@ import pytest
 from nybble import __main__, commands
 from nybble.errors import NybbleError
 from nybble.runtime import artifact
-from nybble.runtime.manifest import Port
+from nybble.runtime.manifest import Port, read
 from tests.runtime.tiny import tiny_executable, tiny_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -200,6 +200,61 @@ def test_samples_that_are_none(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=np.zeros((2, 1)), b=np.zeros((3, 1)))
     with pytest.raises(NybbleError, match="differ in length"):
         commands.Samples(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["compile", "absent.onnx", "--float", "-o", "net.so"], "no such file"),
+        (["compile", ".", "--float", "-o", "net.so"], "a folder"),
+        (["compile", "net.pt", "--float", "-o", "net.so"], "torch.export.save"),
+        (["compile", "net.pt2", "--float", "-o", "net.so"], "not what torch.export.save writes"),
+        (["compile", "zip.pt2", "--float", "-o", "net.so"], "cannot read it"),
+        (["compile", "net.pt", "--float", "-o", "absent/net.so"], "no directory"),
+        (["compile", "net.pt", "--float", "-o", "net.so", "--target", "z80"], "Unknown target"),
+        (["compile", "net.pt", "--calibration", ".", "-o", "net.so", "--recipe", "bytes.json"],
+         "not even text"),
+        (["run", "NET", "absent.npy"], "no such file"),
+        (["run", "NET", "x.npy", "--threads", "99999"], "99999 threads: more than"),
+        (["run", "NET", "x.npy", "-o", "."], "it is a directory"),
+        (["demo", "--report", "absent/page.html"], "no directory"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_told_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    net: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros((2, 4), np.float32))
+    np.savez("zip.npz", x=np.zeros(2))
+    Path("zip.npz").rename("zip.pt2")
+    Path("bytes.json").write_bytes(b"\xff\xfe")
+    for name in ("net.pt", "net.pt2"):
+        Path(name).write_text("text")
+    before = sorted(tmp_path.iterdir())
+    assert call(monkeypatch, *(str(net) if a == "NET" else a for a in arguments)) == 1
+    shown = capsys.readouterr()
+    assert told in " ".join(shown.err.replace("│", "").split())
+    assert "Traceback" not in shown.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_compile_an_exported_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra nybble[torch]")
+    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
+    example = (torch.zeros(2, 4),)
+    torch.export.save(torch.export.export(layers, example), tmp_path / "net.pt2")
+    path = tmp_path / "net.so"
+    done = ["compile", tmp_path / "net.pt2", "--float", "-o", path, "--target", "x86-64-v3"]
+    assert call(monkeypatch, *done) == 0
+    assert "float model" in capsys.readouterr().out
+    assert read(path).inputs[0].shape == (2, 4)
 
 
 @pytest.mark.whole

@@ -171,16 +171,30 @@ def _layers(rows: Sequence[LayerRow]) -> str:
 
 
 def _exceptions(report: Report) -> str:
+    """What stayed float, and, folded away, the kernels that declined layers."""
     items = [("float op", op) for op in report.float_ops]
     items += [("kept float", layer) for layer in report.kept_float]
-    items += [(f"{row.name}", reason) for row in report.layers for reason in row.refusals]
-    if not items:
-        return _section(
-            "Exceptions", "<p>None: nothing stayed float, no kernel declined a layer.</p>"
-        )
     listed = "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in items)
-    note = "What stayed float, and the kernels that declined a layer, with their reasons."
-    return _section("Exceptions", f"<dl>{listed}</dl>", note)
+    stayed = f"<dl>{listed}</dl>" if items else "<p>None: nothing stayed float.</p>"
+    return _section("Exceptions", stayed + _refusals(report.layers))
+
+
+def _refusals(rows: Sequence[LayerRow]) -> str:
+    """One row for each kernel and reason, with the layers that it concerns."""
+    layers_by: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        for refusal in row.refusals:
+            kernel, _, reason = refusal.partition(": ")
+            layers_by[kernel, reason].append(row.name)
+    if not layers_by:
+        return ""
+    cells = [
+        (f"<code>{escape(kernel)}</code>", escape(reason),
+         f'<span title="{escape(", ".join(names))}">{len(names)}</span>')
+        for (kernel, reason), names in layers_by.items()
+    ]  # fmt: skip
+    table = _table(("kernel", "why it declined", "layers"), cells, 1)
+    return f"<details><summary>kernels that declined a layer</summary>{table}</details>"
 
 
 def _parity(report: Report) -> str:
