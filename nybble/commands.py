@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
 import nybble
 from nybble.errors import ArtifactError, ImportModelError, NybbleError
@@ -72,7 +73,7 @@ def compile_to_file(job: CompileJob) -> None:
         artifact.save(job.output)
     console.print(tables.exceptions(artifact.manifest))
     written = units.size(job.output.stat().st_size)
-    console.print(f"{job.output}: {written}, {time.perf_counter() - start:.1f} s", highlight=False)
+    console.print(Text(f"{job.output}: {written}, {time.perf_counter() - start:.1f} s"))
 
 
 def writable(path: Path) -> None:
@@ -195,11 +196,13 @@ def run(net: Path, inputs: Path, output: Path | None, threads: int | None) -> No
     table = Table("output", "shape", "dtype", "min", "mean", "max", "argmax of the first")
     for name, array in named.items():
         numbers = (f"{v:.5g}" for v in (array.min(), array.mean(), array.max()))
-        table.add_row(name, str(array.shape), str(array.dtype), *numbers, str(array[:1].argmax()))
+        table.add_row(
+            Text(name), str(array.shape), str(array.dtype), *numbers, str(array[:1].argmax())
+        )
     console.print(table)
     if output is not None:
         _store(output, named)
-        console.print(f"written: {output}", highlight=False)
+        console.print(Text(f"written: {output}"))
 
 
 def _store(output: Path, named: Mapping[str, Array]) -> None:
@@ -268,7 +271,7 @@ def inspect(net: Path, as_json: bool, timed: bool, batch: int) -> None:
     console.print(tables.layers(data.layer_rows(manifest, times), console.width))
     console.print(tables.exceptions(manifest))
     if timed and why_not:
-        console.print(f"No times: {why_not}", style="yellow")
+        console.print(Text(f"No times: {why_not}", style="yellow"))
 
 
 def _times(net: Path, manifest: Manifest, batch: int) -> tuple[list[LayerTime] | None, str | None]:

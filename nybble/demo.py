@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.text import Text
 
 import nybble
 from nybble import commands
@@ -72,7 +73,7 @@ def main(report: Path, target: str) -> None:
     console.print(tables.exceptions(net.session.manifest))
     console.print(tables.parity(found.parity)) if found.parity else None
     _write(report, html.render(found))
-    console.print(f"\nThe report: {report.resolve()}", highlight=False, soft_wrap=True)
+    console.print(Text(f"\nThe report: {report.resolve()}"), soft_wrap=True)
 
 
 def _pixels(name: str) -> tuple[Array, Array]:

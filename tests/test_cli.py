@@ -102,6 +102,7 @@ def test_inspect_prints_layers(net: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "test.scale" in done.stdout
     assert "3 layers" in done.stdout
+    assert "x: float32[n, 4]" in done.stdout  # not eaten as markup
 
 
 def test_run_writes_outputs(

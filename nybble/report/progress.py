@@ -26,7 +26,8 @@ Advance = Callable[[int, int | None], None]
 def step(text: str, total: int | None = None) -> Iterator[Advance]:
     """A line with a bar, the time taken and an estimate of the rest, while the block runs."""
     columns = (
-        SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), BarColumn(),
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description}", markup=False), BarColumn(),
         MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:

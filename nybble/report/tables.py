@@ -80,7 +80,9 @@ def parity(report: ParityReport) -> RenderableType:
         table.add_column(column, justify="right" if column in ("elements", "differing") else "left")
     for row in wrong:
         numbers = (f"{row.elements:,}", f"{row.differing:,}", f"{row.largest:g}")
-        table.add_row(row.layer, row.kernel, row.dtype, *numbers, "exact" if row.exact else "close")
+        table.add_row(
+            Text(row.layer), row.kernel, row.dtype, *numbers, "exact" if row.exact else "close"
+        )
     return Group(verdict, table)
 
 
@@ -90,7 +92,7 @@ def about(facts: Sequence[tuple[str, str]]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for what, value in facts:
-        table.add_row(what, value)
+        table.add_row(what, Text(value))  # as it is: brackets would be taken for markup
     return table
 
 
