@@ -161,6 +161,7 @@ def test_every_calibrator_equals_the_law(calibrator: Any, tmp_path: Path) -> Non
     assert np.abs(deployed - real).max() < 0.2 * np.abs(real).max()
 
 
+@pytest.mark.whole
 def test_a_layer_kept_float(tmp_path: Path) -> None:
     recipe = nybble.Recipe(keep_float=("/dilated/*",))
     quantized: Any = nybble.quantize(tiny(), [few()], recipe)
@@ -324,6 +325,7 @@ def test_two_inputs_and_two_outputs(tmp_path: Path) -> None:
             np.testing.assert_array_equal(result[name], array)
 
 
+@pytest.mark.whole
 def test_a_batch_is_its_images_one_by_one(tmp_path: Path) -> None:
     session: Any = nybble.load(
         nybble.compile(quantized_tiny()).save(tmp_path / "net.so"), threads=2
@@ -373,6 +375,7 @@ def test_progress_counts_samples(form: str, total: int | None) -> None:
     assert seen == [(done, total) for done in range(1, 9)]
 
 
+@pytest.mark.whole
 def test_a_fixed_batch_is_calibrated_with_any_multiple_of_it(tmp_path: Path) -> None:
     net, law = models.tiny_cnn(SMALL), quantized_tiny()
     for size, data in ((1, [few()]), (1, list(few())), (4, [few()])):
@@ -394,6 +397,7 @@ def test_the_law_takes_what_numpy_takes() -> None:
         np.testing.assert_array_equal(got, quantized_tiny().run(few()))
 
 
+@pytest.mark.whole
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     quantized = (quantized_tiny(), nybble.quantize(tiny(), [few()]))
     paths = [nybble.compile(q).save(tmp_path / f"{i}.so") for i, q in enumerate(quantized)]
