@@ -22,7 +22,7 @@ from nybble.torchless import without_torch
 
 _CPU = 1  # kDLCPU
 _POOLED = 2  # the VM's allocator that keeps freed storage for the next call
-_BIG_CORES = 1
+_SHARE_ALL_CPUS = -3  # TVM's ThreadGroup::kSpecifyThreadShareAllCore
 _THREADS = "TVM_NUM_THREADS"
 _loads = itertools.count()
 _configured = threading.local()  # TVM keeps one pool of workers per calling thread
@@ -82,32 +82,24 @@ def default_threads() -> int:
 def use_threads(count: int) -> None:
     """Makes kernels called from this Python thread run on ``count`` threads.
 
+    TVM is given the CPUs by name: left to itself it counts hyper-threads as half a core, launches
+    nothing in parallel on a machine of two, and pins the caller to one CPU.
+
+    Args:
+        count: at most the CPUs that the process may use.
+
     Raises:
         ArtifactError: TVM's pool was started smaller by someone else and cannot grow.
     """
     if getattr(_configured, "count", None) == count:
         return
     tvm_ffi = ffi()
-    size = tvm_ffi.get_global_func("runtime.NumThreads")
-    if not hasattr(_configured, "count"):
-        _start_pool(size, max(count, host.physical_cores(), os.cpu_count() or 1))
-    tvm_ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, count)
-    if size() != count:
+    names = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
+    tvm_ffi.get_global_func("runtime.config_threadpool")(_SHARE_ALL_CPUS, count, names)
+    size = tvm_ffi.get_global_func("runtime.NumThreads")()
+    if size != count:
         raise ArtifactError(
-            f"{count} threads were asked for, but TVM's pool in this thread has {size()}. It was "
+            f"{count} threads were asked for, but TVM's pool in this thread has {size}. It was "
             f"started before Nybble's: set {_THREADS}={count} in the environment."
         )
     _configured.count = count
-
-
-def _start_pool(size: Any, largest: int) -> None:
-    """Starts the pool with room for every core; it reads its size once, from the environment."""
-    before = os.environ.get(_THREADS)
-    os.environ[_THREADS] = str(largest)
-    try:
-        size()
-    finally:
-        if before is None:
-            del os.environ[_THREADS]
-        else:
-            os.environ[_THREADS] = before

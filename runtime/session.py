@@ -19,8 +19,6 @@ from nybble.runtime.arrays import bind
 from nybble.runtime.instruments import Observer, Stopwatch, Tracker, called
 from nybble.runtime.manifest import Layer, Manifest, read
 
-MOST_THREADS = max(16, 4 * (os.cpu_count() or 1))  # idle ones spin; far more never come to rest
-
 
 class LayerTime(NamedTuple):
     """One layer's share of a call."""
@@ -65,13 +63,14 @@ def load(path: str | Path, threads: int | None = None) -> Session:
 
     Raises:
         ArtifactError: the file is unreadable, foreign, truncated or damaged, this CPU cannot run
-            it, or ``threads`` is not in 1..`MOST_THREADS`.
+            it, or there are not as many CPUs as ``threads``.
     """
-    if threads is not None and threads < 1:
-        raise ArtifactError(f"threads={threads}: at least one thread is needed.")
-    count = threads or engine.default_threads()
-    if count > MOST_THREADS:
-        raise ArtifactError(f"{count} threads: more than {MOST_THREADS}. Give the number of cores.")
+    most = len(os.sched_getaffinity(0))
+    count = min(engine.default_threads(), most) if threads is None else threads
+    if not 1 <= count <= most:
+        raise ArtifactError(
+            f"threads={count}: this process may use {most} CPU(s); give 1 to {most}."
+        )
     manifest = read(path)
     host.check(manifest)
     return Session(engine.open_vm(Path(path)), manifest, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
@@ -70,6 +71,16 @@ def assert_equal_to_the_law(
             assert session.manifest.kept_float == ()
 
 
+def ticks_of_other_threads() -> int:
+    """CPU time of this process's threads but the main one, in clock ticks."""
+    total = 0
+    for task in Path("/proc/self/task").iterdir():
+        if int(task.name) != os.getpid():
+            after_name = (task / "stat").read_text().rpartition(")")[2].split()
+            total += int(after_name[11]) + int(after_name[12])  # user, system
+    return total
+
+
 # ---------------------------------------------------------------- whole networks
 
 
@@ -78,6 +89,22 @@ def quantized_network(name: str, source: str) -> nybble.QuantizedModel:
     size = SMALL if name == "tiny_cnn" else LARGE
     model = imported(models.NETWORKS[name](size), size, source)
     return nybble.quantize(model, [models.images(4, (3, size, size), seed=5)])
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_two_threads_share_the_work(tmp_path: Path) -> None:
+    path = nybble.compile(quantized_network("resnet18", "onnx")).save(tmp_path / "net.so")
+    x = models.images(1, (3, LARGE, LARGE), seed=9)
+    worked = {}
+    for threads in (1, 2):
+        session = nybble.load(path, threads=threads)
+        session(x)
+        before = ticks_of_other_threads()
+        session.benchmark(x, repeats=200)
+        worked[threads] = ticks_of_other_threads() - before
+    assert worked[1] <= 2
+    assert worked[2] >= 5
 
 
 def _cases() -> Iterator[Any]:
