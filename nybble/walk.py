@@ -6,16 +6,13 @@ place of the public function ``nybble.compile`` as soon as anything imports it.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from nybble import samples
 from nybble.describe import describe
-from nybble.errors import CalibrationError
 from nybble.frontend.onnx import from_onnx
-from nybble.ir import graph, specs
+from nybble.ir import specs
 from nybble.model import Artifact, Model, QuantizedModel
 from nybble.passes import pipeline
 from nybble.passes.calibrate import calibrate
@@ -25,8 +22,6 @@ from nybble.schedules.build import build
 from nybble.schedules.lower import lower
 from nybble.schedules.target import resolve
 
-Array = NDArray[Any]
-Batch = Array | Mapping[str, Array]
 Progress = Callable[[int, int | None], None]
 
 
@@ -69,7 +64,7 @@ def _checked(module: Any) -> Model:
 
 def quantize(
     model: Model,
-    calibration: Iterable[Batch],
+    calibration: Iterable[samples.Batch],
     recipe: Recipe | None = None,
     progress: Progress | None = None,
 ) -> QuantizedModel:
@@ -89,9 +84,9 @@ def quantize(
     """
     recipe = recipe or Recipe()
     canonical = canonicalize(model.module)
-    total = _samples_in(model, calibration) if progress else None
+    total = samples.count(model, calibration) if progress else None
     report = (lambda done: progress(done, total)) if progress else None
-    ranges = calibrate(canonical, _batches(model, calibration), recipe, report)
+    ranges = calibrate(canonical, samples.batches(model, calibration), recipe, report)
     module = pipeline.quantize(canonical, ranges, recipe)
     return QuantizedModel(module, pipeline.to_integer(module, recipe), recipe)
 
@@ -121,55 +116,3 @@ def compile(  # noqa: A001
     scheduled = lower(module, cpu)
     executable = build(scheduled.module, cpu, progress)
     return Artifact(executable, describe(module, scheduled.layers, cpu, recipe))
-
-
-def _batches(model: Model, calibration: Iterable[Batch]) -> Iterator[dict[str, Array]]:
-    """Each calibration item as {input: array with a batch axis}."""
-    params, given = graph.inputs(model.module), cast("Any", calibration)
-    if not isinstance(given, Iterable) or isinstance(given, Mapping | str):
-        raise CalibrationError(
-            f"The calibration data is a {type(calibration).__name__}; give an iterable of arrays, "
-            "or of {input: array}: [array] for a single batch."
-        )
-    for index, item in enumerate(calibration):
-        if not isinstance(item, Mapping) and len(params) > 1:
-            names = [str(p.name) for p in params]
-            raise CalibrationError(f"The model has {len(params)} inputs: give {{input: array}} "
-                                   f"with the names {names}.")  # fmt: skip
-        named = item if isinstance(item, Mapping) else {str(params[0].name): item}
-        arrays = {name: _array(value, f"batch {index}, input '{name}'")
-                  for name, value in named.items()}  # fmt: skip
-        batch = {name: _with_batch_axis(array, name, params) for name, array in arrays.items()}
-        yield from _cut(batch, params)
-
-
-def _array(value: Any, where: str) -> Array:
-    try:
-        return np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise CalibrationError(f"Calibration {where}: not readable as an array: {error}") from error
-
-
-def _with_batch_axis(array: Array, name: str, params: Sequence[Any]) -> Array:
-    rank = next((len(graph.shape_of(p)) for p in params if p.name == name), array.ndim)
-    return array[None] if array.ndim == rank - 1 else array
-
-
-def _cut(batch: dict[str, Array], params: Sequence[Any]) -> Iterator[dict[str, Array]]:
-    """Slices of the batch size that the model fixes; the batch itself where it fixes none."""
-    sizes = {size for p in params for size in graph.shape_of(p)[:1]}
-    lengths = {length for array in batch.values() for length in array.shape[:1]}
-    size, length = next(iter(sizes), None), next(iter(lengths), 0)
-    if len(sizes) != 1 or len(lengths) != 1 or not isinstance(size, int) or length % size:
-        yield batch
-        return
-    for start in range(0, length, size):
-        yield {name: array[start : start + size] for name, array in batch.items()}
-
-
-def _samples_in(model: Model, calibration: Iterable[Batch]) -> int | None:
-    """How many samples the calibration data holds; None for a stream."""
-    if not isinstance(calibration, Sequence | np.ndarray):
-        return None
-    batches = _batches(model, calibration)
-    return sum(max((len(a) for a in batch.values() if a.ndim), default=0) for batch in batches)

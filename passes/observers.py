@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +35,7 @@ class MinMax:
 
 
 @dataclass
-class Histogram(MinMax):
+class Histogram(MinMax, ABC):
     """Counts of |x| in ``BINS`` equal bins over [0, reach]; ``reach`` is a power of two.
 
     A larger value doubles the reach as often as needed: pairs of bins merge, nothing is lost.
@@ -63,9 +64,9 @@ class Histogram(MinMax):
             self.reach *= 2
         self.reach = needed
 
+    @abstractmethod
     def threshold(self) -> float:
         """The magnitude above which values are clipped."""
-        raise NotImplementedError
 
     def range(self) -> tuple[float, float]:
         """The observed range, clipped to the threshold."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache, lru_cache
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,60 +15,19 @@ import torch
 from torch import Tensor, nn
 
 import nybble
-from nybble.errors import ArtifactError, CalibrationError, NybbleError
+from nybble.errors import NybbleError
 from nybble.recipe import CALIBRATORS
-from nybble.report.parity import ParityReport, parity
-from nybble.runtime import host
-from nybble.schedules.target import host_features, resolve
 from tests import models
-
-SMALL, LARGE = 32, 64
-
-
-def runs_here(target: str) -> None:
-    """Skips the test where this machine cannot run what is compiled for ``target``."""
-    cpu = resolve(target)
-    if cpu.arch != host.arch() or not cpu.features <= host_features():
-        pytest.skip(f"this CPU does not run {target}")
-
-
-def imported(net: nn.Module, size: int, source: str, channels: int = 3) -> nybble.Model:
-    example = torch.zeros(1, channels, size, size)
-    if source == "torch":
-        return nybble.load_torch(net, (example,))
-    return nybble.load_onnx(models.export_onnx(net, example))
-
-
-def compared(quantized: Any, path: Path, x: Any, threads: int) -> tuple[ParityReport, Any]:
-    """The law against the library: the outputs bit for bit, and the report of every layer."""
-    values: dict[str, Any] = {}
-    law: Any = quantized.run(x, values.__setitem__)
-    session: Any = nybble.load(path, threads=threads)
-    report = parity(values, session, x)
-    called = [layer for layer in session.manifest.layers if layer["symbol"]]
-    assert [row.layer for row in report.rows] == [layer["name"] for layer in called]
-    assert report.threads == threads
-    if not session.manifest.kept_float:
-        deployed = session(x)
-        assert deployed.dtype == law.dtype
-        np.testing.assert_array_equal(deployed, law)
-    return report, session
-
-
-def assert_equal_to_the_law(
-    quantized: nybble.QuantizedModel, target: str, path: Path, shape: tuple[int, ...]
-) -> None:
-    """Integer-only, and no difference in any layer, with 1 and 2 threads, 1 and 3 images."""
-    nybble.compile(quantized, target).save(path)
-    for batch in (1, 3):
-        x = models.images(batch, shape, seed=9)
-        for threads in (1, 2):
-            report, session = compared(quantized, path, x, threads)
-            assert [row for row in report.rows if row.differing] == []
-            assert report.equal
-            assert all(row.exact for row in report.rows)
-            assert session.manifest.float_ops == ()
-            assert session.manifest.kept_float == ()
+from tests.walking import (
+    LARGE,
+    SMALL,
+    assert_equal_to_the_law,
+    compared,
+    few,
+    imported,
+    runs_here,
+    tiny,
+)
 
 
 def ticks_of_other_threads() -> int:
@@ -148,19 +107,6 @@ def test_efficientnet_lite0_equals_the_law(tmp_path: Path) -> None:
     for target in ("native", "x86-64-v3"):
         runs_here(target)
         assert_equal_to_the_law(quantized, target, tmp_path / f"{target}.so", (3, 224, 224))
-
-
-# ---------------------------------------------------------------- recipes
-
-
-@cache
-def tiny() -> Any:
-    return imported(models.tiny_cnn(SMALL), SMALL, "onnx")
-
-
-@cache
-def few() -> Any:
-    return models.images(8, (3, SMALL, SMALL), seed=5)
 
 
 @pytest.mark.parametrize("rounding", ["half_up", "half_even", "tflite"])
@@ -311,121 +257,3 @@ def test_float_models_compile_as_they_are(target: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(session(few()), law, atol=1e-4 * np.abs(law).max())
     assert session.manifest.recipe is None
     assert session.manifest.inputs[0].scale is None
-
-
-# ---------------------------------------------------------------- inputs, outputs, batches
-
-
-class TwoByTwo(nn.Module):
-    """Two inputs, two outputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(1, 8, 3, 2, 1)
-        self.score, self.map = nn.Linear(8, 4), nn.Conv2d(8, 2, 1)
-
-    def forward(self, image: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        x = torch.relu(self.left(image) + self.right(depth))
-        return self.score(x.mean((2, 3))), self.map(x)
-
-
-def test_two_inputs_and_two_outputs(tmp_path: Path) -> None:
-    example = (torch.zeros(2, 3, 12, 12), torch.zeros(2, 1, 12, 12))
-    model = nybble.load_torch(TwoByTwo().eval(), example)
-    arrays = (models.images(6, (3, 12, 12)), models.images(6, (1, 12, 12), seed=2))
-    named = dict(zip(("image", "depth"), arrays, strict=True))
-    with pytest.raises(CalibrationError, match=r"2 inputs: give .* \['image', 'depth'\]"):
-        nybble.quantize(model, [arrays[0]])
-    quantized = nybble.quantize(model, [named])
-    session: Any = nybble.load(nybble.compile(quantized).save(tmp_path / "net.so"))
-    assert [port.name for port in session.manifest.inputs] == ["image", "depth"]
-    values: dict[str, Any] = {}
-    law = quantized.run(named, values.__setitem__)
-    assert isinstance(law, dict)
-    assert list(law) == [port.name for port in session.manifest.outputs]
-    assert [array.shape for array in law.values()] == [(6, 4), (6, 2, 6, 6)]
-    assert parity(values, session, named).equal
-    assert session.manifest.float_ops == ()
-    for result in (session(*arrays), session(named), quantized.run(list(arrays))):
-        assert isinstance(result, dict)
-        for name, array in law.items():
-            np.testing.assert_array_equal(result[name], array)
-
-
-@pytest.mark.whole
-def test_a_batch_is_its_images_one_by_one(tmp_path: Path) -> None:
-    session: Any = nybble.load(
-        nybble.compile(quantized_tiny()).save(tmp_path / "net.so"), threads=2
-    )
-    whole = np.asarray(session(few()))
-    for count in (1, 2, 5):
-        parts = [session(few()[i : i + count]) for i in range(0, 8, count)]
-        np.testing.assert_array_equal(np.concatenate(parts), whole)
-
-
-@cache
-def quantized_tiny() -> Any:
-    return nybble.quantize(tiny(), [few()])
-
-
-@pytest.mark.parametrize("value", [-1e9, 1e9, np.nan, 0, np.inf, -np.inf])
-def test_extreme_inputs_equal_the_law(value: float, tmp_path: Path) -> None:
-    session: Any = nybble.load(nybble.compile(quantized_tiny()).save(tmp_path / "net.so"))
-    x = np.full((2, 3, SMALL, SMALL), value, np.float32)
-    x[1, :, ::2] = -value
-    law = quantized_tiny().run(x)
-    assert np.all(np.isfinite(law))
-    np.testing.assert_array_equal(session(x), law)
-
-
-FORMS: dict[str, Callable[[Any], Iterable[Any]]] = {
-    "one_by_one": lambda x: (image[None] for image in x),
-    "without_batch_axis": list,
-    "one_array": lambda x: x,
-    "array_of_batches": lambda x: x[:, None],
-    "dicts": lambda x: [{"input": x[:3]}, {"input": x[3:]}],
-    "dicts_without_batch_axis": lambda x: [{"input": image} for image in x],
-    "tensors": lambda x: [torch.from_numpy(x)],
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_calibration_data_comes_in_many_forms(form: str) -> None:
-    quantized: Any = nybble.quantize(tiny(), FORMS[form](few()))
-    np.testing.assert_array_equal(quantized.run(few()), quantized_tiny().run(few()))
-
-
-@pytest.mark.parametrize(("form", "total"), [("one_by_one", None), ("without_batch_axis", 8)])
-def test_progress_counts_samples(form: str, total: int | None) -> None:
-    seen: list[tuple[int, int | None]] = []
-    nybble.quantize(tiny(), FORMS[form](few()), progress=lambda *step: seen.append(step))
-    assert seen == [(done, total) for done in range(1, 9)]
-
-
-@pytest.mark.whole
-def test_a_fixed_batch_is_calibrated_with_any_multiple_of_it(tmp_path: Path) -> None:
-    net, law = models.tiny_cnn(SMALL), quantized_tiny()
-    for size, data in ((1, [few()]), (1, list(few())), (4, [few()])):
-        example = torch.zeros(size, 3, SMALL, SMALL)
-        model = nybble.load_onnx(models.export_onnx(net, example, dynamic_batch=False))
-        quantized = nybble.quantize(model, data)
-        session: Any = nybble.load(nybble.compile(quantized).save(tmp_path / "net.so"))
-        x = few()[:size]
-        np.testing.assert_array_equal(session(x), law.run(x))
-        with pytest.raises(ArtifactError, match=rf"expected shape \({size}, 3, 32, 32\)"):
-            session(few()[:3])
-    with pytest.raises(CalibrationError, match=r"expected shape \(4, 3, 32, 32\), got \(6, 3"):
-        nybble.quantize(model, [few()[:6]])
-
-
-def test_the_law_takes_what_numpy_takes() -> None:
-    for given in (torch.from_numpy(few()), [few()], {"input": few()}):
-        got: Any = quantized_tiny().run(given)
-        np.testing.assert_array_equal(got, quantized_tiny().run(few()))
-
-
-@pytest.mark.whole
-def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
-    quantized = (quantized_tiny(), nybble.quantize(tiny(), [few()]))
-    paths = [nybble.compile(q).save(tmp_path / f"{i}.so") for i, q in enumerate(quantized)]
-    assert paths[0].read_bytes() == paths[1].read_bytes()
