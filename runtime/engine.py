@@ -12,9 +12,11 @@ import importlib.util
 import itertools
 import os
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nybble.errors import ArtifactError
 from nybble.runtime import host
@@ -25,7 +27,8 @@ _POOLED = 2  # the VM's allocator that keeps freed storage for the next call
 _SHARE_ALL_CPUS = -3  # TVM's ThreadGroup::kSpecifyThreadShareAllCore
 _THREADS = "TVM_NUM_THREADS"
 _loads = itertools.count()
-_configured = threading.local()  # TVM keeps one pool of workers per calling thread
+_pool = threading.local()  # what we know of the calling thread's pool
+T = TypeVar("T")
 
 
 @cache
@@ -79,27 +82,48 @@ def default_threads() -> int:
     return int(chosen) if chosen.isdecimal() and int(chosen) > 0 else host.physical_cores()
 
 
-def use_threads(count: int) -> None:
-    """Makes kernels called from this Python thread run on ``count`` threads.
+def run(count: int, work: Callable[[], T]) -> T:
+    """Calls ``work`` with its kernels on ``count`` threads.
 
-    TVM is given the CPUs by name: left to itself it counts hyper-threads as half a core, launches
-    nothing in parallel on a machine of two, and pins the caller to one CPU.
+    TVM keeps one pool of workers for each calling thread, and a pool never grows. Where another
+    user of TVM has started this thread's pool too small, the work goes to a thread of our own.
 
     Args:
         count: at most the CPUs that the process may use.
+        work: calls a library.
 
     Raises:
-        ArtifactError: TVM's pool was started smaller by someone else and cannot grow.
+        ArtifactError: TVM starts fewer workers than that.
     """
-    if getattr(_configured, "count", None) == count:
-        return
-    tvm_ffi = ffi()
-    names = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
-    tvm_ffi.get_global_func("runtime.config_threadpool")(_SHARE_ALL_CPUS, count, names)
-    size = tvm_ffi.get_global_func("runtime.NumThreads")()
-    if size != count:
-        raise ArtifactError(
-            f"{count} threads were asked for, but TVM's pool in this thread has {size}. It was "
-            f"started before Nybble's: set {_THREADS}={count} in the environment."
-        )
-    _configured.count = count
+    if _configure(count):
+        return work()
+    return _own_thread().submit(_run_here, count, work).result()
+
+
+def _run_here(count: int, work: Callable[[], T]) -> T:
+    if not _configure(count):
+        raise ArtifactError(f"TVM's thread pool does not start {count} workers on this machine.")
+    return work()
+
+
+@cache
+def _own_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "nybble")
+
+
+def _configure(count: int) -> bool:
+    """Sets this thread's pool to ``count`` workers; False where it was started smaller.
+
+    TVM is given the CPUs by name: left to itself it counts hyper-threads as half a core, launches
+    nothing in parallel on a machine of two, and binds the caller to one CPU.
+    """
+    if getattr(_pool, "count", None) == count:
+        return True
+    if count > getattr(_pool, "largest", count):
+        return False
+    names = [str(cpu) for cpu in host.cpus()]
+    ffi().get_global_func("runtime.config_threadpool")(_SHARE_ALL_CPUS, count, names)
+    _pool.count = ffi().get_global_func("runtime.NumThreads")()
+    if _pool.count < count:
+        _pool.largest = _pool.count
+    return bool(_pool.count == count)

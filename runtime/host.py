@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from functools import cache
@@ -11,6 +12,7 @@ from nybble.errors import ArtifactError
 from nybble.runtime.manifest import Manifest
 
 _CPUINFO = Path("/proc/cpuinfo")
+_TASKS = Path("/proc/self/task")
 _V3 = frozenset(("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"))
 
 
@@ -32,10 +34,23 @@ def features() -> frozenset[str]:
     raise ArtifactError(f"{_CPUINFO} names no CPU features, so no .so can be checked or run here.")
 
 
+def cpus() -> list[int]:
+    """The CPUs that this process may use, whatever single threads of it have been bound to.
+
+    TVM's own thread pool binds the thread that calls it to one CPU, so one thread's word is not
+    enough.
+    """
+    allowed: set[int] = set()
+    for task in _TASKS.iterdir():
+        with contextlib.suppress(ProcessLookupError):  # a thread that ended meanwhile
+            allowed |= os.sched_getaffinity(int(task.name))
+    return sorted(allowed)
+
+
 @cache
 def physical_cores() -> int:
     """Cores that this process may use, hyper-threads counted once; at least 1."""
-    allowed, cores, processor, package = os.sched_getaffinity(0), set[tuple[str, str]](), -1, ""
+    allowed, cores, processor, package = cpus(), set[tuple[str, str]](), -1, ""
     for line in _cpuinfo():
         key, _, value = (part.strip() for part in line.partition(":"))
         if key == "processor":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ def load(path: str | Path, threads: int | None = None) -> Session:
         ArtifactError: the file is unreadable, foreign, truncated or damaged, this CPU cannot run
             it, or there are not as many CPUs as ``threads``.
     """
-    most = len(os.sched_getaffinity(0))
+    most = len(host.cpus())
     count = min(engine.default_threads(), most) if threads is None else threads
     if not 1 <= count <= most:
         raise ArtifactError(
@@ -176,8 +176,7 @@ class Session:
         return [self._tensor(array) for array in bind(self.manifest.inputs, inputs)]
 
     def _run(self, tensors: list[Any]) -> Any:
-        engine.use_threads(self.threads)
-        return self._main(*tensors)
+        return engine.run(self.threads, partial(self._main, *tensors))
 
     def _arrays(self, result: Any) -> list[NDArray[Any]]:
         """The outputs as arrays that own their memory through the runtime's tensors."""

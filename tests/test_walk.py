@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import nybble
 from nybble.errors import NybbleError
 from nybble.recipe import CALIBRATORS
+from nybble.runtime import host
 from tests import models
 from tests.walking import (
     LARGE,
@@ -51,7 +52,7 @@ def quantized_network(name: str, source: str) -> nybble.QuantizedModel:
 
 
 @pytest.mark.whole
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+@pytest.mark.skipif(len(host.cpus()) < 2, reason="needs two CPUs")
 def test_two_threads_share_the_work(tmp_path: Path) -> None:
     path = nybble.compile(quantized_network("resnet18", "onnx")).save(tmp_path / "net.so")
     x = models.images(1, (3, LARGE, LARGE), seed=9)

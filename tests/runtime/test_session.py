@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tests.runtime.tiny import layer, tiny_executable, tiny_manifest
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 W = np.arange(1, 5, dtype=np.float32)
+two_cpus = pytest.mark.skipif(len(host.cpus()) < 2, reason="needs two CPUs")
 
 
 @pytest.fixture(scope="module")
@@ -177,22 +180,67 @@ def test_other_architecture(library: Path, monkeypatch: pytest.MonkeyPatch) -> N
         load(library)
 
 
+def in_a_new_thread(work: Callable[[], None]) -> None:
+    """Runs ``work`` where TVM has no pool yet: it keeps one for each thread that calls it."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result(timeout=60)
+
+
+@two_cpus
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads(library: Path, threads: int) -> None:
-    session = load(library, threads=threads)
-    np.testing.assert_array_equal(session(X), X * W * W)
-    assert engine.ffi().get_global_func("runtime.NumThreads")() == threads
-    assert session.benchmark(X, repeats=1).threads == threads
+    def work() -> None:
+        session = load(library, threads=threads)
+        np.testing.assert_array_equal(session(X), X * W * W)
+        assert engine.ffi().get_global_func("runtime.NumThreads")() == threads
+        assert session.benchmark(X, repeats=1).threads == threads
+
+    in_a_new_thread(work)
 
 
+@two_cpus
 def test_sessions_of_different_thread_counts_take_turns(library: Path) -> None:
-    one, two = load(library, threads=1), load(library, threads=2)
     size = engine.ffi().get_global_func("runtime.NumThreads")
-    for session in (one, two, one):
-        session(X)
-        assert size() == session.threads
+
+    def work() -> None:
+        one, two = load(library, threads=1), load(library, threads=2)
+        for session in (one, two, one):
+            session(X)
+            assert size() == session.threads
+
+    in_a_new_thread(work)
 
 
+@two_cpus
+def test_a_pool_that_tvm_started_too_small_is_left_alone(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = engine.ffi().get_global_func("runtime.NumThreads")
+    seen: list[int] = []
+
+    def measured(x: Any) -> Any:
+        seen.append(size())
+        return x
+
+    def work() -> None:
+        assert size() == 1  # this starts the pool, as another user of TVM would
+        session = load(library, threads=2)
+        session._main = measured
+        np.testing.assert_array_equal(session(X), X)
+        assert size() == 1
+
+    monkeypatch.setenv("TVM_NUM_THREADS", "1")
+    in_a_new_thread(work)
+    assert seen == [2]
+
+
+def test_the_caller_is_not_bound_to_one_cpu(library: Path) -> None:
+    before = os.sched_getaffinity(0)
+    load(library, threads=1)(X)
+    assert os.sched_getaffinity(0) >= before
+
+
+@two_cpus
 def test_runs_in_any_python_thread(library: Path) -> None:
     session = load(library, threads=2)
     with ThreadPoolExecutor(1) as pool:
