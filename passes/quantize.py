@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from nybble.ir import graph, ops
+from nybble.ir import graph, ops, specs
 from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
 from nybble.passes.calibrate import Ranges
@@ -16,8 +16,6 @@ from nybble.passes.grids import Grid, grid, quantize_weights
 from nybble.passes.plan import Plan, non_negative, plan
 from nybble.passes.view import View, with_attribute
 from nybble.recipe import Recipe
-
-KEPT_FLOAT = "kept_float"
 
 
 @module_pass
@@ -32,7 +30,7 @@ def insert_borders(mod: tvm.IRModule, ranges: Ranges, recipe: Recipe) -> tvm.IRM
     grids = _grids(view, borders, ranges)
     quantized = graph.rewrite(mod, _Borders(view, borders, grids).visit, "quantized")
     kept = [f"{name}: {view.op(name)}: {why}" for name, why in borders.kept.items()]
-    return with_attribute(quantized, KEPT_FLOAT, kept)
+    return with_attribute(quantized, specs.KEPT_FLOAT, kept)
 
 
 def _grids(view: View, borders: Plan, ranges: Ranges) -> dict[str, Grid]:

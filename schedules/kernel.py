@@ -62,7 +62,6 @@ class Problem:
         output: what is stored (after the epilogue).
         attrs: the anchor's attributes, sorted by name.
         weights: spec of the unpacked weights (OHWI or (O, K)), None without weights.
-        weights_narrow: no weight is the dtype's minimum (-128), so the sign trick is exact.
         epilogue: what is fused behind the anchor.
     """
 
@@ -71,7 +70,6 @@ class Problem:
     output: TensorSpec
     attrs: tuple[tuple[str, Any], ...] = ()
     weights: TensorSpec | None = None
-    weights_narrow: bool = True
     epilogue: Epilogue = Epilogue()
 
     def attr(self, name: str) -> Any:

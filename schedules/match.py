@@ -19,7 +19,7 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
-from nybble.ir import graph, numerics, ops
+from nybble.ir import graph, ops
 from nybble.schedules import match_float
 from nybble.schedules.cpu.epilogue import ratios_are_small
 from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
@@ -70,7 +70,6 @@ def _integer_anchor(matcher: Matcher, binding: relax.VarBinding) -> Group | None
         output=spec_of(binding.var),
         attrs=_attrs(call),
         weights=TensorSpec(w.shape, dtype),
-        weights_narrow=bool(w.min() > numerics.limits(dtype)[0]),
     )
     group = Group((binding,), problem, (call.args[0],), {"w": w, "bias": bias})
     return _with_requantize(matcher, group) or _with_add(matcher, group) or group

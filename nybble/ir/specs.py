@@ -11,7 +11,6 @@ from tvm import relax
 from nybble.errors import StageError
 from nybble.ir import floats, graph, ops
 
-STAGES = ("float", "quantized", "integer", "scheduled")
 STRUCTURAL = {"relax.concat", "relax.reshape", "relax.permute_dims", "relax.nn.pad"}
 BORDERS = {"nybble.quantize", "nybble.dequantize"}
 KEPT_FLOAT = "kept_float"
