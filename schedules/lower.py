@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,14 @@ import tvm_ffi
 from tvm import relax
 
 from nybble.ir import graph
-from nybble.schedules import match, select
+from nybble.schedules import match
 from nybble.schedules.cpu import float_ops, loops
 from nybble.schedules.group import Group
 from nybble.schedules.kernel import Knobs, Problem
+from nybble.schedules.select import Choice, Planner, Timed, choose
 from nybble.schedules.target import CpuTarget
+
+Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,12 @@ class Layer:
         symbol: the function's name, as the Relax VM's instrument sees it.
         kernel: the kernel family's name.
         weights: the weights' dtype, None without weights.
+        stored: the dtype that the kernel stores them in, at least as wide.
+        size: bytes of the packed constants.
         activations: the first input's dtype.
         macs: multiply-adds for one image.
         refusals: why preferred kernels were passed over.
+        timed: the candidates' times, where they were measured.
     """
 
     name: str
@@ -40,9 +46,12 @@ class Layer:
     symbol: str
     kernel: str
     weights: str | None
+    stored: str | None
+    size: int
     activations: str
     macs: int
-    refusals: tuple[str, ...]
+    refusals: tuple[str, ...] = ()
+    timed: tuple[Timed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,28 +62,37 @@ class Scheduled:
     layers: tuple[Layer, ...]
 
 
-def lower(mod: tvm.IRModule, target: CpuTarget, force: str | None = None) -> Scheduled:
+def lower(
+    mod: tvm.IRModule,
+    target: CpuTarget,
+    plan: Planner | None = None,
+    progress: Progress | None = None,
+) -> Scheduled:
     """Chooses and builds a kernel for every layer.
 
     Args:
         mod: stage ``integer``, or a canonical float module.
         target: the CPU.
-        force: pattern of kernel names (see `nybble.schedules.select.choose`).
+        plan: how to choose; by the table's order when omitted.
+        progress: called with (layers done, layers in all).
 
     Raises:
-        ScheduleError: no kernel compiles a layer, or ``force`` excludes them all.
+        ScheduleError: no kernel compiles a layer, or the plan's pattern excludes them all.
     """
-    lowering = _Lowering(mod, target, force)
-    for group in match.groups(mod):
+    lowering = _Lowering(mod, target, plan or Planner())
+    found = match.groups(mod)
+    for done, group in enumerate(found, 1):
         lowering.add(group)
+        if progress is not None:
+            progress(done, len(found))
     return lowering.finish()
 
 
 class _Lowering:
     """The module under construction."""
 
-    def __init__(self, mod: tvm.IRModule, target: CpuTarget, force: str | None):
-        self.mod, self.target, self.force = mod, target, force
+    def __init__(self, mod: tvm.IRModule, target: CpuTarget, plan: Planner):
+        self.mod, self.target, self.plan = mod, target, plan
         self.emitter = graph.Emitter(graph.inputs(mod))
         self.replace: dict[Any, Any] = {}
         self.layers: list[Layer] = []
@@ -96,15 +114,15 @@ class _Lowering:
             self._add_stock(group)
 
     def _add_kernel(self, group: Group, problem: Problem) -> None:
-        choice = select.choose(problem, group.constants, self.target, self.force)
-        kernel = choice.kernel
-        key = (kernel.name, problem)
+        choice = choose(problem, group.constants, self.target, self.plan)
+        kernel, seen = choice.candidate.kernel, choice.candidate.problem
+        key = (kernel.name, seen)
         if key not in self.built:
-            self.built[key] = self._define(kernel.build(problem, self.target, Knobs()), problem.op)
-        packed = [graph.constant(array) for array in choice.packed]
+            self.built[key] = self._define(kernel.build(seen, self.target, Knobs()), problem.op)
+        packed = [graph.constant(array) for array in choice.candidate.packed]
         args = [graph.substitute(a, self.replace) for a in group.activations]
         self._call(group, self.built[key], [*args, *packed])
-        self._record(group, self.built[key], kernel.name, choice.refusals)
+        self._record(group, self.built[key], kernel.name, choice)
 
     def _add_stock(self, group: Group) -> None:
         call = graph.substitute(group.bindings[0].value, self.replace)
@@ -113,7 +131,7 @@ class _Lowering:
         if key not in self.built:
             self.built[key] = self._define(func, graph.op_name(call).rpartition(".")[2])
         self._call(group, self.built[key], args)
-        self._record(group, self.built[key], float_ops.NAME, ())
+        self._record(group, self.built[key], float_ops.NAME, None)
 
     def _define(self, func: Any, op: str) -> Any:
         symbol = f"{op}_{len(self.functions)}"
@@ -127,7 +145,7 @@ class _Lowering:
         call = relax.call_tir(symbol, args, out_ty=kind)
         self.replace[group.output] = self.emitter.emit(call, str(group.output.name))
 
-    def _record(self, group: Group, symbol: Any, kernel: str, refusals: tuple[str, ...]) -> None:
+    def _record(self, group: Group, symbol: Any, kernel: str, choice: Choice | None) -> None:
         problem, first = group.problem, graph.operands(group.bindings[0].value)[0]
         names = [graph.op_name(b.value).rpartition(".")[2] for b in group.bindings]
         layer = Layer(
@@ -136,10 +154,13 @@ class _Lowering:
             output=str(group.output.name),
             symbol=str(symbol.name_hint),
             kernel=kernel,
-            weights=problem.weights.dtype if problem and problem.weights else None,
+            weights=_weights(problem),
+            stored=_weights(choice.candidate.problem) if choice else None,
+            size=choice.candidate.size if choice else 0,
             activations=graph.dtype_of(first),
             macs=problem.macs if problem else 0,
-            refusals=refusals,
+            refusals=choice.refusals if choice else (),
+            timed=choice.timed if choice else (),
         )
         self.layers.append(layer)
 
@@ -153,6 +174,10 @@ class _Lowering:
         for variable, func in self.functions.items():
             module[variable] = func
         return Scheduled(module, tuple(self.layers))
+
+
+def _weights(problem: Problem | None) -> str | None:
+    return problem.weights.dtype if problem and problem.weights else None
 
 
 def _structure(func: Any) -> Any:

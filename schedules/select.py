@@ -1,75 +1,229 @@
-"""Which kernel compiles a problem: the first in the table that supports it."""
+"""Which kernel compiles a layer: the first in the table that can, or the fastest as measured.
+
+A layer of fewer than 8 bits has two lots of candidates: the kernels for its own width, and those
+of 8-bit weights, for the same integers stored in whole bytes. So a low width is never slower than
+the 8 bits that it replaces, unless size was asked for.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from math import inf
+from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from nybble.errors import ScheduleError
+from nybble.ir import numerics
 from nybble.schedules import table
-from nybble.schedules.kernel import Constants, Kernel, Problem
+from nybble.schedules.kernel import Constants, Epilogue, Kernel, Problem
 from nybble.schedules.target import CpuTarget
 
 FORCE = "NYBBLE_KERNEL"
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A kernel, and why those before it in the table were passed over.
+class Candidate:
+    """A kernel that can compile a layer.
 
     Attributes:
-        kernel: the one taken.
-        packed: the layer's constants in its layout.
-        refusals: ``"cpu.int8.avx2: needs avx2"``, in table order.
+        kernel: the family.
+        problem: the layer as the kernel sees it; its weights may be widened to 8 bits.
+        packed: the layer's constants in the kernel's layout.
     """
 
     kernel: Kernel
+    problem: Problem
     packed: list[NDArray[Any]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the packed constants."""
+        return sum(array.nbytes for array in self.packed)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A candidate as measured.
+
+    Attributes:
+        kernel: its family.
+        weights: the dtype of the weights as stored, None without weights.
+        size: bytes of its packed constants.
+        seconds: of one call on one thread.
+    """
+
+    kernel: str
+    weights: str | None
+    size: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel, and why others were passed over.
+
+    Attributes:
+        candidate: the one taken.
+        refusals: ``"cpu.int8.avx2: needs avx2"``, in table order.
+        timed: every candidate's time, in table order, and that of the same layer in float32 behind
+            them; empty where nothing was measured.
+    """
+
+    candidate: Candidate
     refusals: tuple[str, ...]
+    timed: tuple[Timed, ...] = ()
 
 
-def choose(
-    problem: Problem,
-    constants: Constants,
-    target: CpuTarget,
-    force: str | None = None,
-    kernels: Sequence[Kernel] = table.KERNELS,
-) -> Choice:
-    """The first kernel that supports the problem on the target and can pack its constants.
+Ruler = Callable[[Sequence[Candidate], CpuTarget], Sequence[float]]
+"""Measures candidates for one layer: seconds of a call, each."""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """How to choose.
+
+    Attributes:
+        force: shell-style pattern of kernel names, the environment's NYBBLE_KERNEL when None. Ops
+            for which no kernel has such a name choose freely.
+        prefer: ``speed`` lets 8-bit kernels take layers of fewer bits where they are faster;
+            ``size`` stores every weight in its own width.
+        ruler: measures the candidates; without one the table's order decides.
+        kernels: the table.
+    """
+
+    force: str | None = None
+    prefer: Literal["speed", "size"] = "speed"
+    ruler: Ruler | None = None
+    kernels: Sequence[Kernel] = table.KERNELS
+
+
+def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Planner) -> Choice:
+    """The kernel for a layer.
 
     Args:
         problem: the layer.
         constants: its unpacked constants.
         target: the CPU.
-        force: shell-style pattern of kernel names, the environment's NYBBLE_KERNEL when None. Ops
-            for which no kernel has such a name choose freely.
-        kernels: the table.
+        plan: how to choose.
 
     Raises:
         ScheduleError: the pattern matches no kernel at all, or every candidate refuses.
     """
-    pattern = force or os.environ.get(FORCE) or "*"
-    named = [kernel for kernel in kernels if fnmatchcase(kernel.name, pattern)]
-    if not named:
-        known = ", ".join(sorted({kernel.name for kernel in kernels}))
-        raise ScheduleError(f"No kernel is called {pattern!r}. There are: {known}.")
-    candidates = [kernel for kernel in named if kernel.op == problem.op]
     refusals: list[str] = []
-    for kernel in candidates or [k for k in kernels if k.op == problem.op]:
-        reason = kernel.supports(problem, target)
-        if reason is None:
-            try:
-                return Choice(kernel, kernel.pack(problem, constants), tuple(refusals))
-            except ScheduleError as error:  # the values, not the shapes, are beyond the kernel
-                reason = str(error)
+    found = _candidates(problem, constants, target, plan, refusals)
+    first = next(found, None)
+    if first is None:
+        raise ScheduleError(_nothing(problem, target, plan, refusals))
+    if plan.ruler is None:
+        return Choice(first, tuple(refusals))
+    candidates = [first, *found]
+    rivals = [*candidates, *_in_float(problem, target, plan)]
+    if len(rivals) == 1:
+        return Choice(first, tuple(refusals))
+    seconds = plan.ruler(rivals, target)
+    timed = tuple(
+        Timed(c.kernel.name, c.problem.weights and c.problem.weights.dtype, c.size, s)
+        for c, s in zip(rivals, seconds, strict=True)
+    )
+    fastest = min(range(len(candidates)), key=lambda i: seconds[i])
+    return Choice(candidates[fastest], tuple(refusals), timed)
+
+
+def _candidates(
+    problem: Problem,
+    constants: Constants,
+    target: CpuTarget,
+    plan: Planner,
+    refusals: list[str],
+) -> Iterator[Candidate]:
+    """All that can compile the layer, the last resort only where nothing else can.
+
+    ``refusals`` gathers the reasons of the others.
+    """
+    *kernels, last_resort = _kernels(problem, plan)
+    forms = [problem, *(_widened(problem) if plan.prefer == "speed" else [])]
+    taken = False
+    for form in forms:
+        for kernel in kernels:
+            made = _attempt(kernel, form, constants, target, refusals)
+            if made is not None:
+                taken = True
+                yield made
+    made = None if taken else _attempt(last_resort, problem, constants, target, refusals)
+    if made is not None:
+        yield made
+
+
+def _kernels(problem: Problem, plan: Planner) -> list[Kernel]:
+    """The kernels for a problem's op that the pattern allows, at least one.
+
+    Raises:
+        ScheduleError: no kernel has such a name, or the table holds none for the op.
+    """
+    pattern = plan.force or os.environ.get(FORCE) or "*"
+    named = [kernel for kernel in plan.kernels if fnmatchcase(kernel.name, pattern)]
+    if not named:
+        known = ", ".join(sorted({kernel.name for kernel in plan.kernels}))
+        raise ScheduleError(f"No kernel is called {pattern!r}. There are: {known}.")
+    allowed = [kernel for kernel in named if kernel.op == problem.op]
+    found = allowed or [kernel for kernel in plan.kernels if kernel.op == problem.op]
+    if not found:
+        raise ScheduleError(f"The table holds no kernel for {problem.op}.")
+    return found
+
+
+def _attempt(
+    kernel: Kernel, problem: Problem, constants: Constants, target: CpuTarget, refusals: list[str]
+) -> Candidate | None:
+    reason = kernel.supports(problem, target)
+    if reason is None:
+        try:
+            return Candidate(kernel, problem, kernel.pack(problem, constants))
+        except ScheduleError as error:  # the values, not the shapes, are beyond the kernel
+            reason = str(error)
+    if f"{kernel.name}: {reason}" not in refusals:
         refusals.append(f"{kernel.name}: {reason}")
-    reasons = "; ".join(refusals) or "the table holds none for this op"
-    raise ScheduleError(
-        f"No kernel among {pattern!r} compiles {problem.op} for {target.name}: {reasons}. "
-        f"Loosen {FORCE} or the 'force' argument."
+    return None
+
+
+def _widened(problem: Problem) -> list[Problem]:
+    """The same layer with its weights in whole bytes, where they are narrower."""
+    if problem.weights is None or problem.weights.dtype.startswith("float"):
+        return []
+    signed, bits = numerics.width(problem.weights.dtype)
+    if not signed or bits >= 8:
+        return []
+    return [replace(problem, weights=replace(problem.weights, dtype="int8"))]
+
+
+def _in_float(problem: Problem, target: CpuTarget, plan: Planner) -> Iterator[Candidate]:
+    """The same convolution or linear layer in float32: never taken, shown beside the others."""
+    weights = problem.weights
+    if weights is None or weights.dtype == "float32":
+        return
+    form = replace(
+        problem,
+        inputs=tuple(replace(spec, dtype="float32") for spec in problem.inputs),
+        output=replace(problem.output, dtype="float32"),
+        weights=replace(weights, dtype="float32"),
+        epilogue=Epilogue("float", -inf, inf),
+    )
+    constants = {
+        "w": np.zeros(weights.shape, np.float32),
+        "bias": np.zeros(weights.shape[0], np.float32),
+    }
+    made = (_attempt(kernel, form, constants, target, []) for kernel in _kernels(form, plan)[:-1])
+    yield from list(filter(None, made))[:1]
+
+
+def _nothing(problem: Problem, target: CpuTarget, plan: Planner, refusals: Sequence[str]) -> str:
+    pattern = plan.force or os.environ.get(FORCE) or "*"
+    return (
+        f"No kernel among {pattern!r} compiles {problem.op} for {target.name}: "
+        f"{'; '.join(refusals)}. Loosen {FORCE} or the 'force' argument."
     )

@@ -13,6 +13,7 @@ from tvm import relax
 from nybble.ir import graph, interpreter, numerics, specs
 from nybble.schedules.build import build
 from nybble.schedules.lower import Scheduled, lower
+from nybble.schedules.select import Planner
 from nybble.schedules.target import CpuTarget, resolve
 
 V3 = resolve("x86-64-v3")
@@ -54,7 +55,7 @@ class Compiled:
     """A module lowered, built, and ready to run."""
 
     def __init__(self, mod: tvm.IRModule, target: CpuTarget = V3, force: str | None = None):
-        self.scheduled: Scheduled = lower(mod, target, force)
+        self.scheduled: Scheduled = lower(mod, target, Planner(force=force))
         specs.check(self.scheduled.module, "scheduled")
         executable = build(self.scheduled.module, target)
         self._main = relax.VirtualMachine(executable, tvm.cpu())["main"]

@@ -12,7 +12,7 @@ from nybble.errors import ScheduleError
 from nybble.schedules import select, table
 from nybble.schedules.cpu import fallback
 from nybble.schedules.kernel import Constants, Epilogue, Kernel, Problem, TensorSpec
-from nybble.schedules.target import resolve
+from nybble.schedules.target import CpuTarget, resolve
 
 V3 = resolve("x86-64-v3")
 PROBLEM = Problem(
@@ -22,6 +22,12 @@ PROBLEM = Problem(
     weights=TensorSpec((16, 64), "int8"),
 )
 CONSTANTS: Constants = {"w": np.ones((16, 64), np.int8), "bias": np.zeros(16, np.int32)}
+
+
+def choose(
+    target: CpuTarget, force: str | None = None, problem: Problem = PROBLEM, **plan: Any
+) -> select.Choice:
+    return select.choose(problem, CONSTANTS, target, select.Planner(force, **plan))
 
 
 def refusing(name: str, reason: str) -> Kernel:
@@ -39,23 +45,23 @@ def test_first_supporting_kernel_wins_and_refusals_are_kept() -> None:
         fallback.LINEAR,
         replace(fallback.LINEAR, name="cpu.later"),
     )
-    choice = select.choose(PROBLEM, CONSTANTS, V3, kernels=kernels)
-    assert choice.kernel is fallback.LINEAR
+    choice = choose(V3, kernels=kernels)
+    assert choice.candidate.kernel is fallback.LINEAR
     assert choice.refusals == ("cpu.a: needs a thing", "cpu.b: a value is too large")
 
 
 def test_default_table_prefers_the_fast_family() -> None:
-    assert select.choose(PROBLEM, CONSTANTS, V3).kernel.name == "cpu.int8.avx2"
-    baseline = select.choose(PROBLEM, CONSTANTS, resolve("x86-64"))
-    assert baseline.kernel.name == "cpu.generic"
+    assert choose(V3).candidate.kernel.name == "cpu.int8.avx2"
+    baseline = choose(resolve("x86-64"))
+    assert baseline.candidate.kernel.name == "cpu.generic"
     assert any("cpu.int8.avx2: needs" in reason for reason in baseline.refusals)
 
 
 def test_pattern_forces_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert select.choose(PROBLEM, CONSTANTS, V3, "cpu.gen*").kernel.name == "cpu.generic"
+    assert choose(V3, "cpu.gen*").candidate.kernel.name == "cpu.generic"
     monkeypatch.setenv("NYBBLE_KERNEL", "*.generic")
-    assert select.choose(PROBLEM, CONSTANTS, V3).kernel.name == "cpu.generic"
-    assert select.choose(PROBLEM, CONSTANTS, V3, "*.avx2").kernel.name == "cpu.int8.avx2"
+    assert choose(V3).candidate.kernel.name == "cpu.generic"
+    assert choose(V3, "*.avx2").candidate.kernel.name == "cpu.int8.avx2"
 
 
 def test_pattern_leaves_other_ops_alone() -> None:
@@ -64,18 +70,18 @@ def test_pattern_leaves_other_ops_alone() -> None:
         ("dilation", (1, 1)), ("padding", (0, 0, 0, 0)), ("pool_size", (2, 2)), ("strides", (2, 2)),
     )  # fmt: skip
     pool = Problem("max_pool2d", (spec,), spec, attrs)
-    assert select.choose(pool, {}, V3, "cpu.int8.avx2").kernel.name == "cpu.generic"
+    assert choose(V3, "cpu.int8.avx2", problem=pool).candidate.kernel.name == "cpu.generic"
 
 
 def test_unknown_pattern_lists_the_kernels() -> None:
     with pytest.raises(ScheduleError, match=r"No kernel is called 'cpu\.none'.*cpu\.generic"):
-        select.choose(PROBLEM, CONSTANTS, V3, "cpu.none")
+        choose(V3, "cpu.none")
 
 
 def test_refusals_stand_in_the_error() -> None:
     needs = "linear for x86-64: .*cpu.int8.avx2: needs .*avx2"
     with pytest.raises(ScheduleError, match=needs):
-        select.choose(PROBLEM, CONSTANTS, resolve("x86-64"), "cpu.int8.avx2")
+        choose(resolve("x86-64"), "cpu.int8.avx2")
 
 
 def test_every_op_of_the_table_ends_with_a_kernel_that_takes_anything() -> None:
