@@ -60,9 +60,12 @@ def _layer(layer: Layer) -> manifest.Layer:
         symbol=layer.symbol,
         kernel=layer.kernel,
         weights=layer.weights,
+        stored=layer.stored,
+        size=layer.size,
         activations=layer.activations,
         macs=layer.macs,
         refusals=list(layer.refusals),
+        timed=[manifest.Timed(**asdict(timed)) for timed in layer.timed],
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nybble.report.parity import ParityReport
-from nybble.runtime.manifest import Layer, Manifest
+from nybble.runtime.manifest import Layer, Manifest, Timed
 from nybble.runtime.session import LayerTime
 
 
@@ -39,6 +39,22 @@ class LayerRow:
     macs: int
     seconds: float | None
     refusals: tuple[str, ...] = ()
+    size: int = 0
+    timed: tuple[Timed, ...] = ()
+
+    @property
+    def chosen(self) -> Timed | None:
+        """The kernel taken, as measured when the library was compiled."""
+        return next((t for t in self.timed if (t["kernel"], t["size"]) == self._taken), None)
+
+    @property
+    def _taken(self) -> tuple[str, int]:
+        return self.kernel, self.size
+
+    def best(self, weights: str) -> Timed | None:
+        """The fastest candidate that stores the weights in this dtype."""
+        found = [timed for timed in self.timed if timed["weights"] == weights]
+        return min(found, key=lambda timed: timed["seconds"], default=None)
 
 
 @dataclass(frozen=True)
@@ -65,10 +81,11 @@ class Report:
 
 
 def widths(layer: Layer) -> str:
-    """``int8 x uint8``: weights times activations, or the activations alone."""
+    """``int8 x uint8``: weights (as they are stored) times activations, or those alone."""
     if layer["weights"] is None:
         return layer["activations"]
-    return f"{layer['weights']} x {layer['activations']}"
+    kept = "" if layer["stored"] == layer["weights"] else f" (as {layer['stored']})"
+    return f"{layer['weights']}{kept} x {layer['activations']}"
 
 
 def layer_rows(
@@ -93,6 +110,8 @@ def layer_rows(
                 macs=layer["macs"],
                 seconds=next(called).seconds if runs else None,
                 refusals=tuple(layer["refusals"]),
+                size=layer["size"],
+                timed=tuple(layer["timed"]),
             )
         )
     return tuple(rows)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from nybble.report import units
+from nybble.report import choices, units
 from nybble.report.data import LayerRow, Report, Variant
 from nybble.report.style import STYLE
 
@@ -21,6 +21,7 @@ def render(report: Report) -> str:
             _variants(report.variants),
             _times(report.layers),
             _layers(report.layers),
+            _choices(report.layers),
             _exceptions(report),
             _parity(report),
             _facts(report.facts),
@@ -168,6 +169,18 @@ def _layers(rows: Sequence[LayerRow]) -> str:
         for row in rows
     ]  # fmt: skip
     return _section("Layers", _table(columns, cells, 4), f"{units.count(work)} MACs for one image.")
+
+
+def _choices(rows: Sequence[LayerRow]) -> str:
+    """How the kernels were chosen, where they were measured."""
+    found = [tuple(map(escape, row)) for row in choices.cells(rows)]
+    if not found:
+        return ""
+    note = (
+        "One image on one thread, when the library was compiled. 8-bit and float: the time of the "
+        "same layer's best kernel of that kind, in multiples of the chosen one's."
+    )
+    return _section("How the kernels were chosen", _table(choices.COLUMNS, found, 5), note)
 
 
 def _exceptions(report: Report) -> str:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nybble.report import units
+from nybble.report import choices, units
 from nybble.report.data import LayerRow, Variant
 from nybble.report.parity import ParityReport
 from nybble.runtime.manifest import Manifest
@@ -56,6 +56,20 @@ def layers(rows: Sequence[LayerRow], width: int = WIDE) -> Table:
             Text("█" * round(BAR * part) if wide else "", style="green"),
         )  # fmt: skip
     table.caption = f"{len(rows)} layers, {units.duration(total or None)} in kernels"
+    return table
+
+
+def chosen(rows: Sequence[LayerRow]) -> RenderableType:
+    """How the kernels were chosen; nothing where none was measured."""
+    found = choices.cells(rows)
+    if not found:
+        return Text()
+    table = _table("Kernels as measured when the library was compiled")
+    for i, column in enumerate(choices.COLUMNS):
+        table.add_column(column, justify="left" if i < 3 else "right", no_wrap=True)
+    for name, *cells in found:
+        table.add_row(Text(_tail(name, LONGEST_NAME)), *cells)
+    table.caption = "one image, one thread; 8-bit and float: the same layer's, against the chosen"
     return table
 
 

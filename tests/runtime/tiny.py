@@ -19,9 +19,12 @@ def layer(name: str, symbol: str | None) -> Layer:
         symbol=symbol,
         kernel="test.scale",
         weights="float32",
+        stored="float32",
+        size=16,
         activations="float32",
         macs=4,
         refusals=[],
+        timed=[],
     )
 
 

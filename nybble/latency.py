@@ -1,0 +1,211 @@
+"""Times kernels on this machine, and remembers what it measured.
+
+A candidate is compiled in this process and runs one image on one thread; all candidates for a layer take
+turns, so a busy machine slows them alike, and the fastest of several runs counts. Times are kept
+on disk under a key of everything that they depend on: CPU, target, layer, kernel sources, TVM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import date
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import tirx
+
+import nybble
+from nybble.errors import NybbleError, ScheduleError
+from nybble.ir import numerics
+from nybble.runtime import engine, host
+from nybble.schedules.kernel import Extent, Knobs, Problem, TensorSpec
+from nybble.schedules.select import Candidate
+from nybble.schedules.target import CpuTarget
+
+CACHE = "NYBBLE_CACHE"
+ROUNDS = 7
+ROUND_SECONDS = 0.004  # of one candidate in one round: enough for the clock, too short to be noticed
+_SOURCES = ("schedules", "ir/numerics.py")
+
+
+class Ruler:
+    """Measures candidates, as `nybble.schedules.select.Planner.ruler`.
+
+    Attributes:
+        cache: the file of known times, one JSON object a line; None keeps them in memory only.
+    """
+
+    def __init__(self, cache: Path | None):
+        self.cache = cache
+        self._known = dict(_read(cache)) if cache else {}
+
+    def __call__(self, candidates: Sequence[Candidate], target: CpuTarget) -> list[float]:
+        """Seconds of one call of each candidate.
+
+        Raises:
+            NybbleError: this machine cannot run code for the target.
+            ScheduleError: two candidates disagree about the result.
+        """
+        keys = [_key(candidate, target) for candidate in candidates]
+        if not all(key in self._known for key in keys):
+            _refuse_foreign(target)
+            runs = [_prepared(candidate, target) for candidate in candidates]
+            _agree(candidates, runs)
+            seconds = engine.run(1, lambda: _race([run for run, _ in runs]))
+            found = dict(zip(keys, seconds, strict=True))
+            self._known |= found
+            self._append(candidates, found)
+        return [self._known[key] for key in keys]
+
+    def _append(self, candidates: Iterable[Candidate], found: dict[str, float]) -> None:
+        if self.cache is None:
+            return
+        lines = [
+            json.dumps({
+                "key": key, "kernel": c.kernel.name, "seconds": seconds, "cpu": host.model(),
+                "date": date.today().isoformat(), "layer": _words(c.problem),
+            })
+            for c, (key, seconds) in zip(candidates, found.items(), strict=True)
+        ]  # fmt: skip
+        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        with self.cache.open("a") as file:  # one write, so that lines of two processes do not mix
+            file.write("".join(f"{line}\n" for line in lines))
+
+
+def default_cache() -> Path:
+    """``latencies.jsonl`` in NYBBLE_CACHE, else in the user's cache directory."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get(CACHE) or Path(home) / "nybble") / "latencies.jsonl"
+
+
+def _read(file: Path) -> Iterator[tuple[str, float]]:
+    """Keys and seconds of a cache; a torn line, cut off by a crash, is no time."""
+    if not file.exists():
+        return
+    for line in file.read_text(errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            yield str(record["key"]), float(record["seconds"])
+        except (ValueError, KeyError, TypeError):
+            continue
+
+
+# ---------------------------------------------------------------- keys
+
+
+def _key(candidate: Candidate, target: CpuTarget) -> str:
+    sizes = [array.shape for array in candidate.packed]  # what is packed may depend on the values
+    parts = (candidate.kernel.name, candidate.problem, sizes, target.llvm, host.model(), _code())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+@cache
+def _code() -> str:
+    """What the kernels are made by: their sources and TVM."""
+    digest = hashlib.sha256(version("apache-tvm").encode())
+    package = Path(nybble.__file__).parent
+    for name in _SOURCES:
+        root = package / name
+        files = [root] if root.is_file() else sorted(root.resolve().rglob("*.py"))
+        for file in files:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _words(problem: Problem) -> str:
+    shapes = [spec.shape for spec in (*problem.inputs, problem.output)]
+    weights = f" {problem.weights.dtype}{list(problem.weights.shape)}" if problem.weights else ""
+    return f"{problem.op}{weights} {problem.inputs[0].dtype} {shapes}"
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def _refuse_foreign(target: CpuTarget) -> None:
+    missing = target.features - host.features()
+    if target.arch != host.arch() or missing:
+        other = target.arch != host.arch()
+        lacks = f"it is {host.arch()}" if other else f"it lacks {', '.join(sorted(missing))}"
+        raise NybbleError(
+            f"Cannot measure for {target.name} on this machine: {lacks}. Compile without measuring, "
+            "or on a machine of that kind."
+        )
+
+
+Run = Callable[[], Any]
+
+
+def _prepared(candidate: Candidate, target: CpuTarget) -> tuple[Run, Any]:
+    """A call of the candidate on one random image, and the tensor that it writes."""
+    problem = candidate.problem
+    function = candidate.kernel.build(problem, target, Knobs())
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    compiled = tirx.build(module, target=target.tvm_target())["main"]
+    rng = np.random.default_rng(0)
+    other = problem.epilogue.other
+    specs = [*problem.inputs, *([other] if other else [])]
+    arrays = [*(_drawn(rng, spec) for spec in specs), *candidate.packed]
+    output = tvm.runtime.tensor(np.zeros(_shape(problem.output.shape), _stored(problem.output)))
+    operands = [*map(tvm.runtime.tensor, arrays), output]
+    return lambda: compiled(*operands), output
+
+
+def _drawn(rng: np.random.Generator, spec: TensorSpec) -> NDArray[Any]:
+    shape = _shape(spec.shape)
+    if spec.dtype.startswith("float"):
+        return rng.normal(size=shape).astype(np.float32)
+    lo, hi = numerics.limits(spec.dtype)
+    return rng.integers(max(lo, -(1 << 20)), min(hi, 1 << 20), shape, _stored(spec), endpoint=True)
+
+
+def _stored(spec: TensorSpec) -> Any:
+    return np.float32 if spec.dtype.startswith("float") else numerics.storage(spec.dtype)
+
+
+def _shape(extents: Iterable[Extent]) -> tuple[int, ...]:
+    """The shape for one image."""
+    return tuple(extent if isinstance(extent, int) else 1 for extent in extents)
+
+
+def _agree(candidates: Sequence[Candidate], runs: Sequence[tuple[Run, Any]]) -> None:
+    """All integer kernels must give the same bits; what differs is a defect, and named."""
+    results: list[tuple[Candidate, NDArray[Any]]] = []
+    for candidate, (run, output) in zip(candidates, runs, strict=True):
+        run()
+        if not candidate.problem.inputs[0].dtype.startswith("float"):
+            results.append((candidate, output.numpy().copy()))
+    for candidate, result in results[1:]:
+        if not np.array_equal(result, results[0][1]):
+            raise ScheduleError(
+                f"{candidate.kernel.name} and {results[0][0].kernel.name} disagree on "
+                f"{_words(candidate.problem)}. This is a defect of Nybble: please report it, and "
+                "compile without measuring."
+            )
+
+
+def _race(runs: Sequence[Run]) -> list[float]:
+    """Seconds of the fastest call of each, taking turns."""
+    repeats, best = [], []
+    for run in runs:
+        start = time.perf_counter()
+        run()
+        once = max(time.perf_counter() - start, 1e-7)
+        repeats.append(max(1, math.ceil(ROUND_SECONDS / once)))
+        best.append(once)
+    for _ in range(ROUNDS):
+        for i, run in enumerate(runs):
+            start = time.perf_counter()
+            for _ in range(repeats[i]):
+                run()
+            best[i] = min(best[i], (time.perf_counter() - start) / repeats[i])
+    return best
