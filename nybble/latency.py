@@ -1,8 +1,8 @@
 """Times kernels on this machine, and remembers what it measured.
 
-A candidate is compiled in this process and runs one image on one thread; all candidates for a layer take
-turns, so a busy machine slows them alike, and the fastest of several runs counts. Times are kept
-on disk under a key of everything that they depend on: CPU, target, layer, kernel sources, TVM.
+A candidate is compiled in this process and runs one image on one thread. The candidates for a layer
+take turns, so a busy machine slows them alike, and the fastest of several runs counts. Times are
+kept on disk under a key of everything that they depend on: CPU, target, layer, kernel sources, TVM.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from nybble.schedules.target import CpuTarget
 
 CACHE = "NYBBLE_CACHE"
 ROUNDS = 7
-ROUND_SECONDS = 0.004  # of one candidate in one round: enough for the clock, too short to be noticed
+ROUND_SECONDS = (
+    0.004  # of one candidate in one round: enough for the clock, too short to be noticed
+)
 _SOURCES = ("schedules", "ir/numerics.py")
 
 
@@ -137,8 +139,8 @@ def _refuse_foreign(target: CpuTarget) -> None:
         other = target.arch != host.arch()
         lacks = f"it is {host.arch()}" if other else f"it lacks {', '.join(sorted(missing))}"
         raise NybbleError(
-            f"Cannot measure for {target.name} on this machine: {lacks}. Compile without measuring, "
-            "or on a machine of that kind."
+            f"Cannot measure for {target.name} on this machine: {lacks}. Compile without "
+            "measuring, or on a machine of that kind."
         )
 
 
