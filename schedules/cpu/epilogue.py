@@ -23,6 +23,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.errors import ScheduleError
 from nybble.ir import numerics
+from nybble.schedules.cpu.loops import stored
 from nybble.schedules.kernel import Constants, Epilogue, Problem
 
 Vector = NDArray[np.int64]
@@ -36,11 +37,16 @@ def refuse(problem: Problem) -> str | None:
         return None
     if epilogue.rounding != "half_up":
         return f"rounding {epilogue.rounding!r}: only half_up is vectorised"
-    if problem.output.dtype not in ("int8", "uint8"):
-        return f"output {problem.output.dtype}: only int8 and uint8 are stored"
-    if epilogue.other is not None and epilogue.other.dtype not in ("int8", "uint8"):
-        return f"second branch {epilogue.other.dtype}: only int8 and uint8 are added"
+    if not is_narrow(problem.output.dtype):
+        return f"output {problem.output.dtype}: only integers of up to 8 bits are stored"
+    if epilogue.other is not None and not is_narrow(epilogue.other.dtype):
+        return f"second branch {epilogue.other.dtype}: only integers of up to 8 bits are added"
     return None
+
+
+def is_narrow(dtype: str) -> bool:
+    """Whether ``dtype`` is an integer of 1 to 8 bits."""
+    return "int" in dtype and numerics.width(dtype)[1] <= 8
 
 
 # ---------------------------------------------------------------- pack
@@ -157,6 +163,13 @@ class Column:
             return acc
         if epilogue.kind == "float":
             return self._float(acc, other)
+        value = self.steps(acc, other) + self._all(epilogue.zero_point)
+        value = tirx.max(tirx.min(value, self._all(int(epilogue.hi))), self._all(int(epilogue.lo)))
+        return T.Cast(f"{stored(self.problem.output.dtype)}x{self.lanes}", value)
+
+    def steps(self, acc: Any, other: Any) -> Any:
+        """``requantize`` and ``add`` before zero point and clamp: int32, within ±2^31."""
+        epilogue = self.problem.epilogue
         if epilogue.small_ratios:
             value = self._scaled(acc, self._rows[:3])
         else:
@@ -165,9 +178,7 @@ class Column:
         if epilogue.kind == "add":
             centred = T.Cast(f"int32x{self.lanes}", other) - self._all(epilogue.zero_point_other)
             value = value + self._scaled(centred, self._rows[-4:])
-        value = value + self._all(epilogue.zero_point)
-        value = tirx.max(tirx.min(value, self._all(int(epilogue.hi))), self._all(int(epilogue.lo)))
-        return T.Cast(f"{self.problem.output.dtype}x{self.lanes}", value)
+        return value
 
     def _float(self, acc: Any, other: Any) -> Any:
         epilogue = self.problem.epilogue
