@@ -154,8 +154,8 @@ class _Lowering:
             output=str(group.output.name),
             symbol=str(symbol.name_hint),
             kernel=kernel,
-            weights=_weights(problem),
-            stored=_weights(choice.candidate.problem) if choice else None,
+            weights=problem.weights.dtype if problem and problem.weights else None,
+            stored=choice.candidate.weights if choice else None,
             size=choice.candidate.size if choice else 0,
             activations=graph.dtype_of(first),
             macs=problem.macs if problem else 0,
@@ -174,10 +174,6 @@ class _Lowering:
         for variable, func in self.functions.items():
             module[variable] = func
         return Scheduled(module, tuple(self.layers))
-
-
-def _weights(problem: Problem | None) -> str | None:
-    return problem.weights.dtype if problem and problem.weights else None
 
 
 def _structure(func: Any) -> Any:

@@ -41,6 +41,11 @@ class Candidate:
     packed: list[NDArray[Any]]
 
     @property
+    def weights(self) -> str | None:
+        """The dtype of the weights as stored, None without weights."""
+        return self.problem.weights.dtype if self.problem.weights else None
+
+    @property
     def size(self) -> int:
         """Bytes of the packed constants."""
         return sum(array.nbytes for array in self.packed)
@@ -127,7 +132,7 @@ def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Plan
         return Choice(first, tuple(refusals))
     seconds = plan.ruler(rivals, target)
     timed = tuple(
-        Timed(c.kernel.name, c.problem.weights and c.problem.weights.dtype, c.size, s)
+        Timed(c.kernel.name, c.weights, c.size, s)
         for c, s in zip(rivals, seconds, strict=True)
     )
     fastest = min(range(len(candidates)), key=lambda i: seconds[i])
@@ -213,10 +218,8 @@ def _in_float(problem: Problem, target: CpuTarget, plan: Planner) -> Iterator[Ca
         weights=replace(weights, dtype="float32"),
         epilogue=Epilogue("float", -inf, inf),
     )
-    constants = {
-        "w": np.zeros(weights.shape, np.float32),
-        "bias": np.zeros(weights.shape[0], np.float32),
-    }
+    shape = tuple(int(extent) for extent in weights.shape)
+    constants = {"w": np.zeros(shape, np.float32), "bias": np.zeros(shape[0], np.float32)}
     made = (_attempt(kernel, form, constants, target, []) for kernel in _kernels(form, plan)[:-1])
     yield from list(filter(None, made))[:1]
 
