@@ -33,6 +33,8 @@ class Case:
         groups: of channels.
         pad_value: what stands in the padding.
         dtypes: of the input, of the output.
+        weights: dtype of the weights.
+        ternary: the weights are -1, 0 and 1 only (``weights`` is ``int2``).
         epilogue: ``none``, ``requantize``, ``add`` or ``float``.
         other: dtype of the second branch.
         symbolic: the batch extent is the shape variable ``n``.
@@ -51,6 +53,8 @@ class Case:
     groups: int = 1
     pad_value: int = 0
     dtypes: tuple[str, str] = ("uint8", "uint8")
+    weights: str = "int8"
+    ternary: bool = False
     epilogue: str = "requantize"
     other: str = "int8"
     symbolic: bool = False
@@ -76,12 +80,19 @@ class Case:
         if self.epilogue not in ("requantize", "add"):
             return 0, 0
         lo, hi = numerics.limits(self.dtypes[1])
-        return (lo, hi) if self.w[0] % 2 else (lo + 3, hi - 5)
+        return (lo, hi) if self.w[0] % 2 or hi - lo < 16 else (lo + 3, hi - 5)
 
     @property
     def zero_points(self) -> tuple[int, int]:
         """Of the output and of the second branch."""
         return (7, -3) if self.w[0] % 3 == 0 and self.epilogue in ("requantize", "add") else (0, 0)
+
+    @property
+    def ratio(self) -> float:
+        """The requantization ratios' middle: accumulators fill about half of the output's range."""
+        spread = [float(np.ptp(numerics.limits(d))) / 2 for d in (self.dtypes[0], self.weights)]
+        deviation = 0.58 * spread[0] * spread[1] * float(np.sqrt(np.prod(self.w[1:])))
+        return 0.47 * float(np.ptp(numerics.limits(self.dtypes[1]))) / 2 / deviation * self.gain
 
     def problem(self) -> Problem:
         """The problem that a kernel is asked to compile."""
@@ -91,7 +102,7 @@ class Case:
 
         epilogue = Epilogue(self.epilogue, *self.bounds)  # type: ignore[arg-type]
         if self.epilogue in ("requantize", "add"):
-            small = self.gain == 1
+            small = self.gain == 1 and self.ratio * np.exp(2) < 1 / 4
             epilogue = replace(epilogue, zero_point=self.zero_points[0], small_ratios=small)
         if self.epilogue == "add":
             epilogue = replace(
@@ -106,7 +117,7 @@ class Case:
             (spec(self.x, self.dtypes[0]),),
             spec(self.y, self.dtypes[1]),
             tuple(sorted(attrs.items())) if self.op == "conv2d" else (),
-            TensorSpec(self.w, "int8"),
+            TensorSpec(self.w, self.weights),
             epilogue=epilogue,
         )
 
@@ -116,14 +127,15 @@ class Case:
         o = self.w[0]
         arrays: Arrays = {
             "x": _draw(rng, self.x, self.dtypes[0], self.operands),
-            "w": _draw(rng, self.w, "int8", self.operands),
+            "w": _draw(rng, self.w, self.weights, self.operands),
             "bias": rng.integers(-(2**12), 2**12, o, np.int32),
         }
+        if self.ternary:
+            arrays["w"] = np.maximum(arrays["w"], -1)
         if self.epilogue not in ("requantize", "add"):
             return arrays
-        deviation = 128 * 74 * np.sqrt(np.prod(self.w[1:]))  # of the accumulators, about
         size = o if self.vectors else ()
-        ratio = 60 / deviation * np.exp(np.clip(rng.normal(0, 1, size), -2, 2)) * self.gain
+        ratio = self.ratio * np.exp(np.clip(rng.normal(0, 1, size), -2, 2))
         names = ("multiplier", "shift") if self.epilogue == "requantize" else _ADD[:2]
         arrays.update(zip(names, numerics.dyadic(ratio), strict=True))
         if self.epilogue == "add":
@@ -162,12 +174,13 @@ _ADD = ("multiplier_a", "shift_a", "multiplier_b", "shift_b")
 
 
 def _draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str) -> NDArray[Any]:
-    lo, hi = numerics.limits(dtype)
+    (lo, hi), stored = numerics.limits(dtype), numerics.storage(dtype)
     if kind == "random":
-        return rng.integers(lo, hi, shape, endpoint=True).astype(dtype)
+        step = 2 if dtype == "int1" else 1
+        return (lo + step * rng.integers(0, (hi - lo) // step, shape, endpoint=True)).astype(stored)
     if kind == "alternating":
-        return np.resize(np.array([lo, hi], dtype), shape)
-    return np.full(shape, hi if kind == "high" else lo, dtype)
+        return np.resize(np.array([lo, hi], stored), shape)
+    return np.full(shape, hi if kind == "high" else lo, stored)
 
 
 def _conv(name: str, x: tuple[int, ...], w: tuple[int, ...], **kw: Any) -> Case:
