@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +43,7 @@ def describe(
         target=target.name,
         arch=target.arch,
         features=tuple(sorted(target.features)),
-        recipe=asdict(recipe) if recipe else None,
+        recipe=recipe.as_dict() if recipe else None,
         versions=_versions(),
         rounding=recipe.rounding if recipe else None,
         kept_float=tuple(map(str, kept)),
@@ -65,7 +64,10 @@ def _layer(layer: Layer) -> manifest.Layer:
         activations=layer.activations,
         macs=layer.macs,
         refusals=list(layer.refusals),
-        timed=[manifest.Timed(**asdict(timed)) for timed in layer.timed],
+        timed=[
+            manifest.Timed(kernel=t.kernel, weights=t.weights, size=t.size, seconds=t.seconds)
+            for t in layer.timed
+        ],
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from nybble.errors import NybbleError
@@ -11,6 +13,34 @@ from nybble.errors import NybbleError
 Calibrator = Literal["minmax", "percentile", "mse", "entropy"]
 CALIBRATORS: tuple[str, ...] = ("minmax", "percentile", "mse", "entropy")
 ROUNDINGS: tuple[str, ...] = ("half_up", "half_even", "tflite")
+Weights = int | Literal["ternary"]
+Activations = int | Literal["float"]
+TERNARY: Literal["ternary"] = "ternary"
+FLOAT: Literal["float"] = "float"
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What the recipe says of some layers; None leaves it as it is.
+
+    Attributes:
+        weights: bits of weights, 1 to 8, or ``"ternary"``.
+        activations: bits of input activations, 1 to 8.
+    """
+
+    weights: Weights | None = None
+    activations: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what is no width."""
+        if not (self.weights is None or _is_width(self.weights) or self.weights == TERNARY):
+            raise NybbleError(f"Recipe: weights={self.weights!r} is not one of: {_WEIGHTS}.")
+        if not (self.activations is None or _is_width(self.activations)):
+            raise NybbleError(f"Recipe: activations={self.activations!r} is not one of: 1 to 8.")
+
+
+Layers = Mapping[str, Mapping[str, Any]] | tuple[tuple[str, Widths], ...]
+_WEIGHTS = "1 to 8, 'ternary'"
 
 
 @dataclass(frozen=True)
@@ -18,16 +48,30 @@ class Recipe:
     """How to quantize a network.
 
     Attributes:
-        weights: bits of weights, symmetric per output channel, narrow range.
-        activations: bits of activations: unsigned after ReLU, else symmetric.
+        weights: bits of weights, 1 to 8, or ``"ternary"`` (the values -1, 0 and 1 in 2 bits);
+            symmetric per output channel. How each width is rounded: docs/quantization.md.
+        activations: bits of activations, 1 to 8: unsigned after ReLU, else symmetric. ``"float"``
+            quantizes weights only.
+        first_last: bits of the weights and the input activations of the first and of the last
+            convolution or linear layer; None treats them like the others.
+        layers: {shell-style pattern of layer names: {"weights": …, "activations": …}}. The last
+            pattern that matches a layer decides, also over ``first_last``. Kept as pairs of a
+            pattern and its `Widths`.
+        group: weights that share a scale along the inputs of a layer, with
+            ``activations="float"``; None is one scale per output channel.
+        symmetric: no zero points for weights, with ``activations="float"``.
         calibrator: how an activation's range is chosen from the calibration data.
         percentile: share of values inside the range, in percent, for ``calibrator="percentile"``.
         rounding: the convention of integer requantization (`nybble.ir.numerics.scaled`).
         keep_float: shell-style patterns of layer names that stay float.
     """
 
-    weights: int = 8
-    activations: int = 8
+    weights: Weights = 8
+    activations: Activations = 8
+    first_last: int | None = 8
+    layers: Layers = ()
+    group: int | None = None
+    symmetric: bool = True
     calibrator: Calibrator = "minmax"
     percentile: float = 99.99
     rounding: Literal["half_up", "half_even", "tflite"] = "half_up"
@@ -36,32 +80,34 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuses values that no later stage could honour."""
         given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        patterns, percent = given["keep_float"], given["percentile"]
-        are_patterns = isinstance(patterns, list | tuple)  # a lone string would be letters
-        checks = {
-            "weights": _is_eight(given["weights"]),
-            "activations": _is_eight(given["activations"]),
-            "calibrator": given["calibrator"] in CALIBRATORS,
-            "percentile": isinstance(percent, int | float) and 50 < percent <= 100,
-            "rounding": given["rounding"] in ROUNDINGS,
-            "keep_float": are_patterns and all(isinstance(p, str) for p in patterns),
+        for name, (is_fine, allowed) in _RULES.items():
+            if not is_fine(given[name]):
+                raise NybbleError(f"Recipe: {name}={given[name]!r} is not one of: {allowed}.")
+        if self.activations != FLOAT and (self.group is not None or not self.symmetric):
+            raise NybbleError(
+                "Recipe: group and symmetric=False belong to weight-only quantization. Add "
+                "activations='float', or leave them out."
+            )
+        object.__setattr__(self, "keep_float", tuple(self.keep_float))
+        object.__setattr__(self, "layers", tuple(_pairs(self.layers)))
+
+    @property
+    def overrides(self) -> tuple[tuple[str, Widths], ...]:
+        """``layers`` as it is kept."""
+        return tuple(_pairs(self.layers))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe in plain Python, as JSON has it."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["layers"] = {
+            pattern: {k: v for k, v in vars(widths).items() if v is not None}
+            for pattern, widths in self.overrides
         }
-        allowed = {
-            "weights": "8",
-            "activations": "8",
-            "calibrator": ", ".join(CALIBRATORS),
-            "percentile": "a number in (50, 100]",
-            "rounding": ", ".join(ROUNDINGS),
-            "keep_float": "a tuple of patterns such as ('head*', '*/gate')",
-        }
-        for name, fine in checks.items():
-            if not fine:
-                raise NybbleError(f"Recipe: {name}={given[name]!r} is not one of: {allowed[name]}.")
-        object.__setattr__(self, "keep_float", tuple(patterns))
+        return values
 
     def to_json(self) -> str:
         """The recipe as one JSON object."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(self.as_dict(), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -80,5 +126,82 @@ class Recipe:
         return cls(**values)
 
 
-def _is_eight(bits: Any) -> bool:
-    return isinstance(bits, int) and bits == 8
+def parse_layer(text: str) -> tuple[str, Widths]:
+    """Reads ``PATTERN=w4a8``; ``w`` or ``a`` alone changes only that, ``wt`` is ternary.
+
+    Raises:
+        NybbleError: the text has another form.
+    """
+    pattern, equals, widths = text.rpartition("=")
+    found = re.fullmatch(r"(?:w(\d+|t|ternary))?(?:a(\d+))?", widths)
+    if not equals or not pattern or not widths or found is None:
+        raise NybbleError(
+            f"'{text}' is no layer override. Write PATTERN=w4a8, with w1 to w8 or wt (ternary) "
+            "for weights and a1 to a8 for activations; either may be left out: 'layer1*=w4'."
+        )
+    weights, activations = found.groups()
+    return pattern, Widths(
+        None if weights is None else parse_weights(weights),
+        None if activations is None else int(activations),
+    )
+
+
+def parse_weights(text: str) -> Weights:
+    """Reads bits, or ``ternary``.
+
+    Raises:
+        NybbleError: neither.
+    """
+    if text in ("t", TERNARY):
+        return TERNARY
+    if not text.isdecimal():
+        raise NybbleError(f"Recipe: weights={text!r} is not one of: {_WEIGHTS}.")
+    return int(text)
+
+
+def _pairs(layers: Any) -> Iterable[tuple[str, Widths]]:
+    """Overrides as pairs, from pairs or from {pattern: {"weights": …}}."""
+    for pattern, widths in layers.items() if isinstance(layers, Mapping) else layers:
+        yield pattern, widths if isinstance(widths, Widths) else Widths(**widths)
+
+
+def _is_width(bits: Any) -> bool:
+    return type(bits) is int and 1 <= bits <= 8
+
+
+def _are_overrides(layers: Any) -> bool:
+    if isinstance(layers, Mapping):
+        return all(isinstance(p, str) and _is_override(w) for p, w in layers.items())
+    pairs = isinstance(layers, list | tuple) and all(
+        isinstance(p, tuple) and len(p) == 2 for p in layers
+    )
+    return pairs and all(isinstance(p, str) and isinstance(w, Widths) for p, w in layers)
+
+
+def _is_override(widths: Any) -> bool:
+    known = {"weights", "activations"}
+    return isinstance(widths, Widths) or (isinstance(widths, Mapping) and widths.keys() <= known)
+
+
+def _are_patterns(patterns: Any) -> bool:  # a lone string would be letters
+    return isinstance(patterns, list | tuple) and all(isinstance(p, str) for p in patterns)
+
+
+_RULES: dict[str, tuple[Any, str]] = {
+    "weights": (lambda w: _is_width(w) or w == TERNARY, _WEIGHTS),
+    "activations": (lambda a: _is_width(a) or a == FLOAT, "1 to 8, 'float'"),
+    "first_last": (lambda b: b is None or _is_width(b), "1 to 8, None"),
+    "layers": (_are_overrides, "patterns with widths such as {'layer1*': {'weights': 4}}"),
+    "group": (
+        lambda g: g is None or (type(g) is int and 32 <= g <= 256 and g % 32 == 0),
+        "a multiple of 32 up to 256, None",
+    ),
+    "symmetric": (lambda s: isinstance(s, bool), "True, False"),
+    "calibrator": (lambda c: c in CALIBRATORS, ", ".join(CALIBRATORS)),
+    "percentile": (
+        lambda p: isinstance(p, int | float) and 50 < p <= 100,
+        "a number in (50, 100]",
+    ),
+    "rounding": (lambda r: r in ROUNDINGS, ", ".join(ROUNDINGS)),
+    "keep_float": (_are_patterns, "a tuple of patterns such as ('head*', '*/gate')"),
+}

@@ -58,7 +58,8 @@ def calibrate(
         CalibrationError: there is no batch; an input is missing, unknown, of the wrong shape or
             dtype; a value is NaN or infinite.
     """
-    observers = {name: observer(recipe) for name in plan(mod, recipe).owners()}
+    planned = plan(mod, recipe)
+    observers = {name: observer(recipe, planned.bits[name]) for name in planned.owners()}
     done = 0
     for index, batch in enumerate(batches):
         _check(mod, batch, index)

@@ -1,4 +1,4 @@
-"""8-bit grids: from a range to a scale, from weights to integers."""
+"""Grids of 1 to 8 bits: from a range to a scale, from weights to integers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-WEIGHT_LEVELS = 127
+from nybble.ir import numerics
+from nybble.recipe import TERNARY, Weights
+
 SMALLEST = 2.0**-60  # products of two scales stay normal float32 numbers
 BIAS_LIMIT = 2.0**29  # leaves the accumulators room for the products
 BIAS_STEPS = 2.0**20  # resolution of the bias of a channel without weights
@@ -20,7 +22,7 @@ class Grid:
 
     Attributes:
         scale: float32 value of one step.
-        dtype: ``uint8`` or ``int8``.
+        dtype: ``uint1`` to ``uint8``, ``int1`` to ``int8``.
         zero_point: the integer that stands for 0.
     """
 
@@ -29,40 +31,109 @@ class Grid:
     zero_point: int = 0
 
 
-def grid(lo: float, hi: float, non_negative: bool) -> Grid:
+@dataclass(frozen=True)
+class Levels:
+    """The integers that weights of one kind may be.
+
+    Attributes:
+        dtype: their width.
+        lo: the smallest.
+        hi: the largest.
+    """
+
+    dtype: str
+    lo: int
+    hi: int
+
+
+def grid(lo: float, hi: float, non_negative: bool, bits: int = 8) -> Grid:
     """The grid of a range: unsigned where the tensor cannot be negative, else symmetric.
 
     A range of nothing but zeros gets a harmless scale, never 0.
     """
-    levels, dtype = (255, "uint8") if non_negative else (127, "int8")
+    dtype = f"{'u' if non_negative else ''}int{bits}"
+    levels = numerics.limits(dtype)[1]
     largest = max(hi, 0.0) if non_negative else max(abs(lo), abs(hi))
     scale = np.float32(largest / levels)
     return Grid(float(scale) if scale > SMALLEST else float(np.float32(1 / levels)), dtype)
 
 
+def weight_levels(width: Weights) -> Levels:
+    """Narrow range from 3 bits up; all four values of 2 bits; -1, 0, 1; both values of 1 bit."""
+    if width == TERNARY:
+        return Levels("int2", -1, 1)
+    dtype = f"int{width}"
+    lo, hi = numerics.limits(dtype)
+    return Levels(dtype, lo if hi <= 1 else -hi, hi)
+
+
 def quantize_weights(
-    weights: NDArray[Any], bias: NDArray[Any], scale_in: float
+    weights: NDArray[Any], bias: NDArray[Any], scale_in: float, width: Weights = 8
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric, narrow-range int8 per output channel.
+    """Symmetric integers per output channel.
+
+    From 3 bits up the largest weight is the largest integer. 2 bits and ternary take the scale of
+    least squared error, 1 bit the signs and the mean magnitude, which is the same thing.
 
     The bias bounds the scale from below: it must fit 32 bits in steps of scale * scale_in. So a
-    channel of zeros keeps its bias to 20 bits, and a channel without anything gets scale 1.
+    channel of zeros keeps its bias to 20 bits, and a channel without anything gets scale 1. With 1
+    bit, which has no 0, such a channel gets the smallest scale instead.
 
     Args:
         weights: (O, …) float32.
         bias: (O,) float32.
         scale_in: of the activations that the weights meet.
+        width: bits, or ternary.
 
     Returns:
-        (O, …) int8 within -127..127, and (O,) scales.
+        (O, …) integers within `weight_levels`, and (O,) scales.
     """
     rows = weights.reshape(weights.shape[0], -1).astype(np.float64)
-    largest = np.abs(rows).max(axis=1)
     magnitude = np.abs(bias.astype(np.float64))
-    natural = np.maximum(largest / WEIGHT_LEVELS, magnitude / (scale_in * BIAS_LIMIT))
-    only_bias = magnitude / (scale_in * BIAS_STEPS)
-    scale = np.where(largest > SMALLEST * WEIGHT_LEVELS, natural, only_bias)
+    enough = magnitude / (scale_in * BIAS_LIMIT)
+    if width == 1:
+        means = np.maximum(np.abs(rows).mean(axis=1), enough)
+        scale = np.maximum(means, SMALLEST).astype(np.float32)
+        signs = np.where(rows < 0, -1, 1).astype(np.int8)
+        return signs.reshape(weights.shape), scale
+    levels = weight_levels(width)
+    largest = np.abs(rows).max(axis=1)
+    if levels.hi > 1:
+        steps = largest / levels.hi
+    else:
+        steps = np.array([least_squares(row, levels) for row in rows])
+    natural, only_bias = np.maximum(steps, enough), magnitude / (scale_in * BIAS_STEPS)
+    scale = np.where(largest > SMALLEST * levels.hi, natural, only_bias)
     scale = np.where(scale > SMALLEST, scale, 1.0).astype(np.float32)
-    steps = np.rint(rows / scale.astype(np.float64)[:, None])
-    integers = np.clip(steps, -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
+    ratio = np.rint(rows / scale.astype(np.float64)[:, None])
+    integers = np.clip(ratio, levels.lo, levels.hi).astype(np.int8)
     return integers.reshape(weights.shape), scale
+
+
+def least_squares(row: NDArray[np.float64], levels: Levels) -> float:
+    """The scale s that minimises Σ (w - s·q)², q = w/s rounded and clamped: exactly.
+
+    With A = Σ w·q and B = Σ q², the best s for given q is A/B, and its error Σ w² - A²/B. As s
+    falls, the q of a weight goes from k-1 to k at s = |w| / (k - 1/2), which adds |w| to A and
+    2k - 1 to B. So all q that rounding can give are the prefixes of these steps, sorted by s.
+
+    Args:
+        row: the weights of one channel.
+        levels: the integers allowed.
+
+    Returns:
+        The scale; 0 for a channel of zeros.
+    """
+    at, gain, cost = [], [], []
+    for side, most in ((row[row > 0], levels.hi), (-row[row < 0], -levels.lo)):
+        for k in range(1, most + 1):
+            at.append(side / (k - 0.5))
+            gain.append(side)
+            cost.append(np.full(side.shape, 2.0 * k - 1.0))
+    order = np.argsort(-np.concatenate(at), kind="stable")
+    if order.size == 0:
+        return 0.0
+    a = np.cumsum(np.concatenate(gain)[order])
+    b = np.cumsum(np.concatenate(cost)[order])
+    best = int(np.argmax(a * (a / b)))
+    return float(a[best] / b[best])

@@ -58,7 +58,7 @@ class Lowering:
         return self._requantize(emitter, region, Term(moved, ratio, operand.grid.zero_point))
 
     def leave(self, emitter: Emitter, accumulators: Accumulators) -> Any:
-        """Accumulators as float: one scale per channel, no rounding to 8 bits."""
+        """Accumulators as float: one scale per channel, no rounding to few bits."""
         acc = self._accumulate(emitter, accumulators)
         scale = (accumulators.scale * accumulators.x.grid.scale).astype(np.float32)
         operands = [acc, graph.constant(scale), graph.constant(np.zeros(len(scale), np.int32))]
@@ -81,7 +81,7 @@ class Lowering:
         rows = acc.weights.reshape(len(acc.weights), -1).astype(np.int64)
         steps = np.rint(acc.bias / (acc.scale * acc.x.grid.scale)) - zero_point * rows.sum(axis=1)
         _prove(acc, rows, steps)
-        w, bias = graph.constant(acc.weights), graph.constant(steps.astype(np.int32))
+        w, bias = graph.constant(acc.weights, acc.dtype), graph.constant(steps.astype(np.int32))
         operands = [self.integers[acc.x.name], w, bias]
         if graph.op_name(acc.call) == "relax.matmul":
             return emitter.emit(ops.call("linear", operands), acc.name)

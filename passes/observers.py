@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nybble.ir import numerics
 from nybble.recipe import Recipe
 
 Array = NDArray[Any]
 BINS = 2048
-LEVELS = {True: 127, False: 255}  # steps above zero of a signed and of an unsigned 8-bit grid
 THRESHOLDS = 128  # candidates that `mse` and `entropy` try
 
 
@@ -39,8 +39,10 @@ class Histogram(MinMax, ABC):
     """Counts of |x| in ``BINS`` equal bins over [0, reach]; ``reach`` is a power of two.
 
     A larger value doubles the reach as often as needed: pairs of bins merge, nothing is lost.
+    ``bits`` is the width of the grid to come.
     """
 
+    bits: int = 8
     reach: float = 0.0
     counts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(BINS))
 
@@ -63,6 +65,11 @@ class Histogram(MinMax, ABC):
             self.counts = np.concatenate([merged, np.zeros(BINS // 2)])
             self.reach *= 2
         self.reach = needed
+
+    @property
+    def levels(self) -> int:
+        """Steps above zero of the grid to come: signed where a negative value was seen."""
+        return numerics.limits(f"{'' if self.lo < 0 else 'u'}int{self.bits}")[1]
 
     @abstractmethod
     def threshold(self) -> float:
@@ -103,7 +110,7 @@ class MeanSquaredError(Histogram):
     def threshold(self) -> float:
         """The candidate with the least error."""
         centres = self.edges - 0.5 * self.reach / BINS
-        levels = LEVELS[self.lo < 0]
+        levels = self.levels
 
         def error(kept: int) -> float:
             step = self.edges[kept - 1] / levels
@@ -119,7 +126,7 @@ class Entropy(Histogram):
 
     def threshold(self) -> float:
         """The candidate with the least divergence."""
-        levels = LEVELS[self.lo < 0] + 1
+        levels = self.levels + 1
         fine_enough = [k for k in self.candidates if k >= levels]
         if not fine_enough:
             return float(self.edges[self.candidates[-1] - 1])
@@ -143,8 +150,10 @@ def _divergence(counts: NDArray[np.float64], kept: int, levels: int) -> float:
     return float(np.sum(p[both] * np.log(p[both] / q[both])) + missed * np.log(1 / 1e-9))
 
 
-def observer(recipe: Recipe) -> MinMax:
-    """The observer that a recipe asks for."""
+def observer(recipe: Recipe, bits: int = 8) -> MinMax:
+    """The observer that a recipe asks for, for a tensor of a given width."""
+    if recipe.calibrator == "minmax":
+        return MinMax()
     if recipe.calibrator == "percentile":
-        return Percentile(percent=recipe.percentile)
-    return {"minmax": MinMax, "mse": MeanSquaredError, "entropy": Entropy}[recipe.calibrator]()
+        return Percentile(bits=bits, percent=recipe.percentile)
+    return {"mse": MeanSquaredError, "entropy": Entropy}[recipe.calibrator](bits=bits)

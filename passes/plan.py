@@ -1,7 +1,7 @@
 """Decides, without numbers, where a canonical module is quantized and which layers stay float.
 
-A *point* is a tensor that gets an 8-bit grid. Its *owner* is the tensor whose observed range gives
-the grid: pass-through ops share their operand's, branches of a concat may share the concat's.
+A *point* is a tensor that gets an integer grid. Its *owner* is the tensor whose observed range
+gives the grid: pass-through ops share their operand's, branches of a concat may share the concat's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from nybble.errors import NybbleError
 from nybble.ir import graph
 from nybble.passes.fold_batch_norm import AFFINE, affine, is_linear
 from nybble.passes.view import View
-from nybble.recipe import Recipe
+from nybble.passes.widths import activation_bits, layer_widths
+from nybble.recipe import Recipe, Weights
 
 ACTIVATIONS = {"relax.nn.relu", "relax.clip"}
 SHUFFLES = {"relax.reshape", "relax.permute_dims"}
@@ -38,11 +39,15 @@ class Plan:
         owner: point -> the tensor whose range is its grid's, in order of computation.
         kept: layer that stays float -> why.
         kinds: what every binding is (see `kind_of`), ``float`` for those in ``kept``.
+        bits: owner -> bits of the grid.
+        weights: convolution or linear layer -> the width of its weights.
     """
 
     owner: dict[str, str]
     kept: dict[str, str]
     kinds: dict[str, str]
+    bits: dict[str, int]
+    weights: dict[str, Weights]
 
     def owners(self) -> list[str]:
         """The tensors to observe, each once."""
@@ -53,7 +58,8 @@ def plan(mod: tvm.IRModule, recipe: Recipe) -> Plan:
     """Plans the quantization of a canonical float module.
 
     Raises:
-        NybbleError: a pattern of ``recipe.keep_float`` matches no layer.
+        NybbleError: a pattern of ``recipe.keep_float`` or ``recipe.layers`` matches no layer, or
+            the recipe asks for weight-only quantization, which is not done here.
     """
     view = View(mod)
     for pattern in recipe.keep_float:
@@ -67,7 +73,9 @@ def plan(mod: tvm.IRModule, recipe: Recipe) -> Plan:
     points = _points(view, kinds, leaving)
     outside = {name for name in leaving if view.op(name) in SHUFFLES}
     kept = {name: why for name, why in kept.items() if name not in outside}
-    return Plan(_owners(view, kinds, points), kept, kinds)
+    owner, widths = _owners(view, kinds, points), layer_widths(view, kinds, recipe)
+    bits = activation_bits(view, owner, widths, recipe)
+    return Plan(owner, kept, kinds, bits, {name: w.weights for name, w in widths.items()})
 
 
 def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from nybble.ir import graph, ops, specs
 from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
 from nybble.passes.calibrate import Ranges
-from nybble.passes.grids import Grid, grid, quantize_weights
+from nybble.passes.grids import Grid, grid, quantize_weights, weight_levels
 from nybble.passes.plan import Plan, non_negative, plan
 from nybble.passes.view import View, with_attribute
 from nybble.recipe import Recipe
@@ -20,11 +20,11 @@ from nybble.recipe import Recipe
 
 @module_pass
 def insert_borders(mod: tvm.IRModule, ranges: Ranges, recipe: Recipe) -> tvm.IRModule:
-    """Puts every tensor of a quantized layer on its 8-bit grid.
+    """Puts every tensor of a quantized layer on its grid.
 
     before: relu(add(conv2d(x, w), b))
     --->
-    after: dequantize(quantize(relu(add(conv2d(dequantize(quantize(x)), dequantize(int8 w)), b))))
+    after: dequantize(quantize(relu(add(conv2d(dequantize(quantize(x)), dequantize(intK w)), b))))
     """
     view, borders = View(mod), plan(mod, recipe)
     grids = _grids(view, borders, ranges)
@@ -38,7 +38,7 @@ def _grids(view: View, borders: Plan, ranges: Ranges) -> dict[str, Grid]:
     arriving = [n for n in borders.owner if borders.kinds.get(n, "arriving") == "arriving"]
     never_negative = non_negative(view, [n for n in arriving if ranges[n][0] >= 0])
     by_owner = {
-        owner: grid(*ranges[owner], non_negative=owner in never_negative)
+        owner: grid(*ranges[owner], owner in never_negative, borders.bits[owner])
         for owner in borders.owners()
     }
     return {point: by_owner[owner] for point, owner in borders.owner.items()}
@@ -79,9 +79,13 @@ class _Borders:
         weights = np.moveaxis(graph.numpy_of(call.args[1]), axis, 0)
         bias = self._bias(name, len(weights))
         scale_in = self.grids[self.view.sources(name)[0]].scale
-        integers, scale = quantize_weights(weights, bias, scale_in)
-        arrays = (np.moveaxis(integers, 0, axis), scale, np.int32(0))
-        constants = [graph.constant(array) for array in arrays]
+        width = self.borders.weights[name]
+        integers, scale = quantize_weights(weights, bias, scale_in, width)
+        constants = [
+            graph.constant(np.moveaxis(integers, 0, axis), weight_levels(width).dtype),
+            graph.constant(scale),
+            graph.constant(np.int32(0)),
+        ]
         simulated = emitter.emit(ops.call("dequantize", constants, axis=axis), f"{name}.weight")
         return relax.Call(call.op, [call.args[0], simulated], call.attrs)
 

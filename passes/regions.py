@@ -41,6 +41,7 @@ class Accumulators:
         call: it.
         x: the activations.
         weights: (O, KH, KW, C / groups) or (O, K) integers.
+        dtype: their width.
         scale: (O,) of the weights.
         bias: (O,) in float.
     """
@@ -49,6 +50,7 @@ class Accumulators:
     call: Any
     x: Leaf
     weights: NDArray[Any]
+    dtype: str
     scale: NDArray[np.float64]
     bias: NDArray[np.float64]
 
@@ -186,8 +188,8 @@ class Matcher:
         law = ops.VOCABULARY["dequantize"].law
         return graph.constant(law(*map(graph.numpy_of, call.args), **graph.attributes(call)))
 
-    def _weights(self, name: str, op: str) -> tuple[NDArray[Any], NDArray[np.float64]] | None:
-        """Integer weights with output channels first, and one scale per channel."""
+    def _weights(self, name: str, op: str) -> tuple[NDArray[Any], str, NDArray[np.float64]] | None:
+        """Integer weights with output channels first, their width, and one scale per channel."""
         if self._constant(name) is None:
             return None
         call = self.view.calls[name]
@@ -197,7 +199,8 @@ class Matcher:
         if np.any(zero_point) or (scale.size > 1 and along != axis):
             return None
         q = np.ascontiguousarray(np.moveaxis(q, axis, 0))
-        return q, np.broadcast_to(scale.astype(np.float64).reshape(-1), (len(q),))
+        dtype = graph.dtype_of(call.args[0])
+        return q, dtype, np.broadcast_to(scale.astype(np.float64).reshape(-1), (len(q),))
 
 
 def single_grid(scale: Any, zero_point: Any, dtype: str) -> Grid | None:

@@ -8,13 +8,18 @@ stage can say where an op came from. Inputs are the parameters; output names sta
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
 import tvm
 from numpy.typing import NDArray
 from tvm import relax
+from tvm.runtime import _ffi_api
+
+from nybble.ir import numerics
 
 OUTPUT_NAMES = "output_names"
 STAGE = "stage"
@@ -101,14 +106,35 @@ def is_constant(expr: Any) -> bool:
 
 
 def constant(values: Any, dtype: str | None = None) -> tvm.ir.GenericConst:
-    """A Relax constant; the dtype is the array's own unless given."""
+    """A Relax constant; the dtype is the array's own unless given, widths below 8 bits included."""
+    if dtype is not None and _is_narrow(dtype):
+        array = np.array(values, order="C")
+        packed = numerics.pack(array.reshape(-1), dtype)
+        tensor = tvm.runtime.empty(array.shape, dtype)
+        _ffi_api.TVMTensorCopyFromBytes(tensor, _address(packed), packed.nbytes)
+        return relax.const(tensor, dtype)
     array = np.array(values, dtype, order="C")  # ascontiguousarray would turn () into (1,)
     return relax.const(array, str(array.dtype))
 
 
 def numpy_of(expr: Any) -> NDArray[Any]:
-    """The values of a constant."""
-    return np.asarray(expr.value.numpy())
+    """The values of a constant, unpacked: those of ``int4`` come as int8."""
+    dtype = str(expr.value.dtype)
+    if not _is_narrow(dtype):
+        return np.asarray(expr.value.numpy())
+    shape = tuple(int(extent) for extent in expr.value.shape)
+    packed = np.empty(-(-prod(shape) * numerics.width(dtype)[1] // 8), np.uint8)
+    _ffi_api.TVMTensorCopyToBytes(expr.value, _address(packed), packed.nbytes)
+    return numerics.unpack(packed, prod(shape), dtype).reshape(shape)
+
+
+def _is_narrow(dtype: str) -> bool:
+    """Whether TVM packs tensors of this dtype, so that NumPy cannot hold them as they are."""
+    return dtype.startswith(("int", "uint")) and numerics.width(dtype)[1] < 8
+
+
+def _address(array: NDArray[np.uint8]) -> Any:
+    return array.ctypes.data_as(ctypes.c_void_p)
 
 
 def shape_of(expr: Any) -> tuple[int | str, ...]:

@@ -34,8 +34,13 @@ def width(dtype: str) -> tuple[bool, int]:
 
 
 def limits(dtype: str) -> tuple[int, int]:
-    """Smallest and largest value of an integer dtype of any width: ``"int4"`` -> (-8, 7)."""
+    """Smallest and largest value of an integer dtype of any width: ``"int4"`` -> (-8, 7).
+
+    ``int1`` holds -1 and +1 and no 0 between them.
+    """
     signed, bits = width(dtype)
+    if dtype == "int1":
+        return -1, 1
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
 
 
@@ -46,18 +51,28 @@ def storage(dtype: str) -> np.dtype[np.generic]:
     return np.dtype(f"{'' if signed else 'u'}int{holder}")
 
 
-def pack(values: Array, bits: int) -> NDArray[np.uint8]:
+def settle(steps: Array, lo: int, hi: int, dtype: str) -> Array:
+    """Clamps integers to lo..hi and stores them as ``dtype``; in ``int1``, 0 counts as +1."""
+    clamped = np.clip(steps, lo, hi)
+    kept = np.where(np.less(clamped, 0), -1, 1) if dtype == "int1" else clamped
+    return kept.astype(storage(dtype))
+
+
+def pack(values: Array, dtype: str) -> NDArray[np.uint8]:
     """Packs integers of 1-8 bits along the last axis, lowest bits first, rows padded to a byte.
 
     Args:
-        values: (..., n) integers; each is taken modulo 2^bits (two's complement).
-        bits: the width, 1 to 8.
+        values: (..., n) integers of ``dtype``; each is taken modulo 2^bits (two's complement), an
+            ``int1`` by its sign (-1 is the bit 1, +1 the bit 0).
+        dtype: the width, ``int1`` to ``uint8``.
 
     Returns:
         (..., ceil(n·bits / 8)) bytes.
     """
+    _, bits = width(dtype)
     shifts = np.arange(bits, dtype=np.uint8)
-    planes = (values.astype(np.uint8)[..., None] >> shifts) & 1
+    codes = np.less(values, 0) if dtype == "int1" else values
+    planes = (codes.astype(np.uint8)[..., None] >> shifts) & 1
     return np.packbits(planes.reshape(*values.shape[:-1], -1), axis=-1, bitorder="little")
 
 
@@ -67,7 +82,9 @@ def unpack(packed: NDArray[np.uint8], count: int, dtype: str) -> Array:
     planes = np.unpackbits(packed, axis=-1, bitorder="little")[..., : count * bits]
     weights = 1 << np.arange(bits, dtype=np.int16)
     values = planes.reshape(*packed.shape[:-1], count, bits).astype(np.int16) @ weights
-    if signed:
+    if dtype == "int1":
+        values = 1 - 2 * values
+    elif signed:
         values = values - ((values >> (bits - 1)) << bits)
     return values.astype(storage(dtype))
 
@@ -78,6 +95,8 @@ def unpack(packed: NDArray[np.uint8], count: int, dtype: str) -> Array:
 def quantize(x: Array, scale: Array, zero_point: Array, dtype: str) -> Array:
     """Float to integer: clamp(RN(x / scale) + zero_point), round half to even, NaN counts as 0.
 
+    ``int1`` is the sign of the rounded steps, with 0 as +1 (`settle`).
+
     The division is one IEEE float32 division (not a multiplication by 1/scale), as in ONNX.
     """
     lo, hi = limits(dtype)
@@ -85,7 +104,7 @@ def quantize(x: Array, scale: Array, zero_point: Array, dtype: str) -> Array:
         ratio = np.where(np.isnan(x), 0, x).astype(np.float32) / scale.astype(np.float32)
     # Clip before the conversion: beyond ±2^31 float -> int is undefined; zero_point is < 2^16.
     steps = np.rint(np.clip(ratio, np.float32(-(2**24)), np.float32(2**24))).astype(np.int32)
-    return np.clip(steps + zero_point.astype(np.int32), lo, hi).astype(storage(dtype))
+    return settle(steps + zero_point.astype(np.int32), lo, hi, dtype)
 
 
 def dequantize(q: Array, scale: Array, zero_point: Array) -> NDArray[np.float32]:
@@ -178,7 +197,7 @@ def requantize(
         rounding: which convention.
     """
     steps = scaled(x.astype(np.int64) - zero_point_in, multiplier, shift, rounding)
-    return np.clip(steps + zero_point, lo, hi).astype(storage(dtype))
+    return settle(steps + zero_point, lo, hi, dtype)
 
 
 def add(
@@ -200,7 +219,7 @@ def add(
     """Residual add: each branch is requantized by itself, summed in 64 bit, clamped once."""
     left = scaled(a.astype(np.int64) - zero_point_a, multiplier_a, shift_a, rounding)
     right = scaled(b.astype(np.int64) - zero_point_b, multiplier_b, shift_b, rounding)
-    return np.clip(left + right + zero_point, lo, hi).astype(storage(dtype))
+    return settle(left + right + zero_point, lo, hi, dtype)
 
 
 # ---------------------------------------------------------------- convolution and linear

@@ -12,7 +12,6 @@ from nybble.passes import pipeline
 from nybble.passes.calibrate import Ranges, calibrate
 from nybble.passes.observers import (
     BINS,
-    LEVELS,
     Entropy,
     MeanSquaredError,
     MinMax,
@@ -65,7 +64,7 @@ def test_mse_is_the_least_error_of_all_thresholds(non_negative):
     _, hi = seen_by(MeanSquaredError(), x).range()
 
     def error(limit):
-        levels = LEVELS[not non_negative]
+        levels = 255 if non_negative else 127
         step = limit / levels
         return np.mean((np.clip(np.rint(x / step), -levels, levels) * step - x) ** 2)
 

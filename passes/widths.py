@@ -1,0 +1,113 @@
+"""Which width every layer's weights and every tensor get from the recipe."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from nybble.errors import NybbleError
+from nybble.passes.view import View
+from nybble.recipe import FLOAT, Recipe, Weights
+
+SHARES_GRID = {
+    "relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.nn.max_pool2d",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayerWidths:
+    """The widths of one convolution or linear layer.
+
+    Attributes:
+        weights: bits, or ternary.
+        activations: bits of its input.
+    """
+
+    weights: Weights
+    activations: int
+
+
+def layer_widths(view: View, kinds: Mapping[str, str], recipe: Recipe) -> dict[str, LayerWidths]:
+    """The widths of every convolution and linear layer that is quantized.
+
+    Raises:
+        NybbleError: a pattern of ``recipe.layers`` matches no such layer, or the recipe asks for
+            float activations.
+    """
+    if recipe.activations == FLOAT:
+        raise NybbleError(
+            "Recipe: activations='float' (weight-only quantization) is not available for whole "
+            "networks yet. Give activations 1 to 8 bits."
+        )
+    linear = [name for name in view.calls if kinds[name] == "linear"]
+    ends = {linear[0], linear[-1]} if linear else set[str]()
+    found: dict[str, LayerWidths] = {}
+    for name in linear:
+        widths = LayerWidths(recipe.weights, recipe.activations)
+        if name in ends and recipe.first_last is not None:
+            widths = LayerWidths(recipe.first_last, recipe.first_last)
+        for pattern, override in recipe.overrides:
+            if fnmatch.fnmatchcase(name, pattern):
+                widths = LayerWidths(
+                    override.weights or widths.weights, override.activations or widths.activations
+                )
+        found[name] = widths
+    _check_patterns(linear, recipe)
+    return found
+
+
+def _check_patterns(layers: Iterable[str], recipe: Recipe) -> None:
+    for pattern, _ in recipe.overrides:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
+            raise NybbleError(
+                f"Recipe: layers pattern '{pattern}' matches no quantized convolution or linear "
+                f"layer. These are: {', '.join(layers)}."
+            )
+
+
+def activation_bits(
+    view: View, owner: Mapping[str, str], widths: Mapping[str, LayerWidths], recipe: Recipe
+) -> dict[str, int]:
+    """The width of every grid, by the tensor that owns it.
+
+    A tensor has the width that the layers that read it ask for, the largest of them; max pooling
+    and reshapes keep their operand's grid and pass the question on. Where only adds, average
+    pools, concats and the like read it, it has the width of their results.
+    """
+    asked = _Asked(view, widths, recipe)
+    bits: dict[str, int] = {}
+    for point, owning in owner.items():
+        bits[owning] = max(bits.get(owning, 0), asked.of(point))
+    return bits
+
+
+class _Asked:
+    """What the readers of a tensor ask for."""
+
+    def __init__(self, view: View, widths: Mapping[str, LayerWidths], recipe: Recipe):
+        assert isinstance(recipe.activations, int)
+        self.view, self.widths, self.default = view, widths, recipe.activations
+        self.known: dict[str, int] = {}
+        for name in reversed([*view.inputs, *view.calls]):  # readers come later
+            self.known[name] = self._of(name)
+
+    def of(self, name: str) -> int:
+        return self.known[name]
+
+    def _of(self, name: str) -> int:
+        direct = self._by_layers(name)
+        if direct:
+            return max(direct)
+        readers = self.view.readers[name]
+        return max((self.known[reader] for reader in readers), default=self.default)
+
+    def _by_layers(self, name: str) -> list[int]:
+        """What layers ask for that read the tensor itself, or it through ops of the same grid."""
+        found: list[int] = []
+        for reader in self.view.readers[name]:
+            if reader in self.widths:
+                found.append(self.widths[reader].activations)
+            elif self.view.op(reader) in SHARES_GRID:
+                found += self._by_layers(reader)
+        return found
