@@ -68,8 +68,12 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
         typer.Option(help="minmax, percentile, mse or entropy; goes before the recipe's."),
     ] = None,
     target: Annotated[
-        str, typer.Option(help="native, x86-64, x86-64-v3, x86-64-v4, x86-64-v4-vnni, aarch64.")
-    ] = "native",
+        list[str] | None,
+        typer.Option(
+            help="native (the default), x86-64-v3, aarch64-dotprod, …: see docs/targets.md. Given "
+            "several times, the library holds a variant for each and picks when it is loaded."
+        ),
+    ] = None,
     keep_float: Annotated[
         bool, typer.Option("--float", help="Compile without quantizing.")
     ] = False,
@@ -77,7 +81,8 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     """Quantize a network and compile it to a shared library."""
     from nybble import commands
 
-    job = commands.CompileJob(model, output, calibration, recipe, calibrator, target, keep_float)
+    targets = tuple(target or ["native"])
+    job = commands.CompileJob(model, output, calibration, recipe, calibrator, targets, keep_float)
     commands.compile_to_file(job)
 
 

@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from nybble.errors import ArtifactError, ImportModelError, NybbleError
 from nybble.report import data, tables, units
 from nybble.report.progress import console, step
 from nybble.runtime import host
-from nybble.runtime.manifest import Manifest, read
+from nybble.runtime.manifest import Manifest, Variant, read_all
 from nybble.runtime.session import LayerTime
-from nybble.schedules.target import resolve
+from nybble.schedules.target import resolve_all
 
 Array = NDArray[Any]
 
@@ -40,7 +40,7 @@ class CompileJob:
     calibration: Path | None
     recipe: Path | None
     calibrator: str | None
-    target: str
+    targets: tuple[str, ...]
     keep_float: bool
 
 
@@ -58,7 +58,7 @@ def compile_to_file(job: CompileJob) -> None:
 
     start = time.perf_counter()
     writable(job.output)
-    resolve(job.target)
+    resolve_all(job.targets)
     recipe = _recipe(job)
     samples = Samples(job.calibration) if job.calibration else None
     with step(f"import {job.model.name}"):
@@ -67,8 +67,8 @@ def compile_to_file(job: CompileJob) -> None:
     if samples is not None:
         with step("calibrate and quantize", len(samples)) as advance:
             network = nybble.quantize(model, samples, recipe, progress=advance)
-    with step(f"compile for {job.target}"):
-        artifact = nybble.compile(network, job.target)
+    with step(f"compile for {', '.join(job.targets)}"):
+        artifact = nybble.compile(network, job.targets)
     with step(f"write {job.output}"):
         artifact.save(job.output)
     console.print(tables.exceptions(artifact.manifest))
@@ -261,12 +261,23 @@ def inspect(net: Path, as_json: bool, timed: bool, batch: int) -> None:
     Raises:
         ArtifactError: the file is no sound Nybble library.
     """
-    manifest = read(net)
-    times, why_not = _times(net, manifest, batch) if timed else (None, "not asked for")
+    variants = read_all(net)
+    manifests = [variant.manifest for variant in variants]
+    chosen, why_not = _chosen(manifests)
+    times = None
+    if timed and why_not is None:
+        session = nybble.load(net)
+        times = session.profile(random_inputs(session.manifest, batch))
+    if not timed:
+        why_not = "not asked for"
+    manifest = manifests[chosen]
     if as_json:
-        print(json.dumps(_as_dict(manifest, times, why_not), indent=2))  # noqa: T201
+        found = {**_as_dict(manifest, times, why_not), "variants": _variant_dicts(variants)}
+        print(json.dumps(found, indent=2))  # noqa: T201
         return
     console.print(tables.about([("file", f"{net}, {units.size(net.stat().st_size)}")]))
+    if len(variants) > 1:
+        console.print(_variant_table(variants, chosen))
     console.print(tables.about(data.facts(manifest)))
     console.print(tables.layers(data.layer_rows(manifest, times), console.width))
     console.print(tables.exceptions(manifest))
@@ -274,13 +285,26 @@ def inspect(net: Path, as_json: bool, timed: bool, batch: int) -> None:
         console.print(Text(f"No times: {why_not}", style="yellow"))
 
 
-def _times(net: Path, manifest: Manifest, batch: int) -> tuple[list[LayerTime] | None, str | None]:
-    """The layers' times, or the reason why this machine cannot measure them."""
+def _chosen(manifests: Sequence[Manifest]) -> tuple[int, str | None]:
+    """The variant that this machine runs, or the first and the reason why it runs none."""
     try:
-        host.check(manifest)
+        return host.choose(manifests), None
     except ArtifactError as error:
-        return None, str(error)
-    return nybble.load(net).profile(random_inputs(manifest, batch)), None
+        return 0, str(error)
+
+
+def _variant_table(variants: Sequence[Variant], chosen: int) -> Table:
+    table = Table("variant", "needs", "size", "", title="Variants in the file")
+    for i, variant in enumerate(variants):
+        needs = ", ".join(variant.manifest.features) or "nothing"
+        shown = "shown below" if i == chosen else ""
+        table.add_row(variant.manifest.target, needs, units.size(variant.size), shown)
+    return table
+
+
+def _variant_dicts(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """Every variant for scripts: its manifest's fields and its size in bytes."""
+    return [{**dataclasses.asdict(v.manifest), "size": v.size} for v in variants]
 
 
 def _as_dict(

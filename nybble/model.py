@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nybble.errors import NybbleError
 from nybble.ir import graph, interpreter
 from nybble.recipe import Recipe
-from nybble.runtime.artifact import export
+from nybble.runtime.artifact import export_all
 from nybble.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -125,16 +125,18 @@ class Artifact:
     Attributes:
         executable: TVM's executable.
         manifest: what the ``.so`` says of itself.
+        higher: the same network for CPUs that can do more, by what they need.
     """
 
     executable: Any
     manifest: Manifest
+    higher: tuple[Artifact, ...] = ()
 
     def save(self, path: str | Path) -> Path:
-        """Links the artifact into one shared library; nothing is left behind on failure.
+        """Links all variants into one file; nothing is left behind on failure.
 
         Raises:
             ArtifactError: no C compiler, or the file cannot be written.
         """
-        export(self.executable, self.manifest, path)
+        export_all([(one.executable, one.manifest) for one in (self, *self.higher)], path)
         return Path(path)

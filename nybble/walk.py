@@ -7,6 +7,8 @@ place of the public function ``nybble.compile`` as soon as anything imports it.)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from nybble import samples
@@ -19,10 +21,11 @@ from nybble.passes.calibrate import calibrate
 from nybble.passes.pipeline import canonicalize
 from nybble.recipe import Recipe
 from nybble.schedules.build import build
-from nybble.schedules.lower import lower
-from nybble.schedules.target import resolve
+from nybble.schedules.lower import Scheduled, lower
+from nybble.schedules.target import CpuTarget, resolve_all
 
 Progress = Callable[[int, int | None], None]
+Target = str | dict[str, Any]
 
 
 def load_onnx(source: Any, shapes: Mapping[str, Sequence[int | None]] | None = None) -> Model:
@@ -93,26 +96,48 @@ def quantize(
 
 def compile(  # noqa: A001
     model: Model | QuantizedModel,
-    target: str | dict[str, Any] = "native",
+    target: Target | Sequence[Target] = "native",
     progress: Progress | None = None,
 ) -> Artifact:
-    """Compiles a network for a CPU.
+    """Compiles a network for a CPU, or for several: one file that picks its code when it is loaded.
 
     Args:
         model: quantized, or a float model to be compiled as it is.
         target: ``"native"``, a level such as ``"x86-64-v3"`` or ``"aarch64"``, or a TVM target
-            dict.
+            dict; a list of them for one file with several variants.
         progress: called with (kernels compiled, kernels in all).
 
     Raises:
-        NybbleError: an unknown target.
+        NybbleError: an unknown target, or a list with several architectures.
         ScheduleError: no kernel can do a layer.
     """
-    cpu = resolve(target)
+    given = [target] if isinstance(target, str | dict) else list(target)
+    cpus = resolve_all(given)
     if isinstance(model, QuantizedModel):
         module, recipe = model.integer, model.recipe
     else:
         module, recipe = canonicalize(model.module), None
-    scheduled = lower(module, cpu)
-    executable = build(scheduled.module, cpu, progress)
-    return Artifact(executable, describe(module, scheduled.layers, cpu, recipe))
+    lowered = [lower(module, cpu) for cpu in cpus]
+    executables = _built(lowered, cpus, progress)
+    first, *higher = (
+        Artifact(executable, describe(module, scheduled.layers, cpu, recipe))
+        for executable, scheduled, cpu in zip(executables, lowered, cpus, strict=True)
+    )
+    return replace(first, higher=tuple(higher))
+
+
+def _built(
+    lowered: Sequence[Scheduled], cpus: Sequence[CpuTarget], progress: Progress | None
+) -> list[Any]:
+    """The executables; kernels are counted over all variants."""
+    counts = [len(scheduled.module.functions) - 1 for scheduled in lowered]  # all but main
+    built: list[Any] = []
+    for i, (scheduled, cpu) in enumerate(zip(lowered, cpus, strict=True)):
+        before = sum(counts[:i])
+        report = partial(_report, progress, before, sum(counts)) if progress else None
+        built.append(build(scheduled.module, cpu, report))
+    return built
+
+
+def _report(progress: Progress, before: int, total: int, done: int, _of: int | None) -> None:
+    progress(before + done, total)

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,41 +17,49 @@ from typing import Any
 
 from nybble.errors import ArtifactError
 from nybble.runtime import engine, host
-from nybble.runtime.manifest import Manifest, seal
+from nybble.runtime.manifest import Manifest, Variant, seal
 
 _LINK = ("-shared", "-fPIC", "-s", "-Wl,--build-id=none")  # -s: nobody debugs by these symbols
 _CODE = 8 << 20  # bytes of machine code, more than any network here has
+
+_PAGE = 4096  # where a further variant starts
 
 Link = Callable[..., None]
 
 
 def export(executable: Any, manifest: Manifest, path: str | Path) -> Manifest:
+    """`export_all` of one variant; returns its manifest as it was written."""
+    return export_all([(executable, manifest)], path)[0]
+
+
+def export_all(variants: Sequence[tuple[Any, Manifest]], path: str | Path) -> tuple[Manifest, ...]:
     """Writes a deployable library; the file appears whole or not at all.
 
     Args:
-        executable: what ``tvm.compile`` returned.
-        manifest: describes it; ``hash`` is filled in here.
+        variants: what ``tvm.compile`` returned, and the manifest that describes it, whose ``hash``
+            is filled in here; the one that needs the fewest CPU features first.
         path: where to write; an existing file is replaced at the very end.
 
     Returns:
-        The manifest as it was written.
+        The manifests as they were written.
 
     Raises:
         ArtifactError: the directory is missing or not writable, the disk is full, there is no C
             compiler for the target, or it fails.
     """
     path = Path(path)
-    compiler = find_compiler(manifest.arch)
+    compiler = find_compiler(variants[0][1].arch)
     with _staging(path) as staging:
-        _reserve(staging, executable)
-        library = staging / "library.so"
-        executable.export_library(
-            str(library), fcompile=_linker(compiler, path), workspace_dir=str(staging)
-        )
-        sealed = _append(library, manifest)
-        os.replace(library, path)
+        _reserve(staging, [executable for executable, _ in variants])
+        libraries = [staging / f"library{i}.so" for i in range(len(variants))]
+        for library, (executable, _) in zip(libraries, variants, strict=True):
+            executable.export_library(
+                str(library), fcompile=_linker(compiler, path), workspace_dir=str(staging)
+            )
+        sealed = _join(libraries, [manifest for _, manifest in variants])
+        os.replace(libraries[0], path)
         _sync_directory(path.parent)
-    return sealed
+    return tuple(variant.manifest for variant in sealed)
 
 
 def find_compiler(arch: str) -> list[str]:
@@ -113,10 +121,10 @@ def _staging(path: Path) -> Iterator[Path]:
         raise ArtifactError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
-def _reserve(staging: Path, executable: Any) -> None:
+def _reserve(staging: Path, executables: Sequence[Any]) -> None:
     """Raises OSError while there is no room; LLVM would abort the process on a full disk."""
-    packed = engine.ffi().get_global_func("runtime.ModulePackImportsToTensor")(executable.mod)
-    needed = 2 * (packed.shape[0] + _CODE)  # objects and the library lie side by side
+    pack = engine.ffi().get_global_func("runtime.ModulePackImportsToTensor")
+    needed = sum(2 * (pack(e.mod).shape[0] + _CODE) for e in executables)  # object and library
     probe = staging / "reserve"
     with probe.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, needed)
@@ -127,16 +135,23 @@ def _full(path: Path) -> str:
     return f"Cannot write {path}: no space left on the device. Nothing was written."
 
 
-def _append(library: Path, manifest: Manifest) -> Manifest:
-    """Appends the trailer and brings the file to the disk."""
-    with library.open("r+b") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        sealed = replace(manifest, hash=digest.hexdigest())
+def _join(libraries: Sequence[Path], manifests: Sequence[Manifest]) -> list[Variant]:
+    """Appends the other libraries and the trailer to the first, and brings it to the disk."""
+    variants, whole = list[Variant](), hashlib.sha256()
+    with libraries[0].open("r+b") as file:
+        for library, manifest in zip(libraries, manifests, strict=True):
+            elf = library.read_bytes()
+            padding = bytes(-file.seek(0, os.SEEK_END) % _PAGE) if variants else b""
+            if variants:
+                file.write(padding + elf)
+            whole.update(padding + elf)
+            sealed = replace(manifest, hash=hashlib.sha256(elf).hexdigest())
+            variants.append(Variant(sealed, file.tell() - len(elf) if variants else 0, len(elf)))
         file.seek(0, os.SEEK_END)
-        file.write(seal(sealed, digest))
+        file.write(seal(variants, whole))
         file.flush()
         os.fsync(file.fileno())
-    return sealed
+    return variants
 
 
 def _sync_directory(directory: Path) -> None:

@@ -11,15 +11,17 @@ import ctypes
 import importlib.util
 import itertools
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 from nybble.errors import ArtifactError
 from nybble.runtime import host
+from nybble.runtime.manifest import Variant
 from nybble.torchless import without_torch
 
 _CPU = 1  # kDLCPU
@@ -57,12 +59,48 @@ def open_vm(path: Path) -> Any:
     Raises:
         ArtifactError: the dynamic linker or the runtime refuses the library.
     """
-    tvm_ffi = ffi()
+    return _open(path.resolve(), path)
+
+
+def open_part(path: Path, variant: Variant) -> Any:
+    """The virtual machine of a variant that stands behind others in a verified file.
+
+    The dynamic linker opens whole files only, so the variant is copied to one that lives in memory
+    and has no name (or to a temporary file, where the kernel has no ``memfd_create``).
+
+    Raises:
+        ArtifactError: the copy cannot be made, or the library is refused.
+    """
     try:
-        vm = tvm_ffi.load_module(_fresh_name(path.resolve()))["vm_load_executable"]()
+        with _nameless() as copy, path.open("rb") as file:
+            file.seek(variant.offset)
+            copy.write(file.read(variant.size))
+            copy.flush()
+            return _open(Path(f"/proc/self/fd/{copy.fileno()}"), path)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: the variant {variant.manifest.target} cannot be copied to be opened: {error}."
+        ) from error
+
+
+def _nameless() -> BinaryIO:
+    """A file that vanishes when it is closed and no longer mapped."""
+    try:
+        return os.fdopen(os.memfd_create("nybble", os.MFD_CLOEXEC), "w+b")
+    except OSError:  # an old kernel, or one that forbids it
+        return cast("BinaryIO", tempfile.TemporaryFile())
+
+
+def _open(library: Path, shown: Path) -> Any:
+    load = ffi().get_global_func("ffi.Module.load_from_file.so")  # whatever the file is called
+    keep = ffi().get_global_func("ffi.ModuleGlobalsAdd")
+    try:
+        module = load(_fresh_name(library), "so")
+        keep(module)  # tensors and functions of the library may outlive the virtual machine
+        vm = module["vm_load_executable"]()
         vm["vm_initialization"](_CPU, 0, _POOLED)
     except (RuntimeError, AttributeError) as error:
-        raise ArtifactError(f"{path}: the TVM runtime refuses it: {error}") from error
+        raise ArtifactError(f"{shown}: the TVM runtime refuses it: {error}") from error
     return vm
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from nybble import cpuinfo
 from nybble.errors import ArtifactError
 from nybble.runtime.manifest import Manifest
 
+VARIANT = "NYBBLE_VARIANT"
 _CPUINFO = Path("/proc/cpuinfo")
 _TASKS = Path("/proc/self/task")
 _V3 = frozenset(("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"))
@@ -28,10 +31,19 @@ def features() -> frozenset[str]:
     Raises:
         ArtifactError: this is no Linux machine, so no `.so` can be checked or run.
     """
-    for line in _cpuinfo():
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.split(":", 1)[1].split())
-    raise ArtifactError(f"{_CPUINFO} names no CPU features, so no .so can be checked or run here.")
+    found = cpuinfo.parse(_cpuinfo())
+    if not found:
+        raise ArtifactError(
+            f"{_CPUINFO} names no CPU features, so no .so can be checked or run here."
+        )
+    return found
+
+
+@cache
+def model() -> str:
+    """The CPU's name, ``Intel(R) Xeon(R) Processor``; the architecture where Linux gives none."""
+    names = (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name"))
+    return next(names, arch())
 
 
 def cpus() -> list[int]:
@@ -69,19 +81,57 @@ def check(manifest: Manifest) -> None:
         ArtifactError: another architecture, or features that the CPU lacks; says which, and what
             to compile for instead.
     """
-    if manifest.arch != arch():
+    choose((manifest,))
+
+
+def choose(variants: Sequence[Manifest]) -> int:
+    """Which variant of a file to run: the last one whose features this CPU has.
+
+    ``NYBBLE_VARIANT`` names the one to take of a file with several; it must run here all the same.
+
+    Args:
+        variants: of one file, the one that needs most last.
+
+    Returns:
+        Its position.
+
+    Raises:
+        ArtifactError: another architecture, or no variant fits; says what each one needs and what
+            to compile for instead. ``NYBBLE_VARIANT`` names none of them.
+    """
+    if variants[0].arch != arch():
         raise ArtifactError(
-            f"Compiled for {manifest.arch} (target {manifest.target!r}); this machine is {arch()}. "
-            "Compile the model again with target='native' here."
+            f"Compiled for {variants[0].arch} (target {variants[0].target!r}); this machine is "
+            f"{arch()}. Compile the model again with target='native' here."
         )
-    missing = sorted(set(manifest.features) - features())
-    if missing:
-        named = "x86-64-v3" if features() >= _V3 else "x86-64"
-        instead = f"target='native' here, or target='{named}'" if arch() == "x86_64" else "'native'"
-        raise ArtifactError(
-            f"Compiled for target {manifest.target!r}; this CPU lacks {', '.join(missing)}. "
-            f"Compile the model again with {instead}."
-        )
+    allowed = _forced(variants) if len(variants) > 1 else range(len(variants))
+    fitting = [i for i in allowed if not missing(variants[i])]
+    if fitting:
+        return fitting[-1]
+    named = "x86-64-v3" if features() >= _V3 else "x86-64"
+    instead = f"target='native' here, or target='{named}'" if arch() == "x86_64" else "'native'"
+    lacking = "; ".join(
+        f"Compiled for target {variants[i].target!r}; this CPU lacks "
+        f"{', '.join(missing(variants[i]))}"
+        for i in allowed
+    )
+    raise ArtifactError(f"{lacking}. Compile the model again with {instead}.")
+
+
+def missing(manifest: Manifest) -> list[str]:
+    """The features that the library needs and this CPU lacks, sorted."""
+    return sorted(set(manifest.features) - features())
+
+
+def _forced(variants: Sequence[Manifest]) -> Sequence[int]:
+    """The variants that ``NYBBLE_VARIANT`` leaves."""
+    name = os.environ.get(VARIANT)
+    if not name:
+        return range(len(variants))
+    known = [variant.target for variant in variants]
+    if name not in known:
+        raise ArtifactError(f"{VARIANT}={name!r}: the file holds {', '.join(known)}.")
+    return [known.index(name)]
 
 
 def _cpuinfo() -> list[str]:

@@ -6,6 +6,13 @@ A file is an ELF shared library with a trailer that the dynamic linker never loo
 
 The digest covers everything before it. All of it is checked before the library is opened, because
 ``dlopen`` of a damaged file runs damaged code.
+
+Several variants of one network, for several CPUs of one architecture, share a file: the first is
+its ELF, the others stand behind it, each a whole ELF that starts on a page, and the JSON is an
+index::
+
+    ELF | ELF | … | {"schema": 2, "variants": [{"target", "features", "offset", "size"}, …],
+                     "manifests": [manifest, …]} | length | SHA-256 | b"NYBBLE01"
 """
 
 from __future__ import annotations
@@ -14,7 +21,7 @@ import hashlib
 import json
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
@@ -22,6 +29,7 @@ from typing import Any, TypedDict
 from nybble.errors import ArtifactError
 
 SCHEMA = 1
+INDEX_SCHEMA = 2  # a reader of single libraries takes it for a newer manifest, and says so
 MAGIC = b"NYBBLE01"
 ELF_MAGIC = b"\x7fELF"
 _LENGTH = struct.Struct("<Q")
@@ -52,6 +60,19 @@ class Port:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
+class Timed(TypedDict):
+    """A kernel that could have compiled a layer, as measured when it was compiled."""
+
+    kernel: str
+    """The kernel family."""
+    weights: str | None
+    """The dtype in which it stores the weights; ``float32`` for the layer's float form."""
+    size: int
+    """Bytes of its packed constants."""
+    seconds: float
+    """Of one call, one image, one thread."""
+
+
 class Layer(TypedDict):
     """One kernel call of the deployed library, or one structural op that calls none."""
 
@@ -61,18 +82,28 @@ class Layer(TypedDict):
     """The op it implements, ``conv2d``."""
     output: str
     """The binding of the integer module whose values the call writes."""
+    dtype: str
+    """The type of these values, which is their width."""
+    form: str
+    """How they lie in memory: ``values``, one an element, or ``packed`` or ``planes`` of bits."""
     symbol: str | None
     """The TensorIR function's symbol; None when the runtime merely reinterprets memory."""
     kernel: str
     """The kernel family, ``cpu.int8.avx2``."""
     weights: str | None
     """The dtype of the weights, which is their width; None without weights."""
+    stored: str | None
+    """The dtype that the kernel stores them in: ``int8`` where that is faster than their own."""
+    size: int
+    """Bytes of the packed constants."""
     activations: str
     """The dtype of the (first) activation."""
     macs: int
     """Multiply-adds for one image."""
     refusals: list[str]
     """Faster families that declined, each with its reason."""
+    timed: list[Timed]
+    """The candidates' times; empty where nothing was measured."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +153,25 @@ class Manifest:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise ArtifactError(f"The manifest is not JSON: {error}.") from error
-        schema = values.pop("schema", None) if isinstance(values, dict) else None
-        if isinstance(schema, int) and schema > SCHEMA:
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Manifest:
+        """`from_json` on what the JSON says.
+
+        Raises:
+            ArtifactError: a newer schema, or missing or unknown fields.
+        """
+        schema = values.get("schema") if isinstance(values, dict) else None
+        if isinstance(schema, int) and schema > INDEX_SCHEMA:
             raise ArtifactError(
                 f"Written by a newer Nybble (manifest schema {schema}, this one reads up to "
-                f"{SCHEMA}). Update Nybble, or compile the model again with this version."
+                f"{INDEX_SCHEMA}). Update Nybble, or compile the model again with this version."
             )
-        known = {f.name for f in fields(cls)}
+        known = {"schema", *(f.name for f in fields(cls))}
         if schema != SCHEMA or values.keys() != known:
             raise ArtifactError(f"The manifest is no Nybble manifest of schema {SCHEMA}.")
+        values = {name: value for name, value in values.items() if name != "schema"}
         for side in ("inputs", "outputs"):
             values[side] = tuple(_port(port) for port in values[side])
         for name in ("layers", "features", "kept_float", "float_ops"):
@@ -142,22 +183,60 @@ def _port(values: dict[str, Any]) -> Port:
     return Port(**{**values, "shape": tuple(values["shape"])})
 
 
-def seal(manifest: Manifest, elf_digest: Any) -> bytes:
-    """The trailer to append to an ELF file.
+@dataclass(frozen=True)
+class Variant:
+    """One library of a file.
+
+    Attributes:
+        manifest: what it is.
+        offset: of its first byte in the file.
+        size: its bytes.
+    """
+
+    manifest: Manifest
+    offset: int
+    size: int
+
+
+def seal(variants: Sequence[Variant], digest: Any) -> bytes:
+    """The trailer to append to the ELF files.
 
     Args:
-        manifest: what to append, its hash already set.
-        elf_digest: the running ``hashlib.sha256`` object over the ELF part; it is not changed.
+        variants: what stands before it, every manifest's hash already set.
+        digest: the running ``hashlib.sha256`` object over all of it; it is not changed.
     """
-    text = manifest.to_json().encode()
+    text = _index(variants).encode()
     head = text + _LENGTH.pack(len(text))
-    digest = elf_digest.copy()
-    digest.update(head)
-    return head + bytes(digest.digest()) + MAGIC
+    whole = digest.copy()
+    whole.update(head)
+    return head + bytes(whole.digest()) + MAGIC
+
+
+def _index(variants: Sequence[Variant]) -> str:
+    """The JSON of a file: the manifest itself where there is one variant."""
+    if len(variants) == 1:
+        return variants[0].manifest.to_json()
+    places = [
+        {
+            "target": variant.manifest.target,
+            "features": variant.manifest.features,
+            "offset": variant.offset,
+            "size": variant.size,
+        }
+        for variant in variants
+    ]
+    manifests = [json.loads(variant.manifest.to_json()) for variant in variants]
+    index = {"schema": INDEX_SCHEMA, "variants": places, "manifests": manifests}
+    return json.dumps(index, indent=1)
 
 
 def read(path: str | Path) -> Manifest:
-    """Verifies a file from its first to its last byte and returns its manifest.
+    """The manifest of a file's first variant; raises what `read_all` raises."""
+    return read_all(path)[0].manifest
+
+
+def read_all(path: str | Path) -> tuple[Variant, ...]:
+    """Verifies a file from its first to its last byte and returns its variants.
 
     Raises:
         ArtifactError: it cannot be read, is no ELF file, was not written by Nybble, is truncated
@@ -169,17 +248,34 @@ def read(path: str | Path) -> Manifest:
             if path.stat().st_size == 0:
                 raise ArtifactError(f"{path}: the file is empty.")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                text = _verified(data, path)
+                text, end = _verified(data, path)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror}).") from error
     try:
-        return Manifest.from_json(text)
+        return _variants(text, end)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
 
 
-def _verified(data: mmap.mmap, path: Path) -> str:
-    """The manifest's JSON; raises on the first thing that is not as it was written."""
+def _variants(text: str, end: int) -> tuple[Variant, ...]:
+    """What the JSON says of the ``end`` bytes before it."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"The manifest is not JSON: {error}.") from error
+    if not isinstance(values, dict) or values.get("schema") != INDEX_SCHEMA:
+        return (Variant(Manifest.from_dict(values), 0, end),)
+    if values.keys() != {"schema", "variants", "manifests"}:
+        raise ArtifactError(f"The index of variants is none of schema {INDEX_SCHEMA}.")
+    manifests = map(Manifest.from_dict, values["manifests"])
+    return tuple(
+        Variant(manifest, int(place["offset"]), int(place["size"]))
+        for manifest, place in zip(manifests, values["variants"], strict=True)
+    )
+
+
+def _verified(data: mmap.mmap, path: Path) -> tuple[str, int]:
+    """The JSON and where it starts; raises on the first thing that is not as it was written."""
     size = len(data)
     if data[:4] != ELF_MAGIC:
         start = bytes(data[:16])
@@ -206,7 +302,7 @@ def _verified(data: mmap.mmap, path: Path) -> str:
             f"{path}: damaged: its contents do not match the checksum written at export. "
             "Copy it again from where it was made, or compile the model again."
         )
-    return bytes(data[start : start + length]).decode()
+    return bytes(data[start : start + length]).decode(), start
 
 
 def _elf_size(header: bytes) -> int:

@@ -17,7 +17,7 @@ from nybble.errors import ArtifactError
 from nybble.runtime import engine, host
 from nybble.runtime.arrays import bind
 from nybble.runtime.instruments import Observer, Stopwatch, Tracker, called
-from nybble.runtime.manifest import Layer, Manifest, read
+from nybble.runtime.manifest import Layer, Manifest, read_all
 
 
 class LayerTime(NamedTuple):
@@ -57,6 +57,9 @@ class Benchmark:
 def load(path: str | Path, threads: int | None = None) -> Session:
     """Opens a deployed library after checking every byte of it.
 
+    Of a file with several variants the best that this CPU can run is opened, or the one that the
+    environment's ``NYBBLE_VARIANT`` names.
+
     Args:
         path: a file that `nybble.Artifact.save` wrote.
         threads: that kernels run on; None means ``TVM_NUM_THREADS`` or the physical cores.
@@ -71,9 +74,11 @@ def load(path: str | Path, threads: int | None = None) -> Session:
         raise ArtifactError(
             f"threads={count}: this process may use {most} CPU(s); give 1 to {most}."
         )
-    manifest = read(path)
-    host.check(manifest)
-    return Session(engine.open_vm(Path(path)), manifest, count)
+    variants = read_all(path)
+    chosen = variants[host.choose([variant.manifest for variant in variants])]
+    path = Path(path)
+    vm = engine.open_vm(path) if chosen.offset == 0 else engine.open_part(path, chosen)
+    return Session(vm, chosen.manifest, count)
 
 
 class Session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import tvm
 
+from nybble import cpuinfo
 from nybble.errors import NybbleError
 
 V3 = ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
@@ -74,6 +76,26 @@ def resolve(target: str | dict[str, Any]) -> CpuTarget:
     return CpuTarget(target, llvm, frozenset(features), triple.split("-")[0])
 
 
+def resolve_all(targets: Sequence[str | dict[str, Any]]) -> tuple[CpuTarget, ...]:
+    """Targets that may share a file, the one that needs the fewest features first.
+
+    Raises:
+        NybbleError: none at all, an unknown one, two of one name, or several architectures.
+    """
+    found = sorted(map(resolve, targets), key=lambda target: len(target.features))
+    if not found:
+        raise NybbleError("No target: give at least one, such as 'native'.")
+    names = [target.name for target in found]
+    if len(set(names)) < len(names):
+        raise NybbleError(f"Targets {', '.join(names)}: every variant must have its own name.")
+    if len({target.arch for target in found}) > 1:
+        raise NybbleError(
+            f"Targets {', '.join(names)}: one file holds variants for one architecture. Compile "
+            f"once for each of {', '.join(sorted({target.arch for target in found}))}."
+        )
+    return tuple(found)
+
+
 def _native() -> CpuTarget:
     arch = platform.machine()
     if arch != "x86_64":
@@ -112,6 +134,4 @@ def host_features() -> frozenset[str]:
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return frozenset()
-    lines = info.read_text().splitlines()
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), ":")
-    return frozenset(flags.split(":", 1)[1].split())
+    return cpuinfo.parse(info.read_text().splitlines())

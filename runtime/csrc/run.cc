@@ -6,11 +6,11 @@
 // as it stands in memory. Build it against tvm_ffi's headers and link libtvm_ffi; libtvm_runtime
 // must be linked although nothing here names it (-Wl,--no-as-needed): it brings the virtual machine.
 //
-// This program does not check the manifest behind the library. Where files may be damaged, check
-// the SHA-256 in the last 40 bytes first, as nybble/runtime/manifest.py does.
+// nybble.h checks the file before it is opened, and picks the variant that this CPU runs best.
+#include "nybble.h"
+
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/tensor.h>
-#include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
 
 #include <cstdlib>
@@ -52,7 +52,7 @@ void Run(const std::vector<std::string>& args) {
   for (size_t i = 3; i < args.size(); ++i) extents.push_back(std::stoll(args[i]));
 
   constexpr int kPooledAllocator = 2;
-  ffi::Module library = ffi::Module::LoadFromFile(args[0]);
+  ffi::Module library = nybble::Open(args[0]);
   ffi::Module vm = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
   vm->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, kPooledAllocator);
 

@@ -12,7 +12,7 @@ import pytest
 
 from nybble.errors import ArtifactError
 from nybble.runtime import manifest as format_
-from nybble.runtime.manifest import Manifest, Port, read
+from nybble.runtime.manifest import Manifest, Port, Variant, read
 from tests.runtime.tiny import tiny_manifest
 
 
@@ -37,7 +37,7 @@ def test_other_json_is_refused(text: str) -> None:
 
 def test_newer_schema_says_update() -> None:
     values = json.loads(tiny_manifest().to_json())
-    text = json.dumps({**values, "schema": format_.SCHEMA + 1, "new": 1})
+    text = json.dumps({**values, "schema": format_.INDEX_SCHEMA + 1, "new": 1})
     with pytest.raises(ArtifactError, match=r"newer Nybble.*Update"):
         Manifest.from_json(text)
 
@@ -105,7 +105,8 @@ def test_verifying_12_megabytes_is_quick(tmp_path: Path, library: Path) -> None:
     whole = library.read_bytes()
     elf = whole[: format_._elf_size(whole[:64])] + bytes(12_000_000)
     path = tmp_path / "big.so"
-    path.write_bytes(elf + format_.seal(tiny_manifest(), hashlib.sha256(elf)))
+    whole_file = Variant(tiny_manifest(), 0, len(elf))
+    path.write_bytes(elf + format_.seal([whole_file], hashlib.sha256(elf)))
     start = time.perf_counter()
     read(path)
     assert time.perf_counter() - start < 0.2

@@ -16,6 +16,8 @@ def layer(name: str, symbol: str | None) -> Layer:
         name=name,
         op="scale",
         output=f"{name}.out",
+        dtype="float32",
+        form="values",
         symbol=symbol,
         kernel="test.scale",
         weights="float32",
@@ -40,11 +42,11 @@ def tiny_manifest(**changes: Any) -> Manifest:
     return Manifest(**{**values, **changes})
 
 
-def tiny_executable(weights: int = 4, outputs: int = 1, arch: str = "") -> Any:
-    """``x * w * w`` for x (n, 4); ``weights`` floats in the file; the output ``outputs`` times."""
+def tiny_executable(weights: int = 4, outputs: int = 1, arch: str = "", factor: int = 1) -> Any:
+    """``x * w * w`` for x (n, 4), w = factor·(1 2 3 4 …), ``weights`` floats; ``outputs`` times."""
     n = tvm.tirx.Var("n", "int64")
     x = tvm.relax.Var("x", tvm.relax.TensorType([n, 4], "float32"))
-    values = np.resize(np.arange(1, 5, dtype="float32"), weights)
+    values = np.resize(np.arange(1, 5, dtype="float32") * factor, weights)
 
     def scale(a: Any, w: Any) -> Any:
         return tvm.te.compute(a.shape, lambda i, j: a[i, j] * w[j], "scale")
