@@ -9,6 +9,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from nybble.schedules.cpu.loops import stored
 from nybble.schedules.kernel import Extent, Problem, TensorSpec
 
 Symbols = dict[str, Any]
@@ -36,11 +37,11 @@ def declare(problem: Problem, constants: Sequence[TensorSpec], symbols: Symbols)
 
     def parameter(name: str, spec: TensorSpec) -> Any:
         extents = [product((extent,), symbols) for extent in spec.shape]
-        return T.arg(name, T.buffer(extents, spec.dtype, layout=None))
+        return T.arg(name, T.buffer(extents, stored(spec.dtype), layout=None))
 
     def flat(buffer: Any, spec: TensorSpec) -> Any:
         size = (product(spec.shape, symbols),)
-        return T.decl_buffer(size, spec.dtype, data=buffer.data, layout=None)
+        return T.decl_buffer(size, stored(spec.dtype), data=buffer.data, layout=None)
 
     other = problem.epilogue.other
     x = parameter("x", problem.inputs[0])

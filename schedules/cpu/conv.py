@@ -1,8 +1,9 @@
-"""Convolution and linear on x86: int8 and float32, AVX2 and AVX-512, from one blocked template.
+"""Convolution and linear on x86: integers and float32, AVX2 and AVX-512, from one blocked template.
 
-Weights are packed [groups][vectors][tap rows][tap columns][k][lanes][depth]; the last vector of a
-group overlaps its predecessor, so a group of at least ``lanes`` channels has no partial vector.
-Narrower groups are padded with zero weights and stored through a scratch vector.
+Weights lie as [groups][vectors][tap rows][tap columns][k][lanes][depth], those below 8 bits packed
+panel by panel (`nybble.schedules.cpu.panels`). The last vector of a group overlaps its predecessor,
+so a group of at least ``lanes`` channels has no partial vector; narrower groups are padded with
+idle channels and stored through a scratch vector.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
-from nybble.schedules.cpu import epilogue, template
+from nybble.schedules.cpu import epilogue, panels, template
 from nybble.schedules.cpu.blocking import vectors_of
 from nybble.schedules.cpu.dot import FMA_AVX2, FMA_AVX512, MADD_AVX2, MADD_AVX512, VNNI, Dot
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
@@ -27,18 +28,27 @@ def _supports(dot: Dot, problem: Problem, target: Any) -> str | None:
     if target.arch != "x86_64" or not target.has(*dot.features):
         return f"needs {', '.join(dot.features)}"
     assert problem.weights is not None
-    wanted = ("float32",) if dot.acc == "float32" else ("int8", "uint8")
-    found = problem.inputs[0].dtype
-    if found not in wanted or problem.weights.dtype != dot.w:
-        return f"computes {' or '.join(wanted)} x {dot.w}, not {found} x {problem.weights.dtype}"
-    if problem.output.dtype not in ("int8", "uint8", dot.acc):
-        return f"cannot store {problem.output.dtype}"
+    reason = _refuse_dtypes(dot, problem)
+    if reason is not None:
+        return reason
     if problem.op == "conv2d" and any(isinstance(d, str) for d in problem.inputs[0].shape[1:]):
         return "more than the batch is symbolic"
     geometry = geometry_of(problem)
     if geometry.groups > 1 and min(geometry.o, geometry.c // geometry.groups) < 4:
         return f"groups of {geometry.c // geometry.groups} -> {geometry.o} channels fill no vector"
     return epilogue.refuse(problem)
+
+
+def _refuse_dtypes(dot: Dot, problem: Problem) -> str | None:
+    assert problem.weights is not None
+    x, w, y = problem.inputs[0].dtype, problem.weights.dtype, problem.output.dtype
+    if dot.acc == "float32":
+        return None if x == w == y == dot.acc else f"computes float32, not {x} x {w} -> {y}"
+    if not (epilogue.is_narrow(x) and epilogue.is_narrow(w)) or w == "uint8":
+        return f"computes integers of up to 8 bits by signed weights, not {x} x {w}"
+    if y != dot.acc and not epilogue.is_narrow(y):
+        return f"cannot store {y}"
+    return None
 
 
 # ---------------------------------------------------------------- pack
@@ -53,6 +63,7 @@ def _starts(geometry: Geometry, dot: Dot) -> list[int]:
 def _pack(dot: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     """Weights in the order of use, and the table of per-channel numbers (bias in row 0)."""
     geometry = geometry_of(problem)
+    assert problem.weights is not None
     weights = np.asarray(constants["w"])
     channels = geometry.groups * geometry.o
     bias = np.asarray(constants["bias"])
@@ -63,19 +74,24 @@ def _pack(dot: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any]
     table = np.zeros(template.table_shape(problem, geometry, dot), dot.acc)
     for row, values in zip(table, rows, strict=True):
         row[:channels] = epilogue.wrapped(values, dot.acc)
-    return [_pack_weights(geometry, dot, weights), table]
+    ordered = _ordered(geometry, dot, weights, panels.filler(problem.weights.dtype))
+    layout = template.panels_of(problem, geometry, dot)
+    if layout is None:
+        return [ordered.reshape(-1, dot.lanes * dot.depth), table]
+    return [panels.pack(layout, ordered.reshape(-1, layout.length)), table]
 
 
-def _pack_weights(geometry: Geometry, dot: Dot, weights: NDArray[Any]) -> NDArray[Any]:
+def _ordered(geometry: Geometry, dot: Dot, weights: NDArray[Any], filler: int) -> NDArray[Any]:
+    """The weights in the order of use: (groups, vectors, tap rows, tap cols, k, lanes, depth)."""
     groups, lanes, runs = geometry.groups, dot.lanes, geometry.runs(dot.depth)
     shape = (groups, max(geometry.o, lanes), geometry.tap_rows, geometry.tap_cols, runs * dot.depth)
     padded = np.zeros(shape, dot.w)
     taps = weights.reshape(groups, geometry.o, geometry.tap_rows, geometry.tap_cols, geometry.run)
     padded[:, : geometry.o, ..., : geometry.run] = taps
+    padded[:, geometry.o :] = filler
     channels = np.add.outer(_starts(geometry, dot), np.arange(lanes))
     chosen = padded[:, channels].reshape(groups, *channels.shape, *shape[2:4], runs, dot.depth)
-    packed = chosen.transpose(0, 1, 3, 4, 5, 2, 6)
-    return np.ascontiguousarray(packed).reshape(-1, lanes * dot.depth)
+    return np.ascontiguousarray(chosen.transpose(0, 1, 3, 4, 5, 2, 6))
 
 
 # ---------------------------------------------------------------- the families

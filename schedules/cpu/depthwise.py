@@ -40,7 +40,7 @@ def _dot_for(dot: Dot, problem: Problem) -> Dot:
     return replace(dot, x=problem.inputs[0].dtype, w="int16") if dot.depth == 2 else dot
 
 
-def _geometry(problem: Problem) -> Geometry:
+def geometry_of(problem: Problem) -> Geometry:
     """Output rows and columns, and the window; all channels are one run."""
     assert problem.weights is not None
     attrs, shape = dict(problem.attrs), problem.inputs[0].shape
@@ -98,7 +98,7 @@ def _table_shape(problem: Problem, geometry: Geometry, dot: Dot) -> tuple[int, i
 
 def _pack(base: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     """Weights interleaved by kernel rows, and the table of per-channel numbers."""
-    geometry, dot = _geometry(problem), _dot_for(base, problem)
+    geometry, dot = geometry_of(problem), _dot_for(base, problem)
     weights = np.asarray(constants["w"])[..., 0]
     bias = np.asarray(constants["bias"])
     offset = dot.offset(problem.inputs[0].dtype)
@@ -136,7 +136,7 @@ class _Layer:
 
 def _build(base: Dot, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
     """The fused function; parameters: input, second branch if any, weights, table, output."""
-    geometry, dot = _geometry(problem), _dot_for(base, problem)
+    geometry, dot = geometry_of(problem), _dot_for(base, problem)
     narrow = geometry.c < dot.lanes
     staged = any(geometry.padding) or problem.inputs[0].dtype != dot.x or narrow
     wide = _pick_width(geometry, dot, knobs)
@@ -163,8 +163,7 @@ def _pick_width(geometry: Geometry, dot: Dot, knobs: Knobs) -> int:
 
     def columns(wide: int) -> tuple[int, int]:
         tiles = ceil(geometry.cols / wide)
-        touched = len(_touched(geometry, wide))
-        return tiles * (touched + wide * geometry.tap_cols), -wide
+        return tiles * (len(touched(geometry, wide)) + wide * geometry.tap_cols), -wide
 
     return knobs.pick("wide", tuple(range(1, most + 1)), min(range(1, most + 1), key=columns))
 
@@ -183,7 +182,7 @@ def _pick_rows(geometry: Geometry, dot: Dot, staged: bool, knobs: Knobs) -> tupl
     return knobs.pick("rows", choices, max(r for r in choices if r <= max(wanted, 1))), parallel
 
 
-def _touched(geometry: Geometry, wide: int) -> dict[int, list[tuple[int, int]]]:
+def touched(geometry: Geometry, wide: int) -> dict[int, list[tuple[int, int]]]:
     """For each input column of a tile, the (output, kernel column) pairs that use it."""
     found: dict[int, list[tuple[int, int]]] = {}
     for output in range(wide):
@@ -202,7 +201,8 @@ def _task(layer: _Layer, image: Any, first: Any) -> None:
     if layer.staged:
         size = staging.staged_size(geometry, dot, layer.rows)
         source, origin = T.alloc_buffer((size,), dot.x, layout=None), 0
-        staging.stage(geometry, dot, layer.buffers.x, source, layer.rows, (picture, first))
+        given = (layer.buffers.x, layer.problem.inputs[0].dtype)
+        staging.stage(geometry, dot, given, source, layer.rows, (picture, first))
     vectors = ceil(geometry.c / dot.lanes)
     with (
         T.serial(layer.rows) as row,
@@ -229,7 +229,7 @@ def _tile(layer: _Layer, source: Any, at: tuple[Any, Any], block: tuple[Any, Any
     for group in range(groups):
         taps = range(group * dot.depth, min((group + 1) * dot.depth, geometry.tap_rows))
         panel = (block[0] * groups + group) * geometry.tap_cols
-        for column, uses in _touched(geometry, layer.wide).items():
+        for column, uses in touched(geometry, layer.wide).items():
             value = T.Bind(_interleave(layer, source, x + column * geometry.c, taps))
             for output, tap in uses:
                 w = weights.vload([panel + tap, tirx.const(0)], f"{dot.w}x{dot.lanes * dot.depth}")

@@ -3,7 +3,7 @@
 A `Dot` is all that separates int8 from float32 and AVX2 from AVX-512 in the blocked template of
 `nybble.schedules.cpu.conv`. Each one is exact for every operand of its dtypes:
 
-    vnni      acc[l] += Σ_4 u8·s8      vpdpbusd; signed activations enter as x ^ 0x80 = x + 128
+    vnni      acc[l] += Σ_4 u8·s8      vpdpbusd; signed activations enter as x + 128
     madd      acc[l] += Σ_2 s16·s16    vpmaddwd on widened operands, |pair| <= 2·255·128
     fma       acc[l] += f32·f32
 
@@ -20,6 +20,9 @@ from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
+
+from nybble.ir import numerics
+from nybble.schedules.cpu.loops import stored
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,16 @@ class Dot:
 
     def offset(self, dtype: str) -> int:
         """What staging adds to activations of ``dtype``; the bias takes it back at pack time."""
-        return 128 if self.x == "uint8" and dtype == "int8" else 0
+        signed, bits = numerics.width(dtype) if self.x == "uint8" else (False, 8)
+        return 1 << bits - 1 if signed else 0
 
     def convert(self, value: Any, dtype: str) -> Any:
         """A vector of activations of ``dtype`` as this dot reads them."""
-        if self.offset(dtype):
+        offset = self.offset(dtype)
+        if offset:
             unsigned = T.reinterpret(self.like(value), value)
-            return unsigned ^ tirx.const(128, self.like(value))
-        return value if dtype == self.x else T.Cast(self.like(value), value)
+            return unsigned + tirx.const(offset, self.like(value))
+        return value if stored(dtype) == self.x else T.Cast(self.like(value), value)
 
     def like(self, value: Any) -> str:
         """The dtype of activations with as many lanes as ``value``."""

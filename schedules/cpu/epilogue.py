@@ -165,6 +165,8 @@ class Column:
             return self._float(acc, other)
         value = self.steps(acc, other) + self._all(epilogue.zero_point)
         value = tirx.max(tirx.min(value, self._all(int(epilogue.hi))), self._all(int(epilogue.lo)))
+        if self.problem.output.dtype == "int1":  # the sign, 0 counts as +1
+            value = T.shift_right(value, self._all(31)) | self._all(1)
         return T.Cast(f"{stored(self.problem.output.dtype)}x{self.lanes}", value)
 
     def steps(self, acc: Any, other: Any) -> Any:

@@ -14,11 +14,13 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu.dot import Dot
 from nybble.schedules.cpu.geometry import Geometry
+from nybble.schedules.cpu.loops import stored
 
 
 def needs_staging(geometry: Geometry, dot: Dot, dtype: str) -> bool:
     """Whether the activations must be copied before the dot product can read them."""
-    return any(geometry.padding) or dtype != dot.x or geometry.run % dot.depth != 0
+    converted = dot.offset(dtype) != 0 or stored(dtype) != dot.x
+    return any(geometry.padding) or converted or geometry.run % dot.depth != 0
 
 
 def staged_size(geometry: Geometry, dot: Dot, rows: int) -> int:
@@ -31,15 +33,19 @@ def pitch(geometry: Geometry, staged: bool) -> int:
     return (geometry.reach if staged else geometry.width) * geometry.c
 
 
+Source = tuple[Any, str]
+"""The input as a flat buffer, and the dtype of its values."""
+
+
 def stage(
-    geometry: Geometry, dot: Dot, source: Any, scratch: Any, rows: int, where: tuple[Any, Any]
+    geometry: Geometry, dot: Dot, source: Source, scratch: Any, rows: int, where: tuple[Any, Any]
 ) -> None:
     """Emits the copy.
 
     Args:
         geometry: of the layer.
         dot: whose dtype the copy has.
-        source: the input as a flat buffer.
+        source: the input.
         scratch: the copy, a flat buffer of `staged_size` elements.
         rows: output rows that will be computed from it.
         where: (first element of the image in ``source``, first output row).
@@ -51,7 +57,7 @@ def stage(
     if row == geometry.width * c and not left + right + top + bottom:
         _copy(dot, scratch, 0, source, image + first * (geometry.stride[0] * row), read * row)
         return
-    pad = tirx.const(geometry.pad_value + dot.offset(source.dtype), dot.x)
+    pad = tirx.const(geometry.pad_value + dot.offset(source[1]), dot.x)
     with T.serial(read) as y:
         start = y * row
         line = first * geometry.stride[0] + (y - top)
@@ -68,12 +74,13 @@ def stage(
                 _fill(dot, scratch, start + left * c, middle, pad)
 
 
-def _copy(dot: Dot, to: Any, start: Any, source: Any, from_: Any, count: int) -> None:
+def _copy(dot: Dot, to: Any, start: Any, source: Source, from_: Any, count: int) -> None:
     """``count`` consecutive elements, converted."""
 
     def move(at: Any, lanes: int) -> None:
-        value = source.vload([from_ + at], _vector(source.dtype, lanes))
-        T.buffer_store(to, dot.convert(value, str(source.dtype)), [_span(start + at, lanes)])
+        flat, dtype = source
+        value = flat.vload([from_ + at], _vector(flat.dtype, lanes))
+        T.buffer_store(to, dot.convert(value, dtype), [_span(start + at, lanes)])
 
     _sweep(move, count, 4 * dot.lanes)
 

@@ -7,6 +7,7 @@ import tvm
 from numpy.typing import NDArray
 
 import nybble.ir
+from nybble.ir import numerics
 from nybble.schedules.kernel import Kernel, Knobs
 from nybble.schedules.target import CpuTarget
 from tests.cases import Arrays, Case
@@ -32,7 +33,7 @@ def arguments(kernel: Kernel, case: Case, arrays: Arrays) -> list[Any]:
 
 def run(kernel: Kernel, case: Case, function: Any, arrays: Arrays) -> NDArray[Any]:
     """The kernel's output; raises AssertionError if it wrote beside its output."""
-    dtype = np.dtype(case.dtypes[1])
+    dtype = numerics.storage(case.dtypes[1])
     size = int(np.prod(case.y)) * dtype.itemsize
     raw = np.full(size + 2 * GUARD + 64, SENTINEL, np.uint8)
     start = GUARD + -(raw.ctypes.data + GUARD) % 64  # kernels may rely on tensors' alignment

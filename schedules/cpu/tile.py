@@ -1,0 +1,147 @@
+"""One register tile of the blocked template: from the bias to the store.
+
+For every block of channels and every tile of pixels:
+
+    acc[high·wide][vectors] = bias
+    tap row, tap column, k:  w[vectors] loaded, x[high·wide] broadcast, acc = dot(acc, x, w)
+    epilogue, store
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from nybble.schedules.cpu import epilogue, staging
+from nybble.schedules.cpu.blocking import Plan, Tile, vectors_of
+from nybble.schedules.cpu.buffers import Buffers, load, store
+from nybble.schedules.cpu.dot import Dot
+from nybble.schedules.cpu.geometry import Geometry
+from nybble.schedules.cpu.panels import Panels
+from nybble.schedules.kernel import Problem
+
+Weights = Callable[[int, Any], Any]
+"""(vector of the block, step) -> the operand of a dot product."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Everything that the emitting functions share.
+
+    Attributes:
+        problem: the layer.
+        geometry: of the problem.
+        dot: the dot product.
+        plan: how it is cut.
+        staged: whether tasks read a staging copy.
+        panels: how the weights are packed; None where they are read as they lie.
+        buffers: the parameters.
+    """
+
+    problem: Problem
+    geometry: Geometry
+    dot: Dot
+    plan: Plan
+    staged: bool
+    panels: Panels | None
+    buffers: Buffers
+
+    @property
+    def weights(self) -> Any:
+        """The packed weights."""
+        return self.buffers.constants[0]
+
+    @property
+    def table(self) -> Any:
+        """Bias and scaling, a column for each output channel."""
+        return self.buffers.constants[1]
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of output channels in a group."""
+        return vectors_of(self.geometry, self.dot)
+
+
+class RegisterTile:
+    """One register tile: accumulators in registers from the bias to the store.
+
+    Pixels are ``unroll`` loops and shared operands are bound once, so the IR stays small for TVM's
+    passes, which cost more than LLVM does.
+
+    Args:
+        layer: what the kernel computes.
+        tile: its size.
+        sources: (activations as a flat buffer, weights of the block).
+        at: (first activation, first output).
+        block: (group of channels, first vector in the group).
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        tile: Tile,
+        sources: tuple[Any, Weights],
+        at: tuple[Any, Any],
+        block: tuple[Any, Any],
+    ):
+        self.layer, self.tile = layer, tile
+        self.source, self.weights = sources
+        self.x, self.y = T.Bind(at[0] + 0), T.Bind(at[1] + 0)
+        group, vector = T.Bind(block[0] + 0), T.Bind(block[1] + 0)
+        geometry, dot = layer.geometry, layer.dot
+        last = max(geometry.o - dot.lanes, 0)
+        starts = [tirx.min((vector + v) * dot.lanes, last) for v in range(tile.vectors)]
+        self.starts = [T.Bind(group * geometry.o + start) for start in starts]
+
+    def emit(self) -> None:
+        """Emits the whole tile."""
+        vector, tile = self.layer.dot.vector, self.tile
+        acc = T.alloc_buffer(
+            (tile.high * tile.wide * tile.vectors,), vector, scope="local", layout=None
+        )
+        for v, start in enumerate(self.starts):
+            bias = T.Bind(self.layer.table.vload([tirx.const(0), start], vector))
+            with T.unroll(tile.high * tile.wide) as p:
+                T.buffer_store(acc, bias, [p * tile.vectors + v])
+        self._accumulate(acc)
+        for v, start in enumerate(self.starts):
+            self._finish(acc, v, start)
+
+    def _accumulate(self, acc: Any) -> None:
+        """The reduction: tap rows, tap columns, and the dot products of one run."""
+        geometry, dot, tile = self.layer.geometry, self.layer.dot, self.tile
+        runs, pitch = geometry.runs(dot.depth), staging.pitch(geometry, self.layer.staged)
+        with (
+            T.serial(geometry.tap_rows) as ky,
+            T.serial(geometry.tap_cols) as kx,
+            T.serial(runs) as k,
+        ):
+            step = (ky * geometry.tap_cols + kx) * runs + k
+            at = ky * (geometry.dilation[0] * pitch) + kx * (geometry.dilation[1] * geometry.c)
+            x = T.Bind(self.x + at + k * dot.depth)
+            weights = [T.Bind(self.weights(v, step)) for v in range(tile.vectors)]
+            with T.unroll(tile.high) as i, T.unroll(tile.wide) as j:
+                there = i * (geometry.stride[0] * pitch) + j * (geometry.stride[1] * geometry.c)
+                value = T.Bind(dot.broadcast(self.source, x + there))
+                for v, w in enumerate(weights):
+                    slot = (i * tile.wide + j) * tile.vectors + v
+                    T.buffer_store(acc, dot.apply(dot, acc[slot], value, w), [slot])
+
+    def _finish(self, acc: Any, v: int, start: Any) -> None:
+        """Epilogue and store of all pixels in one vector of channels."""
+        geometry, layer, tile = self.layer.geometry, self.layer, self.tile
+        lanes = layer.dot.lanes
+        valid = min(geometry.o, lanes)
+        column = epilogue.Column(layer.problem, layer.table, start, lanes)
+        with T.unroll(tile.high) as i, T.unroll(tile.wide) as j:
+            pixel = i * geometry.cols + j
+            index = self.y + pixel * (geometry.groups * geometry.o) + start
+            other = None
+            if layer.buffers.other is not None:
+                other = load(layer.buffers.other, index, lanes, valid)
+            value = acc[(i * tile.wide + j) * tile.vectors + v]
+            store(layer.buffers.output, index, column.apply(value, other), valid)
