@@ -56,6 +56,8 @@ def _layer(layer: Layer) -> manifest.Layer:
         name=layer.name,
         op=layer.op,
         output=layer.output,
+        dtype=layer.dtype,
+        form=layer.form,
         symbol=layer.symbol,
         kernel=layer.kernel,
         weights=layer.weights,

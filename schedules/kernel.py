@@ -10,17 +10,41 @@ from typing import Any, Literal, TypeVar
 from numpy.typing import NDArray
 
 from nybble.errors import ScheduleError
+from nybble.ir import numerics
 
 T = TypeVar("T")
 Extent = int | str  # a string names a symbolic extent (the batch)
 
 
+Form = Literal["values", "packed", "planes"]
+"""How the elements of an activation narrower than a byte lie in memory, along the last axis:
+
+    values   one a byte
+    packed   `nybble.ir.numerics.pack`: ceil(C·bits / 8) bytes, lowest bits first
+    planes   for each bit, lowest first, ceil(C / 8) bytes with that bit of eight elements: what
+             `pack(…, 1)` makes of the bit; signed values as in two's complement
+"""
+
+
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and dtype of one tensor; the dtype carries the width."""
+    """Shape and dtype of one tensor; the dtype carries the width, ``form`` the storage."""
 
     shape: tuple[Extent, ...]
     dtype: str
+    form: Form = "values"
+
+    @property
+    def stored(self) -> TensorSpec:
+        """The tensor as memory holds it: shape in elements of the storage dtype."""
+        if self.dtype.startswith(("float", "bool")):
+            return self
+        bits = numerics.width(self.dtype)[1]
+        if self.form == "values":
+            return TensorSpec(self.shape, str(numerics.storage(self.dtype)))
+        channels = int(self.shape[-1])
+        line = -(-channels * bits // 8) if self.form == "packed" else bits * -(-channels // 8)
+        return TensorSpec((*self.shape[:-1], line), "uint8")
 
 
 @dataclass(frozen=True)
@@ -71,6 +95,12 @@ class Problem:
     attrs: tuple[tuple[str, Any], ...] = ()
     weights: TensorSpec | None = None
     epilogue: Epilogue = Epilogue()
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The activations: inputs, second branch of the epilogue if any, output."""
+        other = self.epilogue.other
+        return (*self.inputs, *((other,) if other else ()), self.output)
 
     def attr(self, name: str) -> Any:
         """One attribute of the anchor."""
@@ -125,6 +155,8 @@ class Kernel:
         pack: the layer's constants in the kernel's own layout, in the order of its parameters.
         build: the fused TensorIR function: parameters are the activations (inputs, then
             ``epilogue.other``), the packed constants, and the output.
+        forms: the storage forms of activations that it can read or write; ``supports`` is asked
+            about no others.
     """
 
     name: str
@@ -132,3 +164,11 @@ class Kernel:
     supports: Callable[[Problem, Any], str | None]
     pack: Callable[[Problem, Constants], list[NDArray[Any]]]
     build: Callable[[Problem, Any, Knobs], Any]
+    forms: frozenset[Form] = frozenset({"values"})
+
+    def refuses(self, problem: Problem, target: Any) -> str | None:
+        """Why it cannot compile a problem on a target, None when it can."""
+        alien = {spec.form for spec in problem.tensors} - self.forms
+        if alien:
+            return f"reads and writes no tensors stored as {', '.join(sorted(alien))}"
+        return self.supports(problem, target)

@@ -11,10 +11,11 @@ import tvm_ffi
 from tvm import relax
 
 from nybble.ir import graph
-from nybble.schedules import match
+from nybble.schedules import forms, match
 from nybble.schedules.cpu import float_ops, loops
+from nybble.schedules.forms import Step
 from nybble.schedules.group import Group
-from nybble.schedules.kernel import Knobs, Problem
+from nybble.schedules.kernel import Form, Knobs, Problem
 from nybble.schedules.select import Choice, Planner, Timed, choose
 from nybble.schedules.target import CpuTarget
 
@@ -29,6 +30,8 @@ class Layer:
         name: the anchor's binding in the lowered module.
         op: the anchor's op and what is fused behind it: ``conv2d+requantize``.
         output: the binding whose value the kernel writes.
+        form: how it lies in memory (`nybble.schedules.kernel.Form`).
+        dtype: its type, which is its width.
         symbol: the function's name, as the Relax VM's instrument sees it.
         kernel: the kernel family's name.
         weights: the weights' dtype, None without weights.
@@ -43,6 +46,8 @@ class Layer:
     name: str
     op: str
     output: str
+    form: Form
+    dtype: str
     symbol: str
     kernel: str
     weights: str | None
@@ -79,31 +84,40 @@ def lower(
     Raises:
         ScheduleError: no kernel compiles a layer, or the plan's pattern excludes them all.
     """
-    lowering = _Lowering(mod, target, plan or Planner())
     found = match.groups(mod)
+    steps, choices = list[Step](), list[Choice | None]()
     for done, group in enumerate(found, 1):
-        lowering.add(group)
+        problem = group.problem
+        choice = choose(problem, group.constants, target, plan or Planner()) if problem else None
+        taken = choice.candidate if choice else None
+        steps.append(Step(group, taken.kernel, taken.problem) if taken else Step(group))
+        choices.append(choice)
         if progress is not None:
             progress(done, len(found))
+    forms.agree(steps, set(graph.outputs(mod)), target)
+    lowering = _Lowering(mod, target)
+    for step, choice in zip(steps, choices, strict=True):
+        lowering.add(step, choice)
     return lowering.finish()
 
 
 class _Lowering:
     """The module under construction."""
 
-    def __init__(self, mod: tvm.IRModule, target: CpuTarget, plan: Planner):
-        self.mod, self.target, self.plan = mod, target, plan
+    def __init__(self, mod: tvm.IRModule, target: CpuTarget):
+        self.mod, self.target = mod, target
         self.emitter = graph.Emitter(graph.inputs(mod))
         self.replace: dict[Any, Any] = {}
         self.layers: list[Layer] = []
         self.functions: dict[Any, Any] = {}
         self.built: dict[Any, Any] = {}
 
-    def add(self, group: Group) -> None:
+    def add(self, step: Step, choice: Choice | None) -> None:
         """Emits one layer (or nothing, or a free reshape)."""
+        group = step.group
         value, name = group.bindings[0].value, str(group.output.name)
-        if group.problem is not None:
-            self._add_kernel(group, group.problem)
+        if choice is not None:
+            self._add_kernel(step, choice)
         elif isinstance(value, relax.Var):
             self.replace[group.output] = self.replace.get(value, value)
         elif _is_reshape(value):
@@ -113,16 +127,18 @@ class _Lowering:
         else:
             self._add_stock(group)
 
-    def _add_kernel(self, group: Group, problem: Problem) -> None:
-        choice = choose(problem, group.constants, self.target, self.plan)
-        kernel, seen = choice.candidate.kernel, choice.candidate.problem
-        key = (kernel.name, seen)
+    def _add_kernel(self, step: Step, choice: Choice) -> None:
+        group, taken, problem = step.group, choice.candidate, step.problem
+        assert problem is not None
+        key = (taken.kernel.name, problem)
         if key not in self.built:
-            self.built[key] = self._define(kernel.build(seen, self.target, Knobs()), problem.op)
-        packed = [graph.constant(array) for array in choice.candidate.packed]
+            made = taken.kernel.build(problem, self.target, Knobs())
+            self.built[key] = self._define(made, problem.op)
+        same = problem == taken.problem  # else the storage of an activation has changed
+        packed = taken.packed if same else taken.kernel.pack(problem, group.constants)
         args = [graph.substitute(a, self.replace) for a in group.activations]
-        self._call(group, self.built[key], [*args, *packed])
-        self._record(group, self.built[key], kernel.name, choice)
+        self._call(group, self.built[key], [*args, *map(graph.constant, packed)], problem)
+        self._record(group, self.built[key], taken.kernel.name, choice, problem)
 
     def _add_stock(self, group: Group) -> None:
         call = graph.substitute(group.bindings[0].value, self.replace)
@@ -131,7 +147,7 @@ class _Lowering:
         if key not in self.built:
             self.built[key] = self._define(func, graph.op_name(call).rpartition(".")[2])
         self._call(group, self.built[key], args)
-        self._record(group, self.built[key], float_ops.NAME, None)
+        self._record(group, self.built[key], float_ops.NAME)
 
     def _define(self, func: Any, op: str) -> Any:
         symbol = f"{op}_{len(self.functions)}"
@@ -140,25 +156,40 @@ class _Lowering:
         self.functions[variable] = named
         return variable
 
-    def _call(self, group: Group, symbol: Any, args: list[Any]) -> None:
+    def _call(
+        self, group: Group, symbol: Any, args: list[Any], problem: Problem | None = None
+    ) -> None:
         kind = relax.TensorType(group.output.ty.shape, loops.stored(graph.dtype_of(group.output)))
+        if problem is not None and problem.output.form != "values":
+            stored = problem.output.stored
+            extents = [*group.output.ty.shape.values[:-1], int(stored.shape[-1])]
+            kind = relax.TensorType(extents, stored.dtype)
         call = relax.call_tir(symbol, args, out_ty=kind)
         self.replace[group.output] = self.emitter.emit(call, str(group.output.name))
 
-    def _record(self, group: Group, symbol: Any, kernel: str, choice: Choice | None) -> None:
-        problem, first = group.problem, graph.operands(group.bindings[0].value)[0]
+    def _record(
+        self,
+        group: Group,
+        symbol: Any,
+        kernel: str,
+        choice: Choice | None = None,
+        problem: Problem | None = None,
+    ) -> None:
+        asked, first = group.problem, graph.operands(group.bindings[0].value)[0]
         names = [graph.op_name(b.value).rpartition(".")[2] for b in group.bindings]
         layer = Layer(
             name=str(group.bindings[0].var.name),
             op="+".join(names),
             output=str(group.output.name),
+            form=problem.output.form if problem else "values",
+            dtype=graph.dtype_of(group.output),
             symbol=str(symbol.name_hint),
             kernel=kernel,
-            weights=problem.weights.dtype if problem and problem.weights else None,
+            weights=asked.weights.dtype if asked and asked.weights else None,
             stored=choice.candidate.weights if choice else None,
             size=choice.candidate.size if choice else 0,
             activations=graph.dtype_of(first),
-            macs=problem.macs if problem else 0,
+            macs=asked.macs if asked else 0,
             refusals=choice.refusals if choice else (),
             timed=choice.timed if choice else (),
         )

@@ -132,8 +132,7 @@ def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Plan
         return Choice(first, tuple(refusals))
     seconds = plan.ruler(rivals, target)
     timed = tuple(
-        Timed(c.kernel.name, c.weights, c.size, s)
-        for c, s in zip(rivals, seconds, strict=True)
+        Timed(c.kernel.name, c.weights, c.size, s) for c, s in zip(rivals, seconds, strict=True)
     )
     fastest = min(range(len(candidates)), key=lambda i: seconds[i])
     return Choice(candidates[fastest], tuple(refusals), timed)
@@ -185,7 +184,7 @@ def _kernels(problem: Problem, plan: Planner) -> list[Kernel]:
 def _attempt(
     kernel: Kernel, problem: Problem, constants: Constants, target: CpuTarget, refusals: list[str]
 ) -> Candidate | None:
-    reason = kernel.supports(problem, target)
+    reason = kernel.refuses(problem, target)
     if reason is None:
         try:
             return Candidate(kernel, problem, kernel.pack(problem, constants))

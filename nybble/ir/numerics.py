@@ -89,6 +89,32 @@ def unpack(packed: NDArray[np.uint8], count: int, dtype: str) -> Array:
     return values.astype(storage(dtype))
 
 
+def to_planes(values: Array, dtype: str) -> NDArray[np.uint8]:
+    """Splits integers of 1-8 bits into bit planes along the last axis, lowest bit first.
+
+    Args:
+        values: (..., n) integers of ``dtype``, coded as in `pack`.
+        dtype: the width.
+
+    Returns:
+        (..., bits·ceil(n / 8)) bytes: each plane as `pack` writes one bit of every element.
+    """
+    _, bits = width(dtype)
+    codes = np.less(values, 0) if dtype == "int1" else values
+    return np.concatenate(
+        [pack((codes.astype(np.uint8) >> bit) & 1, "uint1") for bit in range(bits)], axis=-1
+    )
+
+
+def from_planes(planes: NDArray[np.uint8], count: int, dtype: str) -> Array:
+    """Inverse of `to_planes`: (..., bits·ceil(count / 8)) bytes -> (..., count) values."""
+    _, bits = width(dtype)
+    apart = planes.reshape(*planes.shape[:-1], bits, -1)
+    codes = np.unpackbits(apart, axis=-1, bitorder="little")[..., :count]
+    return unpack(np.packbits(np.moveaxis(codes, -2, -1).reshape(*planes.shape[:-1], -1),
+                              axis=-1, bitorder="little"), count, dtype)  # fmt: skip
+
+
 # ---------------------------------------------------------------- the borders
 
 

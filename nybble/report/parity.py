@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nybble.errors import NybbleError
+from nybble.ir import numerics
 from nybble.runtime.manifest import Layer
 from nybble.runtime.session import Session
 
@@ -88,10 +89,19 @@ def parity(
             )
         untouched = not islands & {layer["name"], *(row.layer for row in rows)}
         exact = integer_only or (output.dtype.kind in "iu" and untouched)
-        rows.append(_row(layer, values[layer["output"]], output, exact))
+        law = values[layer["output"]]
+        rows.append(_row(layer, law, _unpacked(layer, output, law.shape[-1]), exact))
 
     session.observe(inputs, compare)
     return ParityReport(tuple(rows), session.threads)
+
+
+def _unpacked(layer: Layer, output: Array, count: int) -> Array:
+    """One value an element, however the layer's output lies in memory."""
+    if layer["form"] == "values":
+        return output
+    inverse = numerics.unpack if layer["form"] == "packed" else numerics.from_planes
+    return inverse(output, count, layer["dtype"])
 
 
 def _row(layer: Layer, law: Array, output: Array, exact: bool) -> ParityRow:

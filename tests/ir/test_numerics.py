@@ -173,3 +173,19 @@ def test_pooling():
     assert pooled[0, :, :, 0].tolist() == [[-3, -1], [5, 7]]
     total = numerics.sum_pool2d(x, pool_size=(4, 4), strides=(1, 1), padding=(0, 0, 0, 0))
     assert total.ravel().tolist() == [-8]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("sign", ["", "u"])
+def test_planes_hold_one_bit_of_every_element(sign: str, bits: int) -> None:
+    dtype = f"{sign}int{bits}"
+    lo, hi = numerics.limits(dtype)
+    values = np.random.default_rng(bits).integers(lo, hi + 1, (2, 3, 13))
+    values = values.astype(numerics.storage(dtype))
+    if dtype == "int1":
+        values[values == 0] = 1
+    planes = numerics.to_planes(values, dtype)
+    assert planes.shape == (2, 3, 2 * bits)
+    np.testing.assert_array_equal(numerics.from_planes(planes, 13, dtype), values)
+    lowest = values < 0 if dtype == "int1" else values & 1
+    np.testing.assert_array_equal(planes[..., :2], numerics.pack(lowest, "uint1"))

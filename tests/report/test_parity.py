@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nybble.errors import NybbleError
+from nybble.ir import numerics
 from nybble.report import parity as parity_
 from nybble.report.parity import ParityReport, parity
 from nybble.runtime.manifest import Layer
@@ -26,14 +27,14 @@ LAW: dict[str, Array] = {
 class Fake:
     """Stands in for a session: shows given outputs."""
 
-    def __init__(self, outputs: dict[str, Array], float_ops: tuple[str, ...] = ()):
-        self.outputs, self.threads = outputs, 1
+    def __init__(self, outputs: dict[str, Array], float_ops: tuple[str, ...] = (), form: str = ""):
+        self.outputs, self.threads, self.form = outputs, 1, form or "values"
         self.manifest = SimpleNamespace(float_ops=float_ops, kept_float=())
 
     def observe(self, _inputs: Any, observer: Callable[[Layer, Array], None]) -> None:
         for name, array in self.outputs.items():
-            layer = cast("Layer", {"name": name[0], "kernel": "k", "output": name})
-            observer(layer, array)
+            described = {"name": name[0], "kernel": "k", "output": name, "form": self.form}
+            observer(cast("Layer", {**described, "dtype": "uint4"}), array)
 
 
 def compared(outputs: dict[str, Array], float_ops: tuple[str, ...] = ()) -> ParityReport:
@@ -45,6 +46,19 @@ def test_equal() -> None:
     assert report.equal
     assert report.elements == 8
     assert [row.layer for row in report.rows] == ["a", "b"]
+
+
+@pytest.mark.parametrize("form", ["packed", "planes"])
+def test_packed_outputs_are_compared_by_value(form: str) -> None:
+    law = np.arange(21, dtype=np.uint8).reshape(3, 7) % 16
+    stored = numerics.pack(law, "uint4") if form == "packed" else numerics.to_planes(law, "uint4")
+    report = parity({"a": law}, cast("Session", Fake({"a": stored}, form=form)), None)
+    assert report.equal
+    assert report.elements == 21
+    stored[1, 1] ^= 2
+    assert (
+        parity({"a": law}, cast("Session", Fake({"a": stored}, form=form)), None).rows[0].differing
+    )
 
 
 def test_takes_pairs_as_well() -> None:
