@@ -31,6 +31,14 @@ def clamp(value: Any, lo: Any, hi: Any) -> Any:
     return tirx.min(tirx.max(value, low), high)
 
 
+def settled(value: Any, lo: int, hi: int, dtype: str) -> Any:
+    """`nybble.ir.numerics.settle`: clamped and stored as ``dtype``; in ``int1``, 0 becomes +1."""
+    kept = clamp(value, lo, hi)
+    if dtype == "int1":
+        kept = (kept >> (value.ty.dtype.bits - 1)) | tirx.const(1, str(value.ty.dtype))
+    return kept.astype(loops.stored(dtype))
+
+
 def scaled(x: Any, multiplier: Any, shift: Any, rounding: str) -> Any:
     """`nybble.ir.numerics.scaled` on int64 expressions.
 
@@ -66,15 +74,16 @@ def branch(value: Any, zero_point: int, scale: Sequence[Any], rounding: str) -> 
     return scaled(centred, multiplier, shift, rounding)
 
 
-def epilogue(fused: Epilogue, acc: Any, other: Any, read: Read) -> Any:
-    """What is stored for one accumulator (before the cast to the output's storage).
+def epilogue(problem: Problem, acc: Any, other: Any, read: Read) -> Any:
+    """What is stored for one accumulator, in the output's storage dtype.
 
     Args:
-        fused: the epilogue; its kind is not ``none``.
+        problem: the layer; its epilogue's kind is not ``none``.
         acc: the accumulator, bias included.
         other: the second branch's value, None without one.
         read: gives the named constant at the accumulator's channel.
     """
+    fused = problem.epilogue
     if fused.kind == "float":
         total = acc if other is None else acc + other
         low = total if fused.lo == -np.inf else tirx.max(total, tirx.const(fused.lo, "float32"))
@@ -83,7 +92,8 @@ def epilogue(fused: Epilogue, acc: Any, other: Any, read: Read) -> Any:
     total = branch(acc, 0, (multiplier, shift), fused.rounding)
     if fused.kind == "add":
         total = total + branch(other, fused.zero_point_other, second, fused.rounding)
-    return clamp(total + i64(fused.zero_point), int(fused.lo), int(fused.hi))
+    total = total + i64(fused.zero_point)
+    return settled(total, int(fused.lo), int(fused.hi), problem.output.dtype)
 
 
 def epilogue_names(fused: Epilogue) -> tuple[str, ...]:
@@ -147,7 +157,7 @@ def _build_rescaled(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
         for i, (x, zero) in enumerate(zip(inputs, zeros, strict=True)):
             scale = read(names[2 * i]), read(names[2 * i + 1])
             total = total + branch(_broadcast(x, index), zero, scale, attrs["rounding"])
-        return clamp(total, attrs["lo"], attrs["hi"]).astype(loops.stored(problem.output.dtype))
+        return settled(total, attrs["lo"], attrs["hi"], problem.output.dtype)
 
     out = te.compute(shape, value, "out")
     sch = loops.function([*inputs, *constants.values(), out])
@@ -175,7 +185,7 @@ def quantized(x: Any, scale: Any, zero_point: Any, dtype: str) -> Any:
     is_nan = magnitude > tirx.const(0x7F800000, "int32")
     ratio = tirx.Select(is_nan, tirx.const(0.0, "float32"), x) / scale
     steps = tirx.nearbyint(clamp(ratio, -(2.0**24), 2.0**24)).astype("int32")
-    return clamp(steps + zero_point, lo, hi).astype(loops.stored(dtype))
+    return settled(steps + zero_point, lo, hi, dtype)
 
 
 def dequantized(q: Any, scale: Any, zero_point: Any) -> Any:

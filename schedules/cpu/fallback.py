@@ -7,18 +7,20 @@ Direct NHWC convolution, vectorised over output channels:
       for tile of T columns:   T x L accumulators in registers
         for kh, kw, c:  T broadcast loads x one vector of weights
 
-One multiply-add per lane and instruction: right everywhere, never the fastest.
+One multiply-add per lane and instruction: right everywhere, never the fastest. Weights below 8 bits
+lie bit-packed; the blocks become the outermost (parallel) loop and each is unpacked into a scratch.
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx
 
-from nybble.schedules.cpu import elementwise, loops
+from nybble.schedules.cpu import bits, elementwise, loops
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
 
 LANES = 16
@@ -40,24 +42,29 @@ def _groups(problem: Problem) -> int:
 
 
 def pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
-    """Weights as [O/L][KH][KW][C/groups][L] (linear: [O/L][K][L]), bias, epilogue constants."""
+    """Weights as [O/L][KH][KW][C/groups][L] (linear: [O/L][K][L]), bias, epilogue constants.
+
+    Weights below 8 bits are packed: [O/L][bytes].
+    """
+    assert problem.weights is not None
     w, width = constants["w"], lanes(problem)
     missing = -w.shape[0] % width
     padded = np.pad(w, ((0, missing), *[(0, 0)] * (w.ndim - 1)))
-    blocked = padded.reshape(-1, width, *w.shape[1:])
+    blocked = np.moveaxis(padded.reshape(-1, width, *w.shape[1:]), 1, -1).copy()
+    if bits.is_narrow(problem.weights.dtype):
+        blocked = bits.pack_rows(blocked.reshape(len(blocked), -1), problem.weights.dtype)
     names = ("bias", *elementwise.epilogue_names(problem.epilogue))
-    return [np.moveaxis(blocked, 1, -1).copy(), *[constants[name] for name in names]]
+    return [blocked, *[constants[name] for name in names]]
 
 
 def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
     """The scheduled function of `pack`'s layout."""
     assert problem.weights is not None
     symbols, width = loops.Symbols(), lanes(problem)
-    out_channels, *inner = problem.weights.shape
+    out_channels = problem.weights.shape[0]
     x = symbols.tensor(problem.inputs[0], "x")
     other = symbols.optional(problem.epilogue.other, "other")
-    blocks = -(-int(out_channels) // width)
-    weights = te.placeholder((blocks, *inner, width), loops.stored(problem.weights.dtype), "w")
+    given, weights = _weights(problem)
     is_float = problem.inputs[0].dtype == "float32"
     names = ("bias", *elementwise.epilogue_names(problem.epilogue))
     dtypes = {"bias": "float32" if is_float else "int32"}
@@ -72,14 +79,32 @@ def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
         if problem.epilogue.kind == "none":
             return total
         beside = None if other is None else other(*index)
-        stored = elementwise.epilogue(problem.epilogue, total, beside, read)
-        return stored.astype(loops.stored(problem.output.dtype))
+        return elementwise.epilogue(problem, total, beside, read)
 
     out = te.compute([*lead, out_channels], value, "out")
-    given = [x, *([] if other is None else [other]), weights, *constants.values(), out]
-    sch = loops.function(given)
-    _schedule(sch, problem, padded is not x)
+    sch = loops.function([x, *([] if other is None else [other]), given, *constants.values(), out])
+    _schedule(sch, problem, padded is not x, weights is not given)
     return sch.mod["main"]
+
+
+def _weights(problem: Problem) -> tuple[te.Tensor, te.Tensor]:
+    """The parameter, and the weights one by one: the same tensor unless they are packed."""
+    assert problem.weights is not None
+    width, dtype = lanes(problem), problem.weights.dtype
+    out_channels, *inner = (int(extent) for extent in problem.weights.shape)
+    shape = (-(-out_channels // width), *inner, width)
+    if not bits.is_narrow(dtype):
+        plain = te.placeholder(shape, loops.stored(dtype), "w")
+        return plain, plain
+    packed = te.placeholder((shape[0], bits.row_bytes(prod(shape[1:]), dtype)), "uint8", "w")
+
+    def value(block: Any, *index: Any) -> Any:
+        at: Any = 0
+        for extent, i in zip(shape[1:], index, strict=True):
+            at = at * extent + i
+        return bits.element(packed, block, at, dtype)
+
+    return packed, te.compute(shape, value, "unpacked")
 
 
 def _padded(problem: Problem, x: te.Tensor) -> te.Tensor:
@@ -118,7 +143,7 @@ def _accumulate(problem: Problem, lead: list[Any], x: te.Tensor, w: te.Tensor) -
     return te.compute([*lead, blocks, width], compute, "acc")
 
 
-def _schedule(sch: Any, problem: Problem, has_padding: bool) -> None:
+def _schedule(sch: Any, problem: Problem, has_padding: bool, is_packed: bool) -> None:
     if has_padding:
         loops.rows(sch, sch.get_sblock("padded"), loops.static_size(problem.inputs[0].shape))
     width, lead = lanes(problem), problem.output.shape[:-1]
@@ -126,9 +151,12 @@ def _schedule(sch: Any, problem: Problem, has_padding: bool) -> None:
     *outer, columns, channels = sch.get_loops(sch.get_sblock("out"))
     column, inner = sch.split(columns, [None, tile])
     block, lane = sch.split(channels, [None, width])
-    sch.reorder(*outer, block, column, inner, lane)
+    head = [block, *outer] if is_packed else [*outer, block]
+    sch.reorder(*head, column, inner, lane)
     acc = sch.get_sblock("acc")
     sch.compute_at(acc, column, preserve_unit_loops=True)
+    if is_packed:
+        sch.compute_at(sch.get_sblock("unpacked"), block)
     # Around acc now: …, column, then lead (all 1 but the tile), block, lane, reduction.
     nested = sch.get_loops(acc)[len(outer) + 2 :]
     spatial, steps = nested[: len(lead) + 2], nested[len(lead) + 2 :]
@@ -139,7 +167,7 @@ def _schedule(sch: Any, problem: Problem, has_padding: bool) -> None:
     sch.set_scope(acc, 0, "local")
     if int(problem.output.shape[-1]) % width == 0:
         sch.vectorize(lane)
-    loops.parallel(sch, [*outer, block], problem.macs)
+    loops.parallel(sch, [block] if is_packed else head, problem.macs)
     sch.decompose_reduction(acc, steps[0])
 
 

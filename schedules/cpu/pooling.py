@@ -27,8 +27,7 @@ def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
 
     def value(*index: Any) -> Any:
         read = elementwise.reader(constants, index[-1])
-        stored = elementwise.epilogue(problem.epilogue, pooled(*index), None, read)
-        return stored.astype(loops.stored(problem.output.dtype))
+        return elementwise.epilogue(problem, pooled(*index), None, read)
 
     is_fused = problem.epilogue.kind != "none"
     out = te.compute(shape, value, "out") if is_fused else pooled
