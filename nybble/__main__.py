@@ -67,6 +67,22 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
         str | None,
         typer.Option(help="minmax, percentile, mse or entropy; goes before the recipe's."),
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Bits of weights, 1 to 8, or ternary.")
+    ] = None,
+    activations: Annotated[str | None, typer.Option(help="Bits of activations, 1 to 8.")] = None,
+    first_last: Annotated[
+        str | None,
+        typer.Option(help="Bits of the first and the last layer: 8 (the default) or others; none."),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=wKaK",
+            help="Bits of some layers, as in 'layer1*=w4a8' or '*fc=wt' (ternary). May be "
+            "repeated; the last one that matches a layer counts.",
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,12 +93,25 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     keep_float: Annotated[
         bool, typer.Option("--float", help="Compile without quantizing.")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option(help="Time the kernels of every layer here and take the fastest.")
+    ] = False,
+    prefer: Annotated[
+        str,
+        typer.Option(
+            help="speed: widths below 8 bits only where they are faster; or size: always."
+        ),
+    ] = "speed",
 ) -> None:
     """Quantize a network and compile it to a shared library."""
     from nybble import commands
+    from nybble.options import RecipeOptions
 
     targets = tuple(target or ["native"])
-    job = commands.CompileJob(model, output, calibration, recipe, calibrator, targets, keep_float)
+    options = RecipeOptions(
+        recipe, weights, activations, first_last, tuple(layer or ()), calibrator
+    )
+    job = commands.CompileJob(model, output, calibration, options, targets, keep_float)
     commands.compile_to_file(job)
 
 

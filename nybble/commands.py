@@ -21,6 +21,7 @@ from rich.text import Text
 
 import nybble
 from nybble.errors import ArtifactError, ImportModelError, NybbleError
+from nybble.options import RecipeOptions
 from nybble.report import data, tables, units
 from nybble.report.progress import console, step
 from nybble.runtime import host
@@ -38,10 +39,11 @@ class CompileJob:
     model: Path
     output: Path
     calibration: Path | None
-    recipe: Path | None
-    calibrator: str | None
+    recipe: RecipeOptions
     targets: tuple[str, ...]
     keep_float: bool
+    measure: bool = False
+    prefer: str = "speed"
 
 
 def compile_to_file(job: CompileJob) -> None:
@@ -59,7 +61,7 @@ def compile_to_file(job: CompileJob) -> None:
     start = time.perf_counter()
     writable(job.output)
     resolve_all(job.targets)
-    recipe = _recipe(job)
+    recipe = job.recipe.recipe()
     samples = Samples(job.calibration) if job.calibration else None
     with step(f"import {job.model.name}"):
         model = _model(job.model)
@@ -67,10 +69,14 @@ def compile_to_file(job: CompileJob) -> None:
     if samples is not None:
         with step("calibrate and quantize", len(samples)) as advance:
             network = nybble.quantize(model, samples, recipe, progress=advance)
-    with step(f"compile for {', '.join(job.targets)}"):
-        artifact = nybble.compile(network, job.targets)
+    with step(f"compile for {', '.join(job.targets)}") as advance:
+        artifact = nybble.compile(
+            network, job.targets, advance, measure=job.measure, prefer=job.prefer
+        )
     with step(f"write {job.output}"):
         artifact.save(job.output)
+    if job.measure:
+        console.print(tables.chosen(data.layer_rows(artifact.manifest)))
     console.print(tables.exceptions(artifact.manifest))
     written = units.size(job.output.stat().st_size)
     console.print(Text(f"{job.output}: {written}, {time.perf_counter() - start:.1f} s"))
@@ -120,19 +126,6 @@ def _exported(path: Path) -> Any:
         ) from error
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _recipe(job: CompileJob) -> nybble.Recipe:
-    recipe = nybble.Recipe()
-    if job.recipe:
-        try:
-            recipe = nybble.Recipe.from_json(job.recipe.read_text())
-        except UnicodeDecodeError as error:
-            raise NybbleError(f"{job.recipe}: not JSON, not even text.") from error
-        except (NybbleError, OSError) as error:
-            raise NybbleError(f"{job.recipe}: {error}") from error
-    chosen: Any = job.calibrator  # nybble.Recipe itself refuses unknown names
-    return dataclasses.replace(recipe, calibrator=chosen) if chosen else recipe
 
 
 class Samples:

@@ -22,7 +22,8 @@ Form = Literal["values", "packed", "planes"]
     values   one a byte
     packed   `nybble.ir.numerics.pack`: ceil(C·bits / 8) bytes, lowest bits first
     planes   for each bit, lowest first, ceil(C / 8) bytes with that bit of eight elements: what
-             `pack(…, 1)` makes of the bit; signed values as in two's complement
+             `pack(…, "uint1")` makes of the bit; signed values as in two's complement, an
+             ``int1`` by its sign (-1 is the bit 1)
 """
 
 

@@ -136,4 +136,7 @@ def facts(manifest: Manifest, threads: int | None = None) -> tuple[tuple[str, st
 def _recipe(manifest: Manifest) -> str:
     if manifest.recipe is None:
         return "none: a float model"
-    return ", ".join(f"{k}={v}" for k, v in manifest.recipe.items() if v not in ((), []))
+    said = {k: v for k, v in manifest.recipe.items() if v not in ((), [], {}, None)}
+    if manifest.recipe.get("activations") != "float":
+        said.pop("symmetric", None)
+    return ", ".join(f"{k}={v}" for k, v in said.items())

@@ -1,0 +1,70 @@
+"""The recipe that a command line asks for: a file's, with options over it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nybble.errors import NybbleError
+from nybble.recipe import FLOAT, Recipe, parse_layer, parse_weights
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """What was given, as it was written; None where it was not.
+
+    Attributes:
+        file: a recipe as JSON.
+        weights: bits, or ``ternary``.
+        activations: bits.
+        first_last: bits, or ``none``.
+        layers: overrides such as ``layer1*=w4a8``; they go behind the file's, so they win.
+        calibrator: its name.
+    """
+
+    file: Path | None = None
+    weights: str | None = None
+    activations: str | None = None
+    first_last: str | None = None
+    layers: tuple[str, ...] = ()
+    calibrator: str | None = None
+
+    def recipe(self) -> Recipe:
+        """The recipe.
+
+        Raises:
+            NybbleError: the file is no recipe, or an option has no such value.
+        """
+        base = _read(self.file) if self.file else Recipe()
+        changes: dict[str, Any] = {}
+        if self.weights is not None:
+            changes["weights"] = parse_weights(self.weights)
+        if self.activations is not None:
+            changes["activations"] = _number("activations", self.activations, FLOAT)
+        if self.first_last is not None:
+            bits = _number("first_last", self.first_last, "none")
+            changes["first_last"] = None if bits == "none" else bits
+        if self.layers:
+            changes["layers"] = (*base.overrides, *map(parse_layer, self.layers))
+        if self.calibrator is not None:
+            changes["calibrator"] = self.calibrator
+        return dataclasses.replace(base, **changes)
+
+
+def _read(path: Path) -> Recipe:
+    try:
+        return Recipe.from_json(path.read_text())
+    except UnicodeDecodeError as error:
+        raise NybbleError(f"{path}: not JSON, not even text.") from error
+    except (NybbleError, OSError) as error:
+        raise NybbleError(f"{path}: {error}") from error
+
+
+def _number(field: str, text: str, word: str) -> int | str:
+    if text == word:
+        return text
+    if not text.isdecimal():
+        raise NybbleError(f"Recipe: {field}={text!r} is not one of: 1 to 8, {word}.")
+    return int(text)
