@@ -111,7 +111,9 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     options = RecipeOptions(
         recipe, weights, activations, first_last, tuple(layer or ()), calibrator
     )
-    job = commands.CompileJob(model, output, calibration, options, targets, keep_float)
+    job = commands.CompileJob(
+        model, output, calibration, options, targets, keep_float, measure, prefer
+    )
     commands.compile_to_file(job)
 
 

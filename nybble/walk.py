@@ -6,25 +6,26 @@ place of the public function ``nybble.compile`` as soon as anything imports it.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from nybble import samples
 from nybble.describe import describe
 from nybble.frontend.onnx import from_onnx
 from nybble.ir import specs
+from nybble.latency import Ruler, default_cache
 from nybble.model import Artifact, Model, QuantizedModel
 from nybble.passes import pipeline
 from nybble.passes.calibrate import calibrate
 from nybble.passes.pipeline import canonicalize
+from nybble.phases import Phases, Progress
 from nybble.recipe import Recipe
 from nybble.schedules.build import build
-from nybble.schedules.lower import Scheduled, lower
-from nybble.schedules.target import CpuTarget, resolve_all
+from nybble.schedules.lower import lower
+from nybble.schedules.select import Planner
+from nybble.schedules.target import resolve_all
 
-Progress = Callable[[int, int | None], None]
 Target = str | dict[str, Any]
 
 
@@ -98,6 +99,9 @@ def compile(  # noqa: A001
     model: Model | QuantizedModel,
     target: Target | Sequence[Target] = "native",
     progress: Progress | None = None,
+    *,
+    measure: bool = False,
+    prefer: str = "speed",
 ) -> Artifact:
     """Compiles a network for a CPU, or for several: one file that picks its code when it is loaded.
 
@@ -105,10 +109,16 @@ def compile(  # noqa: A001
         model: quantized, or a float model to be compiled as it is.
         target: ``"native"``, a level such as ``"x86-64-v3"`` or ``"aarch64"``, or a TVM target
             dict; a list of them for one file with several variants.
-        progress: called with (kernels compiled, kernels in all).
+        progress: called with (steps done, steps in all): layers measured, then kernels compiled.
+        measure: time the kernels that can compile a layer and take the fastest; this machine must
+            be able to run the target. Times are remembered (`nybble.latency.default_cache`).
+            Without it the kernels' order of preference decides.
+        prefer: ``speed`` may store weights of fewer than 8 bits in 8 where that is faster; ``size``
+            keeps every weight in its own width.
 
     Raises:
-        NybbleError: an unknown target, or a list with several architectures.
+        NybbleError: an unknown target or preference, a list with several architectures, or
+            ``measure`` for another kind of machine.
         ScheduleError: no kernel can do a layer.
     """
     given = [target] if isinstance(target, str | dict) else list(target)
@@ -117,27 +127,15 @@ def compile(  # noqa: A001
         module, recipe = model.integer, model.recipe
     else:
         module, recipe = canonicalize(model.module), None
-    lowered = [lower(module, cpu) for cpu in cpus]
-    executables = _built(lowered, cpus, progress)
+    plan = Planner(prefer=prefer, ruler=Ruler(default_cache()) if measure else None)
+    phases = Phases(progress, len(cpus) * (2 if measure else 1))
+    lowered = [lower(module, cpu, plan, phases.begin() if measure else None) for cpu in cpus]
+    executables = [
+        build(scheduled.module, cpu, phases.begin())
+        for scheduled, cpu in zip(lowered, cpus, strict=True)
+    ]
     first, *higher = (
         Artifact(executable, describe(module, scheduled.layers, cpu, recipe))
         for executable, scheduled, cpu in zip(executables, lowered, cpus, strict=True)
     )
     return replace(first, higher=tuple(higher))
-
-
-def _built(
-    lowered: Sequence[Scheduled], cpus: Sequence[CpuTarget], progress: Progress | None
-) -> list[Any]:
-    """The executables; kernels are counted over all variants."""
-    counts = [len(scheduled.module.functions) - 1 for scheduled in lowered]  # all but main
-    built: list[Any] = []
-    for i, (scheduled, cpu) in enumerate(zip(lowered, cpus, strict=True)):
-        before = sum(counts[:i])
-        report = partial(_report, progress, before, sum(counts)) if progress else None
-        built.append(build(scheduled.module, cpu, report))
-    return built
-
-
-def _report(progress: Progress, before: int, total: int, done: int, _of: int | None) -> None:
-    progress(before + done, total)

@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import inf
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nybble.errors import ScheduleError
+from nybble.errors import NybbleError, ScheduleError
 from nybble.ir import numerics
 from nybble.schedules import table
 from nybble.schedules.kernel import Constants, Epilogue, Kernel, Problem
 from nybble.schedules.target import CpuTarget
 
 FORCE = "NYBBLE_KERNEL"
+TIE = 1.03  # times this close are equal as far as can be measured: the smaller one wins
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,14 @@ class Planner:
     """
 
     force: str | None = None
-    prefer: Literal["speed", "size"] = "speed"
+    prefer: str = "speed"
     ruler: Ruler | None = None
     kernels: Sequence[Kernel] = table.KERNELS
+
+    def __post_init__(self) -> None:
+        """Refuses what nothing would honour."""
+        if self.prefer not in ("speed", "size"):
+            raise NybbleError(f"prefer={self.prefer!r} is neither 'speed' nor 'size'.")
 
 
 def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Planner) -> Choice:
@@ -134,8 +140,10 @@ def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Plan
     timed = tuple(
         Timed(c.kernel.name, c.weights, c.size, s) for c, s in zip(rivals, seconds, strict=True)
     )
-    fastest = min(range(len(candidates)), key=lambda i: seconds[i])
-    return Choice(candidates[fastest], tuple(refusals), timed)
+    limit = TIE * min(seconds[: len(candidates)])
+    level = [i for i in range(len(candidates)) if seconds[i] <= limit]
+    taken = candidates[min(level, key=lambda i: (candidates[i].size, seconds[i]))]
+    return Choice(taken, tuple(refusals), timed)
 
 
 def _candidates(

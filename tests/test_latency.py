@@ -65,6 +65,15 @@ def test_size_keeps_every_weight_in_its_own_width() -> None:
     assert choice.candidate.kernel.name == "cpu.narrow"
 
 
+def test_of_equal_times_the_smaller_wins() -> None:
+    assert choose(plan(fake(1.02, 1.0))).candidate.kernel.name == "cpu.narrow"
+
+
+def test_an_unknown_preference_is_refused() -> None:
+    with pytest.raises(NybbleError, match="prefer='beauty' is neither"):
+        select.Planner(prefer="beauty")
+
+
 def test_eight_bits_stand_in_where_only_the_last_resort_is_left() -> None:
     wide = [k for k in plan(fake(1.0)).kernels if k.name != "cpu.narrow"]
     choice = choose(select.Planner(kernels=wide))

@@ -9,7 +9,6 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu.loops import stored
 from nybble.schedules.kernel import Extent, Problem, TensorSpec
 
 Symbols = dict[str, Any]
@@ -36,12 +35,14 @@ def declare(problem: Problem, constants: Sequence[TensorSpec], symbols: Symbols)
     """Declares input, second branch, constants and output, in this order."""
 
     def parameter(name: str, spec: TensorSpec) -> Any:
-        extents = [product((extent,), symbols) for extent in spec.shape]
-        return T.arg(name, T.buffer(extents, stored(spec.dtype), layout=None))
+        held = spec.stored
+        extents = [product((extent,), symbols) for extent in held.shape]
+        return T.arg(name, T.buffer(extents, held.dtype, layout=None))
 
     def flat(buffer: Any, spec: TensorSpec) -> Any:
-        size = (product(spec.shape, symbols),)
-        return T.decl_buffer(size, stored(spec.dtype), data=buffer.data, layout=None)
+        held = spec.stored
+        size = (product(held.shape, symbols),)
+        return T.decl_buffer(size, held.dtype, data=buffer.data, layout=None)
 
     other = problem.epilogue.other
     x = parameter("x", problem.inputs[0])
