@@ -25,22 +25,33 @@ def build(mod: tvm.IRModule, target: CpuTarget, progress: Progress | None = None
         progress: called with (kernels compiled, kernels in all). Compiling them one by one costs
             no more than all at once, and there is something to tell in the meantime.
     """
-    llvm = target.tvm_target()
-    with llvm:
+    with target.tvm_target():
         mod = _to_vm(mod)
     functions = dict(mod.functions.items())
     kernels = [g for g, f in functions.items() if isinstance(f, tirx.PrimFunc)]
     libraries = []
     for kernel in kernels[1:]:  # the first goes with the bytecode: TVM wants one there
         alone = tvm.IRModule({kernel: functions.pop(kernel)})
-        libraries.append(tirx.build(alone, target=llvm))
+        libraries.append(kernel_library(alone, target))
         if progress is not None:
             progress(len(libraries), len(kernels))
     rest = tvm.IRModule(functions).with_attr("external_mods", libraries)
-    executable = relax.build(rest, target=llvm, relax_pipeline=None)
+    with _settings():
+        executable = relax.build(rest, target=target.tvm_target(), relax_pipeline=None)
     if progress is not None:
         progress(len(kernels), len(kernels))
     return executable
+
+
+def kernel_library(mod: tvm.IRModule, target: CpuTarget) -> Any:
+    """TVM's module of machine code for TensorIR functions with global symbols."""
+    with _settings():
+        return tirx.build(mod, target=target.tvm_target())
+
+
+def _settings() -> tvm.transform.PassContext:
+    """On RISC-V with V, TVM would mask loads by predicates, and fails where lanes are mixed."""
+    return tvm.transform.PassContext(config={"tirx.enable_buffer_level_predication": False})
 
 
 def _to_vm(mod: tvm.IRModule) -> tvm.IRModule:

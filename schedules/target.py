@@ -27,7 +27,7 @@ class CpuTarget:
         name: what the user asked for.
         llvm: the TVM target as a dict, hashable as sorted pairs.
         features: CPU features (as Linux spells them) that the code needs to run.
-        arch: ``x86_64``, ``aarch64``, …
+        arch: ``x86_64``, ``aarch64``, ``riscv64``.
     """
 
     name: str
@@ -44,13 +44,21 @@ class CpuTarget:
         return self.features.issuperset(features)
 
 
-_X86 = "x86_64-linux-gnu"
+_X86, _ARM, _RISCV = (f"{arch}-linux-gnu" for arch in ("x86_64", "aarch64", "riscv64"))
 _NAMED = {
     "x86-64": ("x86-64", _X86, ()),
     "x86-64-v3": ("x86-64-v3", _X86, V3),
     "x86-64-v4": ("x86-64-v4", _X86, V4),
     "x86-64-v4-vnni": ("cascadelake", _X86, VNNI),
-    "aarch64": ("generic", "aarch64-linux-gnu", ()),
+    "aarch64": ("generic", _ARM, ("asimd",)),
+    "aarch64-dotprod": ("generic", _ARM, ("asimd", "asimddp")),
+    "aarch64-i8mm": ("generic", _ARM, ("asimd", "asimddp", "i8mm")),
+    "riscv64": ("generic-rv64", _RISCV, ()),
+    "riscv64-v": ("generic-rv64", _RISCV, ("v",)),
+}
+_ATTRIBUTES = {"asimddp": "+dotprod", "i8mm": "+i8mm", "v": "+v"}  # beyond what the CPU's name says
+_MACHINES: dict[str, tuple[tuple[str, Any], ...]] = {  # what LLVM must be told of a whole family
+    "riscv64": (("mabi", "lp64d"), ("mattr", ("+m", "+a", "+f", "+d", "+c"))),
 }
 
 
@@ -72,8 +80,13 @@ def resolve(target: str | dict[str, Any]) -> CpuTarget:
             "or a TVM target dict such as {'kind': 'llvm', 'mcpu': 'znver3'}."
         )
     mcpu, triple, features = _NAMED[target]
-    llvm = (("kind", "llvm"), ("mcpu", mcpu), ("mtriple", triple))
-    return CpuTarget(target, llvm, frozenset(features), triple.split("-")[0])
+    arch = triple.split("-")[0]
+    llvm: dict[str, Any] = {"kind": "llvm", "mcpu": mcpu, "mtriple": triple}
+    llvm.update(_MACHINES.get(arch, ()))
+    added = tuple(_ATTRIBUTES[name] for name in features if name in _ATTRIBUTES)
+    if added:
+        llvm["mattr"] = (*llvm.get("mattr", ()), *added)
+    return CpuTarget(target, tuple(llvm.items()), frozenset(features), arch)
 
 
 def resolve_all(targets: Sequence[str | dict[str, Any]]) -> tuple[CpuTarget, ...]:
@@ -97,12 +110,11 @@ def resolve_all(targets: Sequence[str | dict[str, Any]]) -> tuple[CpuTarget, ...
 
 
 def _native() -> CpuTarget:
-    arch = platform.machine()
-    if arch != "x86_64":
-        return resolve(arch)
-    have = host_features()
-    levels = ("x86-64-v4-vnni", "x86-64-v4", "x86-64-v3", "x86-64")
-    return next(t for t in map(resolve, levels) if t.features <= have)
+    arch, have = platform.machine(), host_features()
+    levels = [cpu for cpu in map(resolve, _NAMED) if cpu.arch == arch and cpu.features <= have]
+    if not levels:
+        raise NybbleError(f"No target is known for this machine ({arch}); give a TVM target dict.")
+    return max(levels, key=lambda cpu: len(cpu.features))
 
 
 def _from_dict(target: dict[str, Any]) -> CpuTarget:
@@ -114,6 +126,7 @@ def _from_dict(target: dict[str, Any]) -> CpuTarget:
         "avx2": "avx2", "fma": "fma", "f16c": "f16c", "bmi": "bmi1", "bmi2": "bmi2",
         "movbe": "movbe", "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512cd": "avx512cd",
         "avx512dq": "avx512dq", "avx512vl": "avx512vl", "avx512vnni": "avx512_vnni",
+        "neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "v": "v",
     }  # fmt: skip
     # LLVM itself would print a line and compile for a generic CPU; it crashes on unknown triples.
     if not tvm.target.codegen.llvm_is_valid_cpu(mcpu, triple):
