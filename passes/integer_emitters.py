@@ -52,7 +52,8 @@ class Lowering:
         if op == "relax.nn.avg_pool2d":
             return self._requantize(emitter, region, self._summed(emitter, operand, region))
         x = self.integers[operand.name]
-        moved = x if region.call is None or op in _SCALES else _moved(region.call, x, operand)
+        stays = region.call is None or op in _SCALES
+        moved = x if stays else _moved(region.name, region.call, x, operand)
         moved = emitter.emit(moved, region.name)
         ratio = np.asarray(operand.grid.scale * region.factor / region.out.scale)
         return self._requantize(emitter, region, Term(moved, ratio, operand.grid.zero_point))
@@ -178,7 +179,7 @@ def _is_one(ratio: NDArray[np.float64]) -> bool:
     return ratio.size == 1 and abs(float(ratio.item()) - 1) < SAME_SCALE
 
 
-def _moved(call: Any, x: Any, leaf: Leaf) -> Any:
+def _moved(name: str, call: Any, x: Any, leaf: Leaf) -> Any:
     """A reshape, permutation, padding or maximum, on integers."""
     op, attrs = graph.op_name(call), graph.attributes(call)
     if op == "relax.nn.max_pool2d":
@@ -186,6 +187,12 @@ def _moved(call: Any, x: Any, leaf: Leaf) -> Any:
         return ops.call("max_pool2d", [x], **keep)
     if op == "relax.nn.pad":
         zero = leaf.grid.zero_point
+        if leaf.grid.dtype == "int1":
+            raise StageError(
+                f"'{name}': pads with zero, which signed activations of 1 bit do not have. Give "
+                "the layers that read it 2 bits (Recipe.layers), or keep it float "
+                "(Recipe.keep_float)."
+            )
         return relax.op.nn.pad(x, list(attrs["pad_width"]), "constant", zero)
     return relax.Call(call.op, [x, *call.args[1:]], call.attrs)
 
