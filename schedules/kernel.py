@@ -88,6 +88,8 @@ class Problem:
         attrs: the anchor's attributes, sorted by name.
         weights: spec of the unpacked weights (OHWI or (O, K)), None without weights.
         epilogue: what is fused behind the anchor.
+        flush: steps of four products that are added up in 16 bits, proven from the weights by
+            `nybble.schedules.cpu.headroom`; 0 if that does not pay. Never needed for being right.
     """
 
     op: str
@@ -96,6 +98,7 @@ class Problem:
     attrs: tuple[tuple[str, Any], ...] = ()
     weights: TensorSpec | None = None
     epilogue: Epilogue = Epilogue()
+    flush: int = 0
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:

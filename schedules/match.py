@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from nybble.ir import graph, ops
-from nybble.schedules import match_float
+from nybble.schedules import match_float, match_weight_only
 from nybble.schedules.cpu.epilogue import ratios_are_small
+from nybble.schedules.cpu.headroom import flush_of
 from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 
@@ -71,6 +72,7 @@ def _integer_anchor(matcher: Matcher, binding: relax.VarBinding) -> Group | None
         attrs=_attrs(call),
         weights=TensorSpec(w.shape, dtype),
     )
+    problem = replace(problem, flush=flush_of(problem, w))
     group = Group((binding,), problem, (call.args[0],), {"w": w, "bias": bias})
     return _with_requantize(matcher, group) or _with_add(matcher, group) or group
 
@@ -199,6 +201,7 @@ _ANCHORS: dict[str, Rule] = {
     "nybble.conv2d": _integer_anchor,
     "nybble.linear": _integer_anchor,
     "nybble.sum_pool2d": _sum_pool,
+    "nybble.weight_only": match_weight_only.weight_only,
     "nybble.quantize": _quantize,
     "relax.nn.conv2d": match_float.conv2d,
     "relax.matmul": match_float.matmul,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nybble.ir import numerics
+from nybble.schedules.cpu.headroom import flush_of
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -38,9 +39,11 @@ class Case:
         epilogue: ``none``, ``requantize``, ``add`` or ``float``.
         other: dtype of the second branch.
         symbolic: the batch extent is the shape variable ``n``.
-        operands: ``random``, or extremes: ``high``, ``low``, ``alternating``.
+        operands: ``random``, or extremes: ``high``, ``low``, ``alternating``; ``normal`` is random
+            with weights as networks have them.
         vectors: multiplier and shift are per-channel vectors, not scalars.
         gain: factor on the requantization ratios; 1 makes them small, as in real layers.
+        flush: `Problem.flush`; None takes what the weights allow.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Case:
     operands: str = "random"
     vectors: bool = True
     gain: float = 1
+    flush: int | None = None
 
     @property
     def y(self) -> tuple[int, ...]:
@@ -112,7 +116,7 @@ class Case:
             "dilation": self.dilation, "groups": self.groups, "pad_value": self.pad_value,
             "padding": self.padding, "strides": self.strides,
         }  # fmt: skip
-        return Problem(
+        problem = Problem(
             self.op,
             (spec(self.x, self.dtypes[0]),),
             spec(self.y, self.dtypes[1]),
@@ -120,6 +124,8 @@ class Case:
             TensorSpec(self.w, self.weights),
             epilogue=epilogue,
         )
+        flush = flush_of(problem, self.data()["w"]) if self.flush is None else self.flush
+        return replace(problem, flush=flush)
 
     def data(self, seed: int = 0) -> Arrays:
         """Input, second branch and constants by operand name."""
@@ -175,7 +181,9 @@ _ADD = ("multiplier_a", "shift_a", "multiplier_b", "shift_b")
 
 def _draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: str) -> NDArray[Any]:
     (lo, hi), stored = numerics.limits(dtype), numerics.storage(dtype)
-    if kind == "random":
+    if kind == "normal" and lo < 0:
+        return np.clip(np.rint(rng.normal(0, hi / 4.5, shape)), -hi, hi).astype(stored)
+    if kind in ("random", "normal"):
         step = 2 if dtype == "int1" else 1
         return (lo + step * rng.integers(0, (hi - lo) // step, shape, endpoint=True)).astype(stored)
     if kind == "alternating":

@@ -85,7 +85,7 @@ def _rows_wanted(geometry: Geometry, dot: Dot, staged: bool, most: int) -> int:
     """Rows of a task whose staging copy fits; without a copy, as many as there may be."""
     if not staged:
         return most
-    element = {"float32": 4, "int16": 2, "uint8": 1}[dot.x]
+    element = {"float32": 4, "int16": 2}.get(dot.x, 1)
     halo = geometry.rows_read(1) - geometry.stride[0]
     row = geometry.reach * geometry.c * element
     weights = geometry.groups * geometry.o * geometry.tap_rows * geometry.tap_cols * geometry.run

@@ -8,6 +8,7 @@ idle channels and stored through a scratch vector.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,17 +16,30 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
-from nybble.schedules.cpu import epilogue, panels, template
+from nybble.errors import ScheduleError
+from nybble.schedules.cpu import epilogue, headroom, panels, staging, template
 from nybble.schedules.cpu.blocking import vectors_of
-from nybble.schedules.cpu.dot import FMA_AVX2, FMA_AVX512, MADD_AVX2, MADD_AVX512, VNNI, Dot
+from nybble.schedules.cpu.dot import (
+    FMA_AVX2,
+    FMA_AVX512,
+    MADD_AVX2,
+    MADD_AVX512,
+    PAIRS_AVX2,
+    PAIRS_AVX512,
+    VNNI,
+    Dot,
+)
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
+
+DOTS = (VNNI, PAIRS_AVX512, MADD_AVX512, PAIRS_AVX2, MADD_AVX2, FMA_AVX512, FMA_AVX2)
+MOST_EXCESS = 0.4  # further steps for each step; vpmaddwd is the faster one beyond
 
 # ---------------------------------------------------------------- supports
 
 
 def _supports(dot: Dot, problem: Problem, target: Any) -> str | None:
-    if target.arch != "x86_64" or not target.has(*dot.features):
+    if target.arch != dot.arch or not target.has(*dot.features):
         return f"needs {', '.join(dot.features)}"
     assert problem.weights is not None
     reason = _refuse_dtypes(dot, problem)
@@ -33,6 +47,8 @@ def _supports(dot: Dot, problem: Problem, target: Any) -> str | None:
         return reason
     if problem.op == "conv2d" and any(isinstance(d, str) for d in problem.inputs[0].shape[1:]):
         return "more than the batch is symbolic"
+    if dot.sums and not problem.flush:
+        return "too many sums of products go beyond 16 bits"
     geometry = geometry_of(problem)
     if geometry.groups > 1 and min(geometry.o, geometry.c // geometry.groups) < 4:
         return f"groups of {geometry.c // geometry.groups} -> {geometry.o} channels fill no vector"
@@ -74,11 +90,57 @@ def _pack(dot: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any]
     table = np.zeros(template.table_shape(problem, geometry, dot), dot.acc)
     for row, values in zip(table, rows, strict=True):
         row[:channels] = epilogue.wrapped(values, dot.acc)
+    weights, *excess = _safe(dot, problem, geometry, weights)
     ordered = _ordered(geometry, dot, weights, panels.filler(problem.weights.dtype))
     layout = template.panels_of(problem, geometry, dot)
     if layout is None:
-        return [ordered.reshape(-1, dot.lanes * dot.depth), table]
-    return [panels.pack(layout, ordered.reshape(-1, layout.length)), table]
+        return [ordered.reshape(-1, dot.lanes * dot.depth), table, *excess]
+    return [panels.pack(layout, ordered.reshape(-1, layout.length)), table, *excess]
+
+
+def _safe(
+    dot: Dot, problem: Problem, geometry: Geometry, weights: NDArray[Any]
+) -> list[NDArray[Any]]:
+    """The weights; for dots with sums without what is too much, which follows as further steps."""
+    if not dot.sums:
+        return [weights]
+    steps = headroom.steps_of(geometry, weights)
+    limits = headroom.limits_of(problem.inputs[0].dtype)
+    kept, *given = headroom.split(steps, problem.flush, limits)
+    lists = [_entries(_ordered(geometry, dot, _flat(geometry, part), 0)) for part in given]
+    panel, step, operand = (np.concatenate(parts) for parts in zip(*lists, strict=True))
+    count, total = len(panel), geometry.groups * vectors_of(geometry, dot)
+    if count > steps[0, :, :, 0].size * total * MOST_EXCESS:
+        raise ScheduleError(f"{count} steps go beyond 16 bits; too many of them")
+    order = np.argsort(panel, kind="stable")
+    begin = np.searchsorted(panel[order], np.arange(total + 1)).astype(np.int32)
+    offsets = _offsets(problem, geometry, dot)[step[order]].astype(np.int32)
+    if not count:  # tensors are never empty
+        return [_flat(geometry, kept), np.zeros((1, dot.lanes * dot.depth), np.int8),
+                np.zeros(1, np.int32), begin]  # fmt: skip
+    return [_flat(geometry, kept), operand[order], offsets, begin]
+
+
+def _flat(geometry: Geometry, steps: NDArray[Any]) -> NDArray[Any]:
+    """Steps of four weights as weights again, without what fills up the runs."""
+    return steps.reshape(*steps.shape[:2], -1)[..., : geometry.run]
+
+
+def _entries(ordered: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """The operands that are not zero: (panel, step in it, operand) of each."""
+    groups, vectors, rows, cols, runs, lanes, depth = ordered.shape
+    operands = ordered.reshape(groups * vectors, rows * cols * runs, lanes * depth)
+    panel, step = np.nonzero(operands.any(axis=2))
+    return panel, step, operands[panel, step]
+
+
+def _offsets(problem: Problem, geometry: Geometry, dot: Dot) -> NDArray[np.int64]:
+    """Where the activations of each step begin, seen from the tile's first pixel."""
+    staged = staging.needs_staging(geometry, dot, problem.inputs[0].dtype)
+    row = geometry.dilation[0] * staging.pitch(geometry, staged)
+    col = geometry.dilation[1] * geometry.c
+    taps = np.add.outer(np.arange(geometry.tap_rows) * row, np.arange(geometry.tap_cols) * col)
+    return np.add.outer(taps, np.arange(geometry.runs(dot.depth)) * dot.depth).reshape(-1)
 
 
 def _ordered(geometry: Geometry, dot: Dot, weights: NDArray[Any], filler: int) -> NDArray[Any]:
@@ -101,7 +163,8 @@ def _build(dot: Dot, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimF
     return template.build(problem, dot, knobs)
 
 
-def _families() -> tuple[Kernel, ...]:
+def families(dots: Sequence[Dot]) -> tuple[Kernel, ...]:
+    """The kernels of some dot products, in their order."""
     return tuple(
         Kernel(
             f"cpu.{'f32' if dot.acc == 'float32' else 'int8'}.{dot.name}",
@@ -110,10 +173,10 @@ def _families() -> tuple[Kernel, ...]:
             partial(_pack, dot),
             partial(_build, dot),
         )
-        for dot in (VNNI, MADD_AVX512, MADD_AVX2, FMA_AVX512, FMA_AVX2)
+        for dot in dots
         for op in ("conv2d", "linear")
     )
 
 
-KERNELS = _families()
+KERNELS = families(DOTS)
 """By preference: VNNI before AVX-512 before AVX2."""

@@ -13,6 +13,7 @@ first clamped to where y is already beyond the final bounds, so acc·2^s fits 32
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -27,6 +28,7 @@ from nybble.schedules.cpu.loops import stored
 from nybble.schedules.kernel import Constants, Epilogue, Problem
 
 Vector = NDArray[np.int64]
+Scaling = Callable[[Any, Any, Any, Any], Any]
 BRANCH_LIMIT = 1 << 26  # |second branch| after scaling; 8-bit values at ratios below 2^18
 
 
@@ -147,10 +149,14 @@ class Column:
         table: the packed table, (rows, channels), bias in row 0.
         start: first channel of the vector, all groups.
         lanes: length of the vector.
+        scaling: (value, multiplier, rounding, right shift) -> (high(value·multiplier) + rounding)
+            >> right shift in instructions of another machine; None for those of x86.
     """
 
-    def __init__(self, problem: Problem, table: Any, start: Any, lanes: int):
-        self.problem, self.lanes = problem, lanes
+    def __init__(
+        self, problem: Problem, table: Any, start: Any, lanes: int, scaling: Scaling | None = None
+    ):
+        self.problem, self.lanes, self._scaling = problem, lanes, scaling
         self._rows = [
             T.Bind(table.vload([tirx.const(row), start], f"{table.dtype}x{lanes}"))
             for row in range(1, int(table.shape[0]))
@@ -196,6 +202,8 @@ class Column:
         if len(rows) == 4:
             value = T.shift_left(value, rows[0])
         value = T.Bind(value)
+        if self._scaling is not None:
+            return self._scaling(value, multiplier, rounding, right)
         products = [self._half(value, odd) * self._half(multiplier, odd) for odd in (False, True)]
         words = [T.reinterpret(f"int32x{self.lanes}", product) for product in products]
         order = [(i // 2) * 2 + 1 + (i % 2) * self.lanes for i in range(self.lanes)]

@@ -66,8 +66,21 @@ def weights_spec(problem: Problem, geometry: Geometry, dot: Dot) -> TensorSpec:
     return TensorSpec((rows * steps_of(geometry, dot), dot.lanes * dot.depth), dot.w)
 
 
+def _excess_specs(geometry: Geometry, dot: Dot) -> tuple[TensorSpec, ...]:
+    """Further steps of a dot with sums: weights, offsets in x, and where each panel's begin."""
+    if not dot.sums:
+        return ()
+    rows = geometry.groups * vectors_of(geometry, dot) + 1
+    return (
+        TensorSpec(("excess", dot.lanes * dot.depth), dot.w),
+        TensorSpec(("excess",), "int32"),
+        TensorSpec((rows,), "int32"),
+    )
+
+
 def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
     """The fused function; parameters: input, second branch if any, weights, table, output."""
+    dot = dot.paced(problem.flush)
     geometry = geometry_of(problem)
     staged = staging.needs_staging(geometry, dot, problem.inputs[0].dtype)
     plan = plan_of(geometry, dot, staged, knobs)
@@ -77,6 +90,7 @@ def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
         constants = (
             weights_spec(problem, geometry, dot),
             TensorSpec(table_shape(problem, geometry, dot), dot.acc),
+            *_excess_specs(geometry, dot),
         )
         buffers = declare(problem, constants, symbols)
         layout = panels_of(problem, geometry, dot)

@@ -9,14 +9,15 @@ For every block of channels and every tile of pixels:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import epilogue, staging
+from nybble.schedules.cpu import epilogue, staging, windows
 from nybble.schedules.cpu.blocking import Plan, Tile, vectors_of
 from nybble.schedules.cpu.buffers import Buffers, load, store
 from nybble.schedules.cpu.dot import Dot
@@ -61,6 +62,11 @@ class Layer:
         return self.buffers.constants[1]
 
     @property
+    def excess(self) -> tuple[Any, ...]:
+        """For dots with sums: the further steps' weights and offsets, where each panel's begin."""
+        return self.buffers.constants[2:5]
+
+    @property
     def vectors(self) -> int:
         """Vectors of output channels in a group."""
         return vectors_of(self.geometry, self.dot)
@@ -93,6 +99,7 @@ class RegisterTile:
         self.x, self.y = T.Bind(at[0] + 0), T.Bind(at[1] + 0)
         group, vector = T.Bind(block[0] + 0), T.Bind(block[1] + 0)
         geometry, dot = layer.geometry, layer.dot
+        self.panel = T.Bind(group * layer.vectors + vector)
         last = max(geometry.o - dot.lanes, 0)
         starts = [tirx.min((vector + v) * dot.lanes, last) for v in range(tile.vectors)]
         self.starts = [T.Bind(group * geometry.o + start) for start in starts]
@@ -107,41 +114,67 @@ class RegisterTile:
             bias = T.Bind(self.layer.table.vload([tirx.const(0), start], vector))
             with T.unroll(tile.high * tile.wide) as p:
                 T.buffer_store(acc, bias, [p * tile.vectors + v])
-        self._accumulate(acc)
+        if self.layer.dot.sums:
+            windows.accumulate(self, acc)
+        else:
+            self._accumulate(acc)
         for v, start in enumerate(self.starts):
             self._finish(acc, v, start)
 
     def _accumulate(self, acc: Any) -> None:
         """The reduction: tap rows, tap columns, and the dot products of one run."""
-        geometry, dot, tile = self.layer.geometry, self.layer.dot, self.tile
-        runs, pitch = geometry.runs(dot.depth), staging.pitch(geometry, self.layer.staged)
-        with (
-            T.serial(geometry.tap_rows) as ky,
-            T.serial(geometry.tap_cols) as kx,
-            T.serial(runs) as k,
-        ):
-            step = (ky * geometry.tap_cols + kx) * runs + k
-            at = ky * (geometry.dilation[0] * pitch) + kx * (geometry.dilation[1] * geometry.c)
-            x = T.Bind(self.x + at + k * dot.depth)
-            weights = [T.Bind(self.weights(v, step)) for v in range(tile.vectors)]
-            with T.unroll(tile.high) as i, T.unroll(tile.wide) as j:
-                there = i * (geometry.stride[0] * pitch) + j * (geometry.stride[1] * geometry.c)
-                value = T.Bind(dot.broadcast(self.source, x + there))
+        geometry, dot = self.layer.geometry, self.layer.dot
+        runs = geometry.runs(dot.depth)
+        with T.serial(geometry.tap_rows * geometry.tap_cols) as tap, T.serial(runs) as k:
+            x = T.Bind(self.tap(tap) + k * dot.depth)
+            weights = self.operands(tap * runs + k)
+            with self.pixels() as (i, j):
+                value = T.Bind(dot.broadcast(self.source, x + self.pixel(i, j)))
                 for v, w in enumerate(weights):
-                    slot = (i * tile.wide + j) * tile.vectors + v
+                    slot = self.slot(i, j, v)
                     T.buffer_store(acc, dot.apply(dot, acc[slot], value, w), [slot])
+
+    def tap(self, tap: Any) -> Any:
+        """Where the first pixel's activations for a tap begin."""
+        geometry, pitch = self.layer.geometry, self._pitch
+        ky, kx = tirx.floordiv(tap, geometry.tap_cols), tirx.floormod(tap, geometry.tap_cols)
+        row, col = geometry.dilation[0] * pitch, geometry.dilation[1] * geometry.c
+        return self.x + ky * row + kx * col
+
+    def operands(self, step: Any) -> list[Any]:
+        """The weights of a step, a vector for each vector of channels."""
+        return [T.Bind(self.weights(v, step)) for v in range(self.tile.vectors)]
+
+    @contextmanager
+    def pixels(self) -> Iterator[tuple[Any, Any]]:
+        """The loops over the tile's pixels."""
+        with T.unroll(self.tile.high) as i, T.unroll(self.tile.wide) as j:
+            yield i, j
+
+    def pixel(self, i: Any, j: Any) -> Any:
+        """Elements between the activations of the first pixel and those of pixel (i, j)."""
+        geometry = self.layer.geometry
+        return i * (geometry.stride[0] * self._pitch) + j * (geometry.stride[1] * geometry.c)
+
+    def slot(self, i: Any, j: Any, v: int) -> Any:
+        """The accumulator of pixel (i, j) and vector ``v``."""
+        return (i * self.tile.wide + j) * self.tile.vectors + v
+
+    @property
+    def _pitch(self) -> int:
+        return staging.pitch(self.layer.geometry, self.layer.staged)
 
     def _finish(self, acc: Any, v: int, start: Any) -> None:
         """Epilogue and store of all pixels in one vector of channels."""
         geometry, layer, tile = self.layer.geometry, self.layer, self.tile
         lanes = layer.dot.lanes
         valid = min(geometry.o, lanes)
-        column = epilogue.Column(layer.problem, layer.table, start, lanes)
+        column = epilogue.Column(layer.problem, layer.table, start, lanes, layer.dot.scaling)
         with T.unroll(tile.high) as i, T.unroll(tile.wide) as j:
             pixel = i * geometry.cols + j
             index = self.y + pixel * (geometry.groups * geometry.o) + start
             other = None
             if layer.buffers.other is not None:
                 other = load(layer.buffers.other, index, lanes, valid)
-            value = acc[(i * tile.wide + j) * tile.vectors + v]
+            value = acc[self.slot(i, j, v)]
             store(layer.buffers.output, index, column.apply(value, other), valid)

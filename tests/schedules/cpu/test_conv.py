@@ -16,13 +16,14 @@ from tests.cases import CONV, LINEAR, Case
 from tests.schedules.cpu import running
 
 TARGETS = {"vnni": "x86-64-v4-vnni", "avx512": "x86-64-v4", "avx2": "x86-64-v3"}
+PAIRS = {"avx512.pairs": "x86-64-v4", "avx2.pairs": "x86-64-v3"}
 CASES = {case.name: case for case in CONV + LINEAR}
 KNOB_CASES = ("3x3 add", "odd everything", "1x1 tails", "grouped odd", "big batch", "one row")
 
 
 def family(isa: str, case: Case) -> tuple[Kernel, CpuTarget]:
     """The int8 kernel of an instruction set, and its target; skips where this CPU lacks it."""
-    target = resolve(TARGETS[isa])
+    target = resolve((TARGETS | PAIRS)[isa])
     if not target.features <= host_features():
         pytest.skip(f"this CPU lacks {', '.join(sorted(target.features - host_features()))}")
     name = f"cpu.int8.{isa}"

@@ -1,0 +1,95 @@
+"""The reduction of a register tile by pairs of products that are added up in 16 bits.
+
+Windows of one or two steps keep their sums in temporaries, acc += widened(Σ products). Longer ones
+keep sums[high·wide][vectors] in registers and acc in the first-level cache: the first step sets the
+sums, the others add to them, then acc += widened(sums).
+
+Behind the panel come its further steps, which carry what windows could not take
+(`nybble.schedules.cpu.headroom`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+if TYPE_CHECKING:
+    from nybble.schedules.cpu.tile import RegisterTile
+
+
+def accumulate(tile: RegisterTile, acc: Any) -> None:
+    """Emits the reduction into ``acc``, the tile's int32 accumulators."""
+    geometry, flush = tile.layer.geometry, tile.layer.problem.flush
+    runs = geometry.runs(tile.layer.dot.depth)
+    full, rest = divmod(runs, flush)
+    emit = _short if flush <= 2 else _long
+    with T.serial(geometry.tap_rows * geometry.tap_cols) as tap:
+        with T.serial(full) as window:
+            emit(tile, acc, (tap, window * flush), flush)
+        if rest:
+            emit(tile, acc, (tap, full * flush), rest)
+    for v in range(tile.tile.vectors):
+        _further(tile, acc, v)
+
+
+def _short(tile: RegisterTile, acc: Any, where: tuple[Any, Any], count: int) -> None:
+    """A window of one or two steps."""
+    dot = tile.layer.dot
+    step, x = _start(tile, where)
+    weights = [tile.operands(step + n) for n in range(count)]
+    with tile.pixels() as (i, j):
+        at = x + tile.pixel(i, j)
+        values = [T.Bind(dot.broadcast(tile.source, at + n * dot.depth)) for n in range(count)]
+        for v in range(tile.tile.vectors):
+            products = [dot.products(values[n], weights[n][v]) for n in range(count)]
+            total = products[0] if count == 1 else products[0] + products[1]
+            slot = tile.slot(i, j, v)
+            T.buffer_store(acc, acc[slot] + dot.widened(total), [slot])
+
+
+def _long(tile: RegisterTile, acc: Any, where: tuple[Any, Any], count: int) -> None:
+    """A window of many steps."""
+    dot, size = tile.layer.dot, tile.tile
+    slots = size.high * size.wide * size.vectors
+    sums = T.alloc_buffer((slots,), dot.sums, scope="local", layout=None)
+    step, x = _start(tile, where)
+
+    def add(n: Any, first: bool) -> None:
+        weights = tile.operands(step + n)
+        with tile.pixels() as (i, j):
+            value = T.Bind(dot.broadcast(tile.source, x + n * dot.depth + tile.pixel(i, j)))
+            for v, w in enumerate(weights):
+                slot, product = tile.slot(i, j, v), dot.products(value, w)
+                T.buffer_store(sums, product if first else sums[slot] + product, [slot])
+
+    add(0, True)
+    if count > 1:
+        with T.serial(count - 1) as n:
+            add(n + 1, False)
+    with T.unroll(slots) as slot:
+        T.buffer_store(acc, acc[slot] + dot.widened(sums[slot]), [slot])
+
+
+def _start(tile: RegisterTile, where: tuple[Any, Any]) -> tuple[Any, Any]:
+    """(first step, first activation) of a window at (tap, step of the run)."""
+    geometry, dot = tile.layer.geometry, tile.layer.dot
+    tap, k = where
+    step = T.Bind(tap * geometry.runs(dot.depth) + k)
+    return step, T.Bind(tile.tap(tap) + k * dot.depth)
+
+
+def _further(tile: RegisterTile, acc: Any, v: int) -> None:
+    """The further steps of one panel."""
+    dot = tile.layer.dot
+    weights, offsets, begin = tile.layer.excess
+    first, last = (T.Bind(begin[tile.panel + v + n]) for n in (0, 1))
+    with T.serial(last - first) as n:
+        entry = T.Bind(tirx.Cast("int64", first + n))
+        x = T.Bind(tile.x + offsets[entry])
+        w = T.Bind(weights.vload([entry, tirx.const(0)], f"{dot.w}x{dot.lanes * dot.depth}"))
+        with tile.pixels() as (i, j):
+            value = T.Bind(dot.broadcast(tile.source, x + tile.pixel(i, j)))
+            slot = tile.slot(i, j, v)
+            T.buffer_store(acc, dot.apply(dot, acc[slot], value, w), [slot])

@@ -1,0 +1,54 @@
+"""Kernels that add pairs of products in 16 bits equal the law, at the limits and beyond."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+
+from nybble.errors import ScheduleError
+from nybble.schedules.cpu import conv
+from tests.cases import CONV, LINEAR
+from tests.schedules.cpu import running
+from tests.schedules.cpu.test_conv import family
+
+CASES = {case.name: case for case in CONV + LINEAR}
+LAYERS = ("3x3", "3x3 signed", "1x1 tails", "grouped odd", "stem 7x7x3", "3x3 dilated rows",
+    "odd everything", "one output", "batch", "K=4099 random", "K=257 random")  # fmt: skip
+PAIRS = ("avx2.pairs", "avx512.pairs")
+
+
+def mixed() -> Iterator[Any]:
+    """Every layer with some width now, all widths when there is time."""
+    widths = ("int8", "int7", "int5", "int4", "int2")
+    for (i, name), (j, weights) in product(enumerate(LAYERS), enumerate(widths)):
+        now = i % len(widths) == j
+        yield pytest.param(name, weights, marks=() if now else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "weights"), list(mixed()))
+def test_equals_the_law(name: str, weights: str) -> None:
+    case = replace(CASES[name], operands="normal", weights=weights)
+    kernel, target = family(PAIRS[len(name) % 2], case)
+    assert kernel.supports(case.problem(), target) is None
+    running.check(kernel, case, target)
+
+
+@pytest.mark.parametrize("flush", [1, 2, 3, 24])
+@pytest.mark.parametrize("operands", ["random", "high", "low", "alternating"])
+def test_any_window_is_exact_for_any_weights(
+    flush: int, operands: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv, "MOST_EXCESS", 2.0)
+    for isa, name in zip(PAIRS, ("3x3 signed", "K=257 high"), strict=True):
+        case = replace(CASES[name], flush=flush, operands=operands)
+        kernel, target = family(isa, case)
+        running.check(kernel, case, target)
+
+
+def test_too_many_further_steps_are_refused() -> None:
+    case = replace(CASES["3x3"], flush=1, operands="high")
+    kernel, _ = family("avx2.pairs", case)
+    with pytest.raises(ScheduleError, match="beyond 16 bits"):
+        running.arguments(kernel, case, case.data())
