@@ -5,7 +5,7 @@ import pytest
 from tvm import relax
 
 from nybble.errors import StageError
-from nybble.ir import graph, interpreter, ops, specs, tvm
+from nybble.ir import graph, interpreter, numerics, ops, specs, tvm
 
 
 def one_conv(stage: str = "integer"):
@@ -81,3 +81,17 @@ def test_integer_spec_names_a_float_op_between_the_borders():
     assert specs.between_borders(mod) == [("island.relu", "relax.nn.relu")]
     with pytest.raises(StageError, match=r"'island\.relu': relax\.nn\.relu computes in floating"):
         specs.check(mod, "integer")
+
+
+@pytest.mark.parametrize("dtype", [f"{s}int{b}" for s in ("", "u") for b in range(1, 9)])
+@pytest.mark.parametrize("shape", [(3, 5), (7,), (), (2, 1, 3)])
+def test_constants_of_every_width_keep_their_values(dtype, shape):
+    lo, hi = numerics.limits(dtype)
+    step = 2 if dtype == "int1" else 1
+    drawn = np.random.default_rng(0).integers(0, (hi - lo) // step, shape, endpoint=True)
+    values = (lo + step * drawn).astype(numerics.storage(dtype))
+    constant = graph.constant(values, dtype)
+    assert graph.dtype_of(constant) == dtype
+    assert graph.shape_of(constant) == shape
+    np.testing.assert_array_equal(graph.numpy_of(constant), values)
+    assert graph.numpy_of(constant).dtype == values.dtype

@@ -189,3 +189,46 @@ def test_planes_hold_one_bit_of_every_element(sign: str, bits: int) -> None:
     np.testing.assert_array_equal(numerics.from_planes(planes, 13, dtype), values)
     lowest = values < 0 if dtype == "int1" else values & 1
     np.testing.assert_array_equal(planes[..., :2], numerics.pack(lowest, "uint1"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "want"),
+    [
+        ("int1", (-1, 1)),
+        ("int2", (-2, 1)),
+        ("int4", (-8, 7)),
+        ("uint1", (0, 1)),
+        ("uint8", (0, 255)),
+    ],
+)
+def test_limits(dtype, want):
+    assert numerics.limits(dtype) == want
+
+
+def test_one_signed_bit_is_the_sign():
+    values = np.array([1, -1, -1, 1, 1, 1, 1, 1, -1], np.int8)
+    assert numerics.pack(values, "int1").tolist() == [0b0000_0110, 0b1]
+    steps = np.array([-5, -1, 0, 1, 7], np.int64)
+    assert numerics.settle(steps, -1, 1, "int1").tolist() == [-1, -1, 1, 1, 1]
+    assert numerics.settle(steps, 0, 1, "uint1").tolist() == [0, 0, 0, 1, 1]
+    x = np.array([-0.6, -0.5, 0.0, 0.4, np.nan, -np.inf], np.float32)
+    signs = numerics.quantize(x, np.float32(1), np.int32(0), "int1")
+    assert signs.tolist() == [-1, 1, 1, 1, 1, -1]
+
+
+@given(st.integers(1, 8), st.booleans(), st.data())
+def test_results_stay_within_their_width(bits, signed, data):
+    dtype = f"{'' if signed else 'u'}int{bits}"
+    lo, hi = numerics.limits(dtype)
+    x = data.draw(hnp.arrays(np.int32, 9))
+    scale = np.int32(data.draw(MULTIPLIER)), np.int32(data.draw(SHIFT))
+    first = numerics.requantize(x, *scale, dtype=dtype, lo=lo, hi=hi)
+    both = numerics.add(x, *scale, first, *scale, dtype=dtype, lo=lo, hi=hi)
+    border = numerics.quantize(x.astype(np.float32), np.float32(3), np.int32(0), dtype)
+    for values in (first, both, border):
+        assert values.dtype == numerics.storage(dtype)
+        assert values.min() >= lo
+        assert values.max() <= hi
+        assert dtype != "int1" or values.all()
+        packed = numerics.pack(values, dtype)
+        np.testing.assert_array_equal(numerics.unpack(packed, values.size, dtype), values)
