@@ -1,5 +1,6 @@
 # Bare `make` lists the targets. PYTHON=python3.12 chooses another interpreter for .venv.
 PYTHON ?= python3
+ISA ?= native
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -39,8 +40,10 @@ check: $(STAMP)  ## lint, types, import layers, a sample of the quick tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q -m "not slow and not whole" --thin 12
 
-bench: $(STAMP)  ## speed, cost and accuracy beside ONNX Runtime
-	$(BIN)/python -m benchmarks.run
+bench: $(STAMP)  ## speed beside every peer, cost, accuracy; ISA=x86-64-v3, ARGS="--threads 1 2"
+	$(PIP) install --quiet --group bench -c constraints.txt
+	-$(BIN)/python -m benchmarks.ggml --isa $(ISA)
+	$(BIN)/python -m benchmarks.run --isa $(ISA) $(ARGS)
 
 clean:  ## remove .venv, caches and build products
 	rm -rf $(VENV) build dist *.egg-info report.html .pytest_cache .mypy_cache .ruff_cache \

@@ -26,7 +26,7 @@ from PIL import Image
 
 import nybble
 from benchmarks.output import ROOT, console, record, table
-from benchmarks.peers import Array
+from benchmarks.problems import Array
 from examples.fashion_mnist.train import read_split
 
 FASHION = Path(os.environ.get("NYBBLE_FASHION", "/usr/share/datasets/fashion-mnist"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "benchmarks"
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 150)
 
 
 def table(title: str, rows: Sequence[dict[str, str]]) -> None:
     """Prints rows of equal keys; the first column is text, the others are numbers."""
     made = Table(title=title)
     for i, column in enumerate(rows[0]):
-        made.add_column(column, justify="left" if i == 0 else "right")
+        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         made.add_row(*row.values())
     console.print(made)

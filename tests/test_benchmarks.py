@@ -1,14 +1,31 @@
-"""The measuring itself: turns, ratios, and that a race runs real engines."""
+"""The measuring itself: turns, ratios, what a held process sees, and that real engines run."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import hold, limits, prepare, results
+from benchmarks.cases import CONTENDERS, OWN, cases
+from benchmarks.cpu import elsewhere, main
+from benchmarks.engines import Job
 from benchmarks.output import cpu
-from benchmarks.peers import Peer, Timing, race
+from benchmarks.peers import Timing, race
+from benchmarks.problems import linear
+from benchmarks.results import Row
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = linear(8, 64, 96)
+ROW = Row(
+    case="tiny-w8a8", threads=1, isa="native", nybble_ms=2.0, peer="ORT int8", kind="int8",
+    peer_ms=3.0, ratio=1.5, goal=1.2, gops=10.0, share=0.5, error=0.01, peer_error=0.02,
+    cpu="some", date="2026-01-01",
+)  # fmt: skip
 
 
 def test_ratio_is_the_median_within_rounds() -> None:
@@ -22,13 +39,123 @@ def test_cpu_has_a_name() -> None:
     assert cpu().strip()
 
 
-@pytest.mark.whole
-def test_race_times_every_peer_every_round(example: Path) -> None:
-    one = np.zeros((1, 1, 28, 28), np.float32)
-    many = np.zeros((64, 1, 28, 28), np.float32)
-    path = example / "resnet.onnx"
-    peers = [Peer(n, "onnxruntime", path, x, 1) for n, x in (("one", one), ("many", many))]
-    few, lots = race(peers, rounds=3, warmup=1)
-    assert (few.name, lots.name) == ("one", "many")
-    assert len(few.seconds) == len(lots.seconds) == 3
-    assert lots.ratio(few) > 5  # 64 images cost more than one
+def test_every_case_has_its_own_name_and_known_peers() -> None:
+    found = cases()
+    assert len({case.name for case in found}) == len(found)
+    for case in found:
+        kinds = {"own" if p == OWN else CONTENDERS[p].kind for p in case.peers}
+        assert set(case.goals) <= kinds, case.name  # no goal without a peer to reach it over
+
+
+def test_race_times_onnxruntime_and_survives_a_contender_that_cannot_start() -> None:
+    path = prepare.ort_int8(TINY)
+    good = Job("good", "onnxruntime", (path,), path.with_name("input.npy"))
+    bad = replace(good, peer="bad", files=(path.with_name("input.npy"),))  # no ONNX file
+    first, second = race([good, bad], rounds=3)
+    assert (first.name, len(first.seconds)) == ("good", 3)
+    assert all(seconds > 0 for seconds in first.seconds)
+    reference = np.load(path.with_name("reference.npy"))
+    assert first.output is not None
+    assert np.linalg.norm(first.output - reference) < 0.05 * np.linalg.norm(reference)
+    assert (second.name, second.seconds) == ("bad", ())
+
+
+def test_what_cannot_be_made_says_why(tmp_path: Path) -> None:
+    assert elsewhere(Path.cwd) == Path.cwd()
+    assert str(elsewhere((tmp_path / "none").readlink)).startswith("FileNotFoundError: ")
+
+
+def _held(isa: str, code: str) -> str:
+    """Runs code in a fresh process that is held to ``isa`` first."""
+    lines = f"from benchmarks import hold\nhold.hold({isa!r})\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+needs_faulting = pytest.mark.skipif(not hold.possible(), reason="no cpuid_fault in /proc/cpuinfo")
+
+
+@needs_faulting
+@pytest.mark.parametrize("isa", sorted(hold.LEVELS))
+def test_held_process_sees_only_its_level(isa: str) -> None:
+    allowed = {"avx2"}
+    if isa != "x86-64-v3":
+        allowed.add("avx512f")
+    if isa == "x86-64-v4-vnni":
+        allowed.add("avx512_vnni")
+    seen = eval(_held(isa, "print(set(hold.features()))"))  # a set of names
+    assert seen == hold.features() & allowed
+
+
+@needs_faulting
+def test_threads_of_a_held_process_are_held_too() -> None:
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "print('avx512f' in ThreadPoolExecutor(1).submit(hold.features).result())"
+    )
+    assert _held("x86-64-v3", code) == "False"
+
+
+@needs_faulting
+def test_real_libraries_believe_it() -> None:
+    code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    assert _held("x86-64-v3", code) == "AVX2"
+
+
+@needs_faulting
+def test_held_peer_is_still_right() -> None:
+    path = prepare.ort_int8(TINY)
+    job = Job("ORT", "onnxruntime", (path,), path.with_name("input.npy"))
+    native, held = race([job, replace(job, isa="x86-64-v3")], rounds=1)
+    assert native.output is not None
+    assert held.output is not None
+    # Not equal: without VNNI, ONNX Runtime's sums saturate.
+    difference = np.linalg.norm(held.output - native.output)
+    assert difference < 0.05 * np.linalg.norm(native.output)
+
+
+def test_native_is_never_held() -> None:
+    before = hold.features()
+    hold.hold("native")
+    assert hold.features() == before
+
+
+def test_limits_know_the_level() -> None:
+    assert set(limits.loops("x86-64-v3").values()) == {
+        "maddubs_maddwd", "maddubs_paddw", "fma256",
+    }  # fmt: skip
+    bound = limits.Limits({"int8": 1e9}, {"int8": "x"}, dict.fromkeys(limits.SIZES, 1e9))
+    assert bound.seconds("int8", 2_000_000_000, 1) == 2.0  # bound by arithmetic
+    assert bound.seconds("int8", 1, 3_000_000_000) == 3.0  # bound by memory
+
+
+def test_rows_survive_json(tmp_path: Path) -> None:
+    results.save([ROW], tmp_path / "rows.json")
+    assert results.load(tmp_path / "rows.json") == [ROW]
+
+
+def test_regressions_are_what_lost_a_tenth_or_vanished() -> None:
+    rows = [replace(ROW, peer=p, ratio=r) for p, r in (("a", 1.0), ("b", 1.2), ("c", None))]
+    before = [replace(ROW, peer=p, ratio=1.3) for p in ("a", "b", "c")]
+    found = results.regressions(rows, before)
+    assert [key[3] for key in found] == ["a", "c"]
+
+
+def test_best_peer_of_each_kind_decides() -> None:
+    slower = replace(ROW, peer="other", peer_ms=4.0, ratio=2.0)
+    missing = replace(ROW, peer="gone", peer_ms=None, ratio=None, note="not installed")
+    page = results.markdown([slower, ROW, missing], "the command", {"native, 1": ["a limit"]})
+    assert "ORT int8 3 ms | 1.50 | 1.2 met" in page
+    assert "other 4 ms" not in page
+    assert "gone: not installed" in page  # never silently left out
+
+
+def test_command_refuses_levels_without_faulting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hold, "possible", lambda: False)
+    with pytest.raises(SystemExit):
+        main(["--isa", "x86-64-v3"])
+    assert "only --isa native" in capsys.readouterr().err

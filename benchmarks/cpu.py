@@ -1,0 +1,218 @@
+"""Speed on the CPU beside every peer: networks, products, convolutions, the rest.
+
+    python -m benchmarks.cpu --only resnet18 --threads 1 2 --isa native x86-64-v3
+
+``--stage prepare`` makes all files and measures nothing; ``--stage race`` measures what was
+prepared, Nybble's files too. Peers' files are kept under build/benchmarks/files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import multiprocessing
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import ggml, hold, limits, prepare, results
+from benchmarks.cases import CONTENDERS, OWN, Case, cases
+from benchmarks.engines import Job
+from benchmarks.output import RESULTS, console, cpu, table
+from benchmarks.peers import Timing, race
+from benchmarks.results import Row
+
+NYBBLE = "Nybble"
+OWN_RECIPE = {"weights": 8, "activations": 8, "first_last": None}
+
+
+def elsewhere(make: Callable[[], Path]) -> Path | str:
+    """Calls a function in a fresh process; the path that it made, or why it made none."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        future = pool.submit(make)
+        error = future.exception()
+        if error is None:
+            return future.result()
+    if isinstance(error, ImportError):
+        return f"not installed ({error.name})"
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def file_of(case: Case, name: str, isa: str, stage: str) -> Path | str:
+    """The prepared file of a contender, or why there is none."""
+    if name in {NYBBLE, OWN}:
+        recipe = case.recipe if name == NYBBLE else OWN_RECIPE
+        path = prepare.nybble_path(case.problem, recipe, isa)
+        make = partial(prepare.nybble_file, case.problem, recipe, isa)
+    else:
+        peer = CONTENDERS[name]
+        if peer.engine == "ggml" and not ggml.path(isa).exists():
+            return f"not built (python -m benchmarks.ggml --isa {isa})"
+        path = prepare.folder(case.problem) / peer.file
+        make = partial(peer.make, case.problem)
+    if path.exists() and (stage == "race" or name not in {NYBBLE, OWN}):
+        return path
+    return "not prepared" if stage == "race" else elsewhere(make)
+
+
+def jobs_of(case: Case, files: dict[str, Path], isa: str) -> list[Job]:
+    """What to time: Nybble first, then the peers that have a file."""
+    copies = 1
+    if case.cold:
+        copies = max(2, -(-3 * limits.last_cache() // (2 * case.bytes)))
+    folder = prepare.folder(case.problem)
+    jobs = []
+    for name, path in files.items():
+        ours = name in {NYBBLE, OWN}
+        engine = "nybble" if ours else CONTENDERS[name].engine
+        option = "" if ours else CONTENDERS[name].option
+        several = prepare.copies(path, copies)
+        jobs.append(Job(name, engine, several, folder / "input.npy", isa=isa, option=option))
+    return jobs
+
+
+def rows_of(case: Case, job: Job, timings: Sequence[Timing], bound: limits.Limits) -> list[Row]:
+    """Rows of the peers that ran."""
+    reference = np.load(prepare.folder(case.problem) / "reference.npy")
+    ours = next((t for t in timings if t.name == NYBBLE and t.seconds), None)
+    least = bound.seconds(case.limit, case.problem.macs, case.bytes)
+    rows = []
+    for timing in timings:
+        if timing.name == NYBBLE:
+            continue
+        kind = "own" if timing.name == OWN else CONTENDERS[timing.name].kind
+        ran = bool(timing.seconds)
+        rows.append(
+            Row(
+                case=case.name,
+                threads=job.threads,
+                isa=job.isa,
+                nybble_ms=1000 * ours.median if ours else None,
+                peer=timing.name,
+                kind=kind,
+                peer_ms=1000 * timing.median if ran else None,
+                ratio=timing.ratio(ours) if ours and ran else None,
+                goal=case.goals.get(kind),
+                gops=2e-9 * case.problem.macs / ours.median if ours else None,
+                share=least / ours.median if ours else None,
+                error=_error(ours, reference) if ours else None,
+                peer_error=_error(timing, reference) if ran else None,
+                cpu=cpu(),
+                date=datetime.date.today().isoformat(),
+                note="" if ran else "its process died, see above",
+            )
+        )
+    return rows
+
+
+def _error(timing: Timing, reference: Any) -> float | None:
+    if timing.output is None:
+        return None
+    return float(np.linalg.norm(timing.output - reference) / np.linalg.norm(reference))
+
+
+def measure(case: Case, isa: str, bounds: dict[int, limits.Limits], args: Any) -> list[Row]:
+    """Prepares a case for a level and races it with every number of threads."""
+    found = {name: file_of(case, name, isa, args.stage) for name in (NYBBLE, *case.peers)}
+    if args.stage == "prepare":
+        for name, made in found.items():
+            if isinstance(made, str):
+                console.print(f"{case.name}: {name}: {made}", highlight=False)
+        return []
+    files = {name: made for name, made in found.items() if isinstance(made, Path)}
+    rows: list[Row] = []
+    jobs = jobs_of(case, files, isa)
+    for threads, bound in bounds.items():
+        several = [replace(job, threads=threads) for job in jobs]
+        if several:
+            rows += rows_of(case, several[0], race(several, args.rounds), bound)
+        absent = {name: why for name, why in found.items() if isinstance(why, str)}
+        rows += [_missing(case, name, why, isa, threads) for name, why in absent.items()]
+    shutil.rmtree(prepare.folder(case.problem) / "copies", ignore_errors=True)
+    return rows
+
+
+def _missing(case: Case, name: str, why: str, isa: str, threads: int) -> Row:
+    kind = CONTENDERS[name].kind if name in CONTENDERS else "own"
+    return Row(
+        case.name, threads, isa, None, name, kind, None, None, None, None, None, None, None,
+        cpu(), datetime.date.today().isoformat(), why,
+    )  # fmt: skip
+
+
+def show(title: str, rows: Sequence[Row]) -> None:
+    """A table of the best peer of each kind, and a line a case with all of them."""
+    lines = [dict(zip(results.COLUMNS, line, strict=True)) for line in results.cells(rows)]
+    if lines:
+        table(title, lines)
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="*", help="cases whose name holds this shell pattern")
+    parser.add_argument("--list", action="store_true", help="name the cases and stop")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--isa", nargs="+", choices=["native", *hold.LEVELS], default=["native"])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--stage", choices=["all", "prepare", "race"], default="all")
+    parser.add_argument("--json", type=Path, default=RESULTS / "cpu.json")
+    parser.add_argument("--plot", type=Path, default=RESULTS / "cpu.png")
+    parser.add_argument("--markdown", type=Path, help="write the page docs/performance.md there")
+    parser.add_argument("--baseline", type=Path, help="an earlier JSON; 10 %% worse: exit status 1")
+    args = parser.parse_args(argv)
+    if set(args.isa) - {"native"} and not hold.possible():
+        parser.error("this kernel or CPU cannot fault on CPUID (cpuid_fault): only --isa native")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reads the command line, measures, prints and writes what was found."""
+    args = arguments(argv)
+    chosen = [case for case in cases() if fnmatch(case.name, f"*{args.only}*")]
+    if args.list or not chosen:
+        console.print("\n".join(case.name for case in chosen or cases()), highlight=False)
+        return
+    console.print(f"{cpu()}; 1 thread: CPU time, more: wall; a ratio above 1: Nybble is faster")
+    rows: list[Row] = []
+    lines: dict[str, list[str]] = {}
+    for isa in args.isa:
+        bounds = {threads: limits.measured(isa, threads) for threads in args.threads}
+        lines |= {f"{isa}, {threads}": bound.lines() for threads, bound in bounds.items()}
+        for case in chosen:
+            made = measure(case, isa, bounds, args)
+            show(f"{case.name}, {isa}", made)
+            rows += made
+    if args.stage != "prepare":
+        finish(rows, lines, args)
+
+
+def finish(rows: list[Row], lines: dict[str, list[str]], args: argparse.Namespace) -> None:
+    """Writes JSON, chart and page; compares with the baseline."""
+    order = {isa: i for i, isa in enumerate(args.isa)}
+    rows = sorted(rows, key=lambda r: (order[r.isa], r.threads))
+    results.save(rows, args.json)
+    results.plot(rows, args.plot)
+    console.print(f"written: {args.json}, {args.plot}")
+    if args.markdown:
+        command = " ".join(["python -m benchmarks.cpu", *sys.argv[1:]])
+        args.markdown.write_text(results.markdown(rows, command, lines))
+    if args.baseline:
+        worse = results.regressions(rows, results.load(args.baseline))
+        for (case, threads, isa, peer), before in worse.items():
+            console.print(f"worse: {case}, {isa}, {threads} threads, by {peer}: was {before:.2f}")
+        if worse:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""Making each contender's files from a float problem, once; peers' files are kept under build/.
+
+The recipes are the ones that each peer's own documentation gives for this kind of machine.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.output import RESULTS
+from benchmarks.problems import Array, Problem
+
+SAMPLES = 8
+FILES = RESULTS / "files"
+
+
+def folder(problem: Problem) -> Path:
+    """Where the files of a problem are kept."""
+    return FILES / problem.name
+
+
+def source(problem: Problem) -> Path:
+    """The float network as ONNX, with its input and its calibration data beside it."""
+    path = folder(problem) / "float.onnx"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        import torch  # noqa: PLC0415
+
+        from tests.models import export_onnx  # noqa: PLC0415
+
+        data = problem.data(SAMPLES)
+        np.save(path.with_name("calibration.npy"), data)
+        np.save(path.with_name("input.npy"), data[: problem.shape[0]])
+        net, first = problem.build(), torch.from_numpy(data[: problem.shape[0]])
+        with torch.inference_mode():
+            np.save(path.with_name("reference.npy"), net(first).numpy())
+        _write(path, lambda p: p.write_bytes(export_onnx(net, first)))
+    return path
+
+
+def calibration(problem: Problem) -> Iterator[Array]:
+    """The calibration data, one input of the problem's shape after another."""
+    data = np.load(folder(problem) / "calibration.npy")
+    rows = problem.shape[0]
+    return (data[i : i + rows] for i in range(0, len(data), rows))
+
+
+def nybble_path(problem: Problem, recipe: Mapping[str, Any] | None, target: str) -> Path:
+    """Where Nybble's library is."""
+    return folder(problem) / f"nybble-{label(recipe)}-{target}.so"
+
+
+def nybble_file(problem: Problem, recipe: Mapping[str, Any] | None, target: str) -> Path:
+    """Nybble's library: always made anew. ``recipe`` None compiles the float network.
+
+    Raises:
+        nybble.NybbleError: the walk refuses it.
+    """
+    import nybble  # noqa: PLC0415
+
+    path = nybble_path(problem, recipe, target)
+    path.unlink(missing_ok=True)
+    model = nybble.load_onnx(source(problem), {"input": problem.shape})
+    if recipe is None:
+        return nybble.compile(model, target=target).save(path)
+    quantized = nybble.quantize(model, list(calibration(problem)), nybble.Recipe(**recipe))
+    return nybble.compile(quantized, target=target).save(path)
+
+
+def label(recipe: Mapping[str, Any] | None) -> str:
+    """A short name of a recipe, such as ``w4a8``."""
+    if recipe is None:
+        return "f32"
+    widths = {"weights": 8, "activations": 8, **recipe}
+    weights = "wt" if widths["weights"] == "ternary" else f"w{widths['weights']}"
+    group = f"g{widths['group']}" if "group" in widths else ""
+    return (
+        weights
+        + group
+        + ("af" if widths["activations"] == "float" else f"a{widths['activations']}")
+    )
+
+
+def copies(path: Path, count: int) -> tuple[Path, ...]:
+    """The file and its copies: files of their own, so that no two share memory."""
+    made = [path]
+    for i in range(1, count):
+        copy = path.parent / "copies" / f"{path.stem}-{i}{path.suffix}"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+        if path.suffix == ".xml":
+            shutil.copyfile(path.with_suffix(".bin"), copy.with_suffix(".bin"))
+        made.append(copy)
+    return tuple(made)
+
+
+def float_torch(problem: Problem) -> Path:
+    """The float network as a frozen trace."""
+    path = source(problem).with_name("float.pt")
+
+    def make(target: Path) -> None:
+        import torch  # noqa: PLC0415
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is frozen, and works
+            traced = torch.jit.trace(problem.build().eval(), torch.zeros(*problem.shape))
+            torch.jit.freeze(traced).save(str(target))
+
+    return _kept(path, make)
+
+
+def weights(problem: Problem) -> Path:
+    """A linear layer's weights, float32 (N, K)."""
+    path = source(problem).with_name("weights.npy")
+
+    def make(target: Path) -> None:
+        with target.open("wb") as file:
+            np.save(file, problem.build().weight.detach().numpy())
+
+    return _kept(path, make)
+
+
+def ort_int8(problem: Problem) -> Path:
+    """ONNX Runtime's recipe for x86: QDQ, unsigned activations, signed weights per channel."""
+
+    def make(target: Path) -> None:
+        import onnxruntime.quantization as ort  # noqa: PLC0415
+        from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415
+
+        class Reader(ort.CalibrationDataReader):
+            def __init__(self) -> None:
+                self._inputs = calibration(problem)
+
+            def get_next(self) -> dict[str, Array] | None:
+                item = next(self._inputs, None)
+                return None if item is None else {"input": item}
+
+        prepared = target.with_name("prepared.onnx")
+        quant_pre_process(str(source(problem)), str(prepared))
+        ort.quantize_static(
+            str(prepared),
+            str(target),
+            Reader(),
+            quant_format=ort.QuantFormat.QDQ,
+            activation_type=ort.QuantType.QUInt8,
+            weight_type=ort.QuantType.QInt8,
+            per_channel=True,
+        )
+        prepared.unlink()
+
+    return _kept(source(problem).with_name("ort-int8.onnx"), make)
+
+
+def ort_dynamic(problem: Problem) -> Path:
+    """ONNX Runtime with activations quantized on the fly (MatMulInteger and its fusions)."""
+
+    def make(target: Path) -> None:
+        import onnxruntime.quantization as ort  # noqa: PLC0415
+
+        ort.quantize_dynamic(
+            str(source(problem)), str(target), per_channel=True, weight_type=ort.QuantType.QInt8
+        )
+
+    return _kept(source(problem).with_name("ort-dynamic.onnx"), make)
+
+
+def ort_nbits(bits: int, problem: Problem) -> Path:
+    """ONNX Runtime's MatMulNBits, groups of 128, activations quantized to s8 on the fly."""
+
+    def make(target: Path) -> None:
+        import onnx  # noqa: PLC0415
+        from onnxruntime.quantization import matmul_nbits_quantizer as nbits  # noqa: PLC0415
+
+        quantizer = nbits.MatMulNBitsQuantizer(
+            onnx.load(source(problem)),
+            bits=bits,
+            block_size=128,
+            is_symmetric=True,
+            accuracy_level=4,
+        )
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(target), False)
+
+    return _kept(source(problem).with_name(f"ort-{bits}bits.onnx"), make)
+
+
+def openvino_int8(problem: Problem) -> Path:
+    """OpenVINO by NNCF's post-training quantization: preset mixed, fast bias correction."""
+
+    def make(target: Path) -> None:
+        import nncf  # noqa: PLC0415
+        import openvino  # noqa: PLC0415
+
+        model = openvino.convert_model(source(problem), input=list(problem.shape))
+        data = nncf.Dataset(list(calibration(problem)))
+        quantized = nncf.quantize(
+            model, data, preset=nncf.QuantizationPreset.MIXED, subset_size=SAMPLES
+        )
+        _save_ir(quantized, target)
+
+    return _kept(source(problem).with_name("openvino-int8.xml"), make)
+
+
+def openvino_int4(problem: Problem) -> Path:
+    """OpenVINO with 4-bit weights in groups of 128 (NNCF's weight compression)."""
+
+    def make(target: Path) -> None:
+        import nncf  # noqa: PLC0415
+        import openvino  # noqa: PLC0415
+
+        model = openvino.convert_model(source(problem), input=list(problem.shape))
+        mode = nncf.CompressWeightsMode.INT4_SYM
+        compressed = nncf.compress_weights(
+            model, mode=mode, ratio=1.0, group_size=128, all_layers=True
+        )
+        _save_ir(compressed, target)
+
+    return _kept(source(problem).with_name("openvino-int4.xml"), make)
+
+
+def _save_ir(model: Any, target: Path) -> None:
+    import openvino  # noqa: PLC0415
+
+    openvino.save_model(model, target, compress_to_fp16=False)
+
+
+def _kept(path: Path, make: Callable[[Path], Any]) -> Path:
+    if not path.exists():
+        _write(path, make)
+    return path
+
+
+def _write(path: Path, make: Callable[[Path], Any]) -> None:
+    """Makes the file under another name first, so that half a file is never taken for one."""
+    half = path.with_name(f"half-{path.name}")
+    make(half)
+    if path.suffix == ".xml":
+        half.with_suffix(".bin").rename(path.with_suffix(".bin"))
+    half.rename(path)
