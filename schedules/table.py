@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from nybble.schedules.cpu import border, conv, depthwise, elementwise, fallback, pooling
+from nybble.schedules.cpu import (
+    arm,
+    border,
+    conv,
+    depthwise,
+    elementwise,
+    fallback,
+    pooling,
+    riscv,
+    weight_only,
+    weight_only_generic,
+)
 from nybble.schedules.kernel import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
     *depthwise.KERNELS,
     *conv.KERNELS,
+    *arm.KERNELS,
+    *riscv.KERNELS,
+    *weight_only.KERNELS,
+    weight_only_generic.WEIGHT_ONLY,
     fallback.CONV2D,
     fallback.LINEAR,
     elementwise.REQUANTIZE,

@@ -18,6 +18,7 @@ from tvm import relax
 
 from nybble.ir import numerics
 from nybble.ir.graph import attributes
+from nybble.ir.weight_only import weight_only
 
 Infer = Callable[[list[Any], dict[str, Any]], tuple[Sequence[Any], str]]
 
@@ -72,6 +73,10 @@ def _linear(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], st
     return [*list(types[0].shape)[:-1], types[1].shape[0]], "int32"
 
 
+def _weight_only(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return [*list(types[0].shape)[:-1], types[1].shape[0]], "float32"
+
+
 def _max_pool2d(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
     x = types[0]
     return _window_shape(x, attrs["pool_size"], attrs, x.shape[3]), str(x.dtype)
@@ -121,6 +126,11 @@ VOCABULARY: dict[str, OpDef] = {
         OpDef(
             "linear", ("x", "w", "bias"), {}, _linear, numerics.linear,
             "(…, K) x (O, K) + bias -> int32 accumulators",
+        ),
+        OpDef(
+            "weight_only", ("x", "w", "scale", "zero_point", "bias"), {"group": ...},
+            _weight_only, weight_only,
+            "float32 (…, K) x integers (O, K) with a scale per group + bias -> float32",
         ),
         OpDef(
             "requantize", ("x", "multiplier", "shift"), {**_REQUANTIZED, "zero_point_in": 0},

@@ -55,6 +55,14 @@ def one(name: str, constants: list[Any], *inputs: tuple[Any, str], **attrs: Any)
     return module(body, *inputs)
 
 
+def grouped(o: int, k: int, group: int) -> list[Any]:
+    """Operands of a weight-only layer behind its input."""
+    rng = np.random.default_rng(3)
+    shape = (o, -(-k // group))
+    steps, zeros = rng.random(shape, np.float32), rng.integers(-128, 128, shape, np.int32)
+    return [weights(o, k), C(steps), C(zeros), C(rng.random(o, np.float32))]
+
+
 FLOAT = ((5, 6, 7), "float32")
 ZERO = C(np.int32(0))
 EVERY_OP = {
@@ -68,6 +76,7 @@ EVERY_OP = {
     ),
     "max_pool2d": one("max_pool2d", [], ((5, 6, 7), "int8"), pool_size=(3, 2), **WINDOW),
     "sum_pool2d": one("sum_pool2d", [], ((5, 6, 7), "uint8"), pool_size=(5, 6), **WINDOW),
+    "weight_only": one("weight_only", grouped(21, 33, 10), ((33,), "float32"), group=10),
 }
 
 

@@ -1,0 +1,90 @@
+"""THE LAW of weight-only linear layers: float activations, integer weights, floats out.
+
+    y[m, o] = fma(acc, row_scale[m], bias[o])
+    acc     = fma(float32(Σ_g q·(w - zero_point)), scale[o, g], acc)     groups g in order, from 0
+    q       = round(x · inv), half to even, in -127..127                 a row at a time
+    inv     = 127 / top,  row_scale = top / 127,  top = max(2^-100, max |x|)
+
+The sums over a group are integers and exact; each group costs one rounding to float32 (none while
+the sum stays below 2^24: groups of up to 518 at 8 bits) and one fused multiply-add. Every operation
+above is one IEEE operation in a fixed order, so every kernel equals these floats bit for bit. The
+bound 2^-100 keeps ``inv`` finite; smaller rows quantize to 0. A row that holds NaN or an infinity
+has no scale: all its outputs are NaN.
+
+Error against the float product with the dequantized weights ŵ = scale·(w - zero_point): rounding x
+costs at most (0.5 + 2^-16)·row_scale·Σ|ŵ|, the additions (G + 2)·2^-24·row_scale·Σ|q·ŵ|.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Float32 = NDArray[np.float32]
+MOST = 127  # magnitude of a quantized activation
+LEAST = np.float32(2.0**-100)  # rows below it count as zero
+
+
+def fma(a: Float32, b: Float32, c: Float32) -> Float32:
+    """float32(a·b + c) with a single rounding, as the machine's fused multiply-add.
+
+    a·b is exact in float64. The sum is rounded to odd there, which float32's own rounding cannot
+    tell from the exact value (Boldo and Melquiond, 2008): 53 bits are at least 24 + 2.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        product, addend = a.astype(np.float64) * b, np.asarray(c, np.float64)
+        total = np.asarray(product + addend)
+        back = total - product  # Knuth's TwoSum: total + error is the exact sum
+        error = (product - (total - back)) + (addend - back)
+        even = (total.view(np.int64) & 1) == 0
+        nudge = even & np.isfinite(total) & (error != 0)
+        total = np.where(nudge, np.nextafter(total, np.copysign(np.inf, error)), total)
+        return total.astype(np.float32)
+
+
+def quantize_rows(x: Float32) -> tuple[NDArray[np.int8], Float32]:
+    """Rows of floats as integers of -127..127 and one scale each.
+
+    Args:
+        x: (…, K) float32.
+
+    Returns:
+        q (…, K) int8 and scale (…, 1) float32 with x ≈ q·scale; a row that holds NaN or an
+        infinity gives zeros and the scale NaN.
+    """
+    top = np.maximum(np.abs(x).max(-1, keepdims=True, initial=0), LEAST)  # NaN wins here
+    top = np.where(np.isfinite(top), top, np.nan).astype(np.float32)
+    row_scale: Float32 = top / np.float32(MOST)
+    with np.errstate(invalid="ignore"):
+        steps = np.rint(x * (np.float32(MOST) / top))
+    q = np.where(np.isnan(steps), 0, steps).astype(np.int8)
+    return q, row_scale
+
+
+def weight_only(
+    x: Float32, w: Array, scale: Float32, zero_point: Array, bias: Float32, *, group: int
+) -> Float32:
+    """A linear layer with integer weights whose scale belongs to a run of ``group`` of them.
+
+    Args:
+        x: (…, K) float32.
+        w: (O, K) integers of 2 to 8 bits.
+        scale: (O, G) float32, G = ceil(K / group); the last group may be shorter.
+        zero_point: (O, G) int32 within the limits of the weights' dtype.
+        bias: (O,) float32.
+        group: weights that share a scale.
+
+    Returns:
+        (…, O) float32.
+    """
+    q, row_scale = quantize_rows(x)
+    acc = np.zeros((*x.shape[:-1], len(w)), np.float32)
+    for g, start in enumerate(range(0, w.shape[1], group)):
+        span = slice(start, start + group)
+        centred = w[:, span].astype(np.float64) - zero_point[:, g, None]
+        sums = q[..., span].astype(np.float64) @ centred.T  # exact: below 2^53
+        acc = fma(sums.astype(np.float32), scale[:, g], acc)
+    return fma(acc, row_scale, bias)

@@ -1,0 +1,40 @@
+"""The rule for weight-only layers: float activations, integer weights with a scale per group."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax
+
+from nybble.errors import ScheduleError
+from nybble.ir import graph
+from nybble.schedules.group import Group, Matcher, constant_of, spec_of
+from nybble.schedules.kernel import Problem, TensorSpec
+
+OPERANDS = ("w", "scale", "zero_point", "bias")
+
+
+def weight_only(_matcher: Matcher, binding: relax.VarBinding) -> Group:
+    """One layer. The attribute ``zero_point`` is the groups' common one, None if they differ.
+
+    Raises:
+        ScheduleError: an operand is no constant, or per-group operands lack a shape of (O, groups).
+    """
+    call, name = binding.value, str(binding.var.name)
+    pairs = zip(OPERANDS, call.args[1:], strict=True)
+    constants = {operand: constant_of(arg, name, operand) for operand, arg in pairs}
+    group = int(graph.attributes(call)["group"])
+    o, k = constants["w"].shape
+    for operand, shape in (("scale", (o, -(-k // group))), ("zero_point", (o, -(-k // group)))):
+        if constants[operand].shape != shape:
+            found = constants[operand].shape
+            raise ScheduleError(f"'{name}': operand {operand} has shape {found}, expected {shape}.")
+    zero = constants["zero_point"]
+    common = int(zero.flat[0]) if np.ptp(zero) == 0 else None
+    problem = Problem(
+        "weight_only",
+        (spec_of(call.args[0]),),
+        spec_of(binding.var),
+        (("group", group), ("zero_point", common)),
+        TensorSpec((o, k), graph.dtype_of(call.args[1])),
+    )
+    return Group((binding,), problem, (call.args[0],), constants)
