@@ -14,6 +14,7 @@ vector serves all KW taps along the row: 3x3 costs 3 ``vpdpbusd`` or 6 ``vpmaddw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -65,7 +66,7 @@ def geometry_of(problem: Problem) -> Geometry:
 
 
 def _supports(dot: Dot, problem: Problem, target: Any) -> str | None:
-    if target.arch != "x86_64" or not target.has(*dot.features):
+    if target.arch != dot.arch or not target.has(*dot.features):
         return f"needs {', '.join(dot.features)}"
     assert problem.weights is not None
     channels, _, _, per_group = problem.weights.shape
@@ -234,7 +235,7 @@ def _tile(layer: _Layer, source: Any, at: tuple[Any, Any], block: tuple[Any, Any
             for output, tap in uses:
                 w = weights.vload([panel + tap, tirx.const(0)], f"{dot.w}x{dot.lanes * dot.depth}")
                 T.buffer_store(acc, dot.apply(dot, acc[output], value, w), [output])
-    column_epilogue = epilogue.Column(layer.problem, table, block[1], dot.lanes)
+    column_epilogue = epilogue.Column(layer.problem, table, block[1], dot.lanes, dot.scaling)
     valid = min(geometry.c, dot.lanes)
     for p in range(layer.wide):
         index, other = y + p * geometry.c, None
@@ -262,7 +263,8 @@ def _interleave(layer: _Layer, source: Any, index: Any, taps: range) -> Any:
     return value
 
 
-def _families() -> tuple[Kernel, ...]:
+def families(dots: Sequence[Dot]) -> tuple[Kernel, ...]:
+    """The kernels of some dot products, in their order."""
     return tuple(
         Kernel(
             f"cpu.{'f32' if dot.acc == 'float32' else 'int8'}.depthwise.{dot.name}",
@@ -271,9 +273,9 @@ def _families() -> tuple[Kernel, ...]:
             partial(_pack, dot),
             partial(_build, dot),
         )
-        for dot in (VNNI, MADD_AVX512, MADD_AVX2, FMA_AVX512, FMA_AVX2)
+        for dot in dots
     )
 
 
-KERNELS = _families()
+KERNELS = families((VNNI, MADD_AVX512, MADD_AVX2, FMA_AVX512, FMA_AVX2))
 """By preference; they stand before the blocked template, which refuses depthwise layers."""

@@ -50,9 +50,10 @@ class Machine:
         """The program that calls a kernel: an object file, or C source."""
         program = self.folder / "program"
         include = Path(engine.ffi().__file__).parent / "include"
-        command = [*self.compiler, "-O2", "-static", "-w", f"-I{include}", CALLER, kernel]
         runtime = Path(tvm.__file__).parent / "include"
-        subprocess.run([*command, f"-I{runtime}", "-o", program, "-lm"], check=True)
+        command = [*self.compiler, "-O2", "-static", "-w", f"-I{include}", f"-I{runtime}"]
+        command += [str(CALLER), str(kernel), "-o", str(program), "-lm"]
+        subprocess.run(command, check=True)
         return program
 
     def run(
@@ -61,7 +62,7 @@ class Machine:
         """What the kernel writes; raises AssertionError if it writes beside its output."""
         tensors, result = self.folder / "tensors", self.folder / "result"
         tensors.write_bytes(_serialized([*inputs, output]))
-        command = [*self.launcher, program, tensors, result, str(tasks)]
+        command = [*self.launcher, *map(str, (program, tensors, result, tasks))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
         assert done.returncode == 0, done.stderr
         raw = np.frombuffer(result.read_bytes(), np.uint8)
@@ -116,10 +117,18 @@ def arguments(kernel: Kernel, case: Case, arrays: Arrays) -> list[NDArray[Any]]:
     return [*activations, *kernel.pack(case.problem(), constants)]
 
 
-def check(kernel: Kernel, case: Case, target: CpuTarget, folder: Path, tasks: int = 3) -> None:
+def check(
+    kernel: Kernel,
+    case: Case,
+    target: CpuTarget,
+    folder: Path,
+    tasks: int = 3,
+    knobs: Knobs | None = None,
+) -> None:
     """Compiles for the target, runs under emulation, compares with the law bit for bit."""
     there = machine(target.arch, folder)
-    program = there.link(object_of(kernel.build(case.problem(), target, Knobs()), target, folder))
+    function = kernel.build(case.problem(), target, knobs or Knobs())
+    program = there.link(object_of(function, target, folder))
     arrays = case.data()
     want = case.law(arrays)
     got = there.run(program, arguments(kernel, case, arrays), np.zeros_like(want), tasks)
