@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nybble import tiles
 from nybble.errors import ArtifactError
 from nybble.runtime import engine, host
 from nybble.runtime.manifest import Manifest, Variant, seal
@@ -52,10 +53,9 @@ def export_all(variants: Sequence[tuple[Any, Manifest]], path: str | Path) -> tu
     with _staging(path) as staging:
         _reserve(staging, [executable for executable, _ in variants])
         libraries = [staging / f"library{i}.so" for i in range(len(variants))]
-        for library, (executable, _) in zip(libraries, variants, strict=True):
-            executable.export_library(
-                str(library), fcompile=_linker(compiler, path), workspace_dir=str(staging)
-            )
+        for library, (executable, manifest) in zip(libraries, variants, strict=True):
+            link = _linker([*compiler, *_sources(manifest, staging)], path)
+            executable.export_library(str(library), fcompile=link, workspace_dir=str(staging))
         sealed = _join(libraries, [manifest for _, manifest in variants])
         os.replace(libraries[0], path)
         _sync_directory(path.parent)
@@ -88,6 +88,15 @@ def find_compiler(arch: str) -> list[str]:
             "clang (Debian and Ubuntu: apt install gcc; Fedora: dnf install gcc), or set CC."
         )
     return [found]
+
+
+def _sources(manifest: Manifest, staging: Path) -> list[str]:
+    """C files that become part of a library: one that asks for AMX's tiles where it uses them."""
+    if tiles.FEATURES.isdisjoint(manifest.features):
+        return []
+    source = staging / "tiles.c"
+    source.write_text(tiles.ASKING)
+    return [str(source)]
 
 
 def _linker(compiler: list[str], path: Path) -> Link:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from nybble import cpuinfo
+from nybble import cpuinfo, tiles
 from nybble.errors import ArtifactError
 from nybble.runtime.manifest import Manifest
 
@@ -26,7 +26,7 @@ def arch() -> str:
 
 @cache
 def features() -> frozenset[str]:
-    """The CPU features that Linux reports.
+    """The CPU features that Linux reports; AMX only where it grants the tile registers.
 
     Raises:
         ArtifactError: this is no Linux machine, so no `.so` can be checked or run.
@@ -36,7 +36,7 @@ def features() -> frozenset[str]:
         raise ArtifactError(
             f"{_CPUINFO} names no CPU features, so no .so can be checked or run here."
         )
-    return found
+    return tiles.available(found)
 
 
 @cache
@@ -112,7 +112,7 @@ def choose(variants: Sequence[Manifest]) -> int:
     instead = f"target='native' here, or target='{named}'" if arch() == "x86_64" else "'native'"
     lacking = "; ".join(
         f"Compiled for target {variants[i].target!r}; this CPU lacks "
-        f"{', '.join(missing(variants[i]))}"
+        f"{', '.join(missing(variants[i]))}{_withheld(variants[i])}"
         for i in allowed
     )
     raise ArtifactError(f"{lacking}. Compile the model again with {instead}.")
@@ -121,6 +121,14 @@ def choose(variants: Sequence[Manifest]) -> int:
 def missing(manifest: Manifest) -> list[str]:
     """The features that the library needs and this CPU lacks, sorted."""
     return sorted(set(manifest.features) - features())
+
+
+def _withheld(manifest: Manifest) -> str:
+    """Why AMX is missing where the CPU itself has it."""
+    has_tiles = not tiles.FEATURES.isdisjoint(cpuinfo.parse(_cpuinfo()))
+    if not has_tiles or tiles.FEATURES.isdisjoint(missing(manifest)):
+        return ""
+    return f" (Linux refuses AMX's tile registers: {tiles.refusal()})"
 
 
 def _forced(variants: Sequence[Manifest]) -> Sequence[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nybble.schedules.cpu import (
+    amx,
     arm,
     border,
     conv,
@@ -18,6 +19,7 @@ from nybble.schedules.kernel import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
     *depthwise.KERNELS,
+    *amx.KERNELS,
     *conv.KERNELS,
     *arm.KERNELS,
     *riscv.KERNELS,

@@ -11,12 +11,16 @@ from typing import Any
 
 import tvm
 
-from nybble import cpuinfo
+from nybble import cpuinfo, tiles
 from nybble.errors import NybbleError
 
 V3 = ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 VNNI = (*V4, "avx512_vnni")
+AMX = (  # and what every CPU with it has
+    *VNNI, "amx_tile", "amx_int8", "avx512_bf16", "avx512_bitalg", "avx512_fp16", "avx512_vbmi2",
+    "avx512_vpopcntdq", "avx512ifma", "avx512vbmi", "avx_vnni", "gfni",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class CpuTarget:
         """The TVM target; to be used as `tvm.compile`'s target."""
         return tvm.target.Target({k: list(v) if isinstance(v, tuple) else v for k, v in self.llvm})
 
+    @property
+    def is_c(self) -> bool:
+        """Whether kernels are written as C, without vectors and threads."""
+        return ("kind", "c") in self.llvm
+
     def has(self, *features: str) -> bool:
         """Whether code may use all these features."""
         return self.features.issuperset(features)
@@ -50,6 +59,7 @@ _NAMED = {
     "x86-64-v3": ("x86-64-v3", _X86, V3),
     "x86-64-v4": ("x86-64-v4", _X86, V4),
     "x86-64-v4-vnni": ("cascadelake", _X86, VNNI),
+    "x86-64-v4-amx": ("sapphirerapids", _X86, AMX),
     "aarch64": ("generic", _ARM, ("asimd",)),
     "aarch64-dotprod": ("generic", _ARM, ("asimd", "asimddp")),
     "aarch64-i8mm": ("generic", _ARM, ("asimd", "asimddp", "i8mm")),
@@ -65,7 +75,8 @@ _MACHINES: dict[str, tuple[tuple[str, Any], ...]] = {  # what LLVM must be told 
 def resolve(target: str | dict[str, Any]) -> CpuTarget:
     """Turns ``"native"``, a named level or a TVM target dict into a `CpuTarget`.
 
-    ``native`` is the highest named level that this machine has.
+    ``native`` is the highest named level that this machine has. ``c`` writes portable C, which the
+    C compiler of this machine (``c-riscv64``: of that architecture) turns into code.
 
     Raises:
         NybbleError: an unknown name, or a dict that is no LLVM target.
@@ -74,10 +85,14 @@ def resolve(target: str | dict[str, Any]) -> CpuTarget:
         return _from_dict(target)
     if target == "native":
         return _native()
+    if target == "c" or target.startswith("c-"):
+        arch = target.removeprefix("c").removeprefix("-") or platform.machine()
+        return CpuTarget(target, (("kind", "c"),), frozenset(), arch)
     if target not in _NAMED:
         raise NybbleError(
-            f"Unknown target {target!r}. Use 'native', {', '.join(map(repr, _NAMED))}, "
-            "or a TVM target dict such as {'kind': 'llvm', 'mcpu': 'znver3'}."
+            f"Unknown target {target!r}. Use 'native', {', '.join(map(repr, _NAMED))}, 'c', "
+            "'c-' and an architecture, or a TVM target dict such as {'kind': 'llvm', 'mcpu': "
+            "'znver3'}."
         )
     mcpu, triple, features = _NAMED[target]
     arch = triple.split("-")[0]
@@ -126,6 +141,7 @@ def _from_dict(target: dict[str, Any]) -> CpuTarget:
         "avx2": "avx2", "fma": "fma", "f16c": "f16c", "bmi": "bmi1", "bmi2": "bmi2",
         "movbe": "movbe", "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512cd": "avx512cd",
         "avx512dq": "avx512dq", "avx512vl": "avx512vl", "avx512vnni": "avx512_vnni",
+        "amx-tile": "amx_tile", "amx-int8": "amx_int8",
         "neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "v": "v",
     }  # fmt: skip
     # LLVM itself would print a line and compile for a generic CPU; it crashes on unknown triples.
@@ -143,8 +159,11 @@ def _from_dict(target: dict[str, Any]) -> CpuTarget:
 
 @cache
 def host_features() -> frozenset[str]:
-    """The CPU features that Linux reports for this machine; empty where it cannot be read."""
+    """The CPU features that code may use here, as Linux reports them; empty where it does not.
+
+    Asks for AMX's tile registers where the CPU has them; they count only when Linux grants them.
+    """
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return frozenset()
-    return cpuinfo.parse(info.read_text().splitlines())
+    return tiles.available(cpuinfo.parse(info.read_text().splitlines()))

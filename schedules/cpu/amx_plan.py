@@ -1,0 +1,188 @@
+"""How a layer is laid on AMX tiles: 16 rows of pixels by 16 channels, 64 bytes deep.
+
+A block is ``high × wide`` tiles of pixels by ``vectors`` tiles of channels:
+
+            b0       b1            every step loads the tiles of activations and of weights and does
+    a0   acc[0,0] acc[0,1]         high·wide·vectors products of tiles; a product takes as many
+    a1   acc[1,0] acc[1,1]         cycles as its tile of activations has rows
+
+The pixels of a tile lie at one step in memory: neighbours in an image's row, or, in a matrix
+product, any neighbours. So a line of 196 pixels is 14 tiles of 14 rows; no tile is partial, and
+the last ones may overlap their predecessors. The bytes of a run are shared out evenly as well: 96
+of them are two steps of 48.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+
+from nybble.schedules.cpu.blocking import SERIAL_CYCLES, TASKS
+from nybble.schedules.cpu.geometry import Geometry
+from nybble.schedules.kernel import Knobs
+
+ROWS = 16  # of a tile
+DEPTH = 64  # bytes in a row of a tile
+LANES = 16  # channels of a tile of weights
+REGISTERS = 8
+LATENCY = 52  # cycles from one product to the next on the same accumulators
+NEAR_BYTES = 24 * 1024  # half of the first-level cache
+FAR_BYTES = 1 << 20  # weights beyond this do not stay in the second-level cache
+STAGED_BYTES = 1 << 18
+FINISH = 7  # cycles of the epilogue for a vector
+
+
+@dataclass(frozen=True, order=True)
+class Block:
+    """Tiles that are accumulated together."""
+
+    high: int
+    wide: int
+    vectors: int
+
+    def __str__(self) -> str:
+        return f"{self.high}x{self.wide}x{self.vectors}"
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The reduction: ``taps`` runs of ``count`` steps of ``size`` bytes."""
+
+    taps: int
+    count: int
+    size: int
+
+    @property
+    def steps(self) -> int:
+        """Products of tiles behind one tile of outputs."""
+        return self.taps * self.count
+
+    @property
+    def operand(self) -> int:
+        """Bytes of one tile of weights."""
+        return self.size * LANES
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for one kernel.
+
+    Attributes:
+        block: tiles accumulated together.
+        tall: rows of a tile of activations.
+        rows: rows of the geometry in a task.
+        splits: tasks that share the channels of the same rows.
+        parallel: whether tasks run on several threads.
+    """
+
+    block: Block
+    tall: int
+    rows: int
+    splits: int
+    parallel: bool
+
+
+def is_product(geometry: Geometry) -> bool:
+    """Whether the geometry's rows are pixels that follow each other in memory."""
+    return geometry.width == geometry.cols == geometry.tap_rows == geometry.tap_cols == 1
+
+
+def depth_of(geometry: Geometry) -> Depth:
+    """How runs are cut into steps; the last one may go beyond the run."""
+    count = ceil(geometry.run / DEPTH)
+    size = 4 * ceil(geometry.run / (4 * count))
+    return Depth(geometry.tap_rows * geometry.tap_cols, count, size)
+
+
+def lines_of(geometry: Geometry, rows: int) -> tuple[int, int]:
+    """(lines, pixels of a line) of ``rows`` rows."""
+    return (1, rows) if is_product(geometry) else (rows, geometry.cols)
+
+
+def tall_of(pixels: int, wide: int) -> int:
+    """Rows of each tile when a line is cut into blocks of ``wide`` tiles."""
+    return ceil(pixels / (ceil(pixels / (ROWS * wide)) * wide))
+
+
+def vectors_of(geometry: Geometry) -> int:
+    """Tiles of output channels."""
+    return ceil(geometry.o / LANES)
+
+
+def plan_of(geometry: Geometry, staged: bool, knobs: Knobs) -> Plan:
+    """Asks the knobs for every decision; the geometry's rows are static."""
+    all_rows = geometry.static_rows
+    assert all_rows is not None
+    found = sorted((cycles(geometry, all_rows, block), block) for block in _blocks(geometry))
+    blocks = {str(block): block for _, block in found[:12]}
+    block = blocks[knobs.pick("block", tuple(blocks), next(iter(blocks)))]
+    parallel = knobs.pick("parallel", (False, True), found[0][0] > SERIAL_CYCLES)
+    few = weight_bytes(geometry) > geometry.height * geometry.width * geometry.c
+    missing = TASKS if parallel else 1
+    rows_choices = _row_choices(geometry, all_rows, block)
+    least = 1 if few else missing
+    wanted = _rows_wanted(geometry, staged, block, ceil(all_rows / least))
+    fitting = [r for r in rows_choices if r <= wanted]
+    rows = knobs.pick("rows", rows_choices, max(fitting, default=min(rows_choices)))
+    chunks = ceil(vectors_of(geometry) / block.vectors)
+    counts = [count for count in range(1, chunks + 1) if count in (1, 2, 4, 8, 16, chunks)]
+    rest = max(missing // ceil(all_rows / rows), 1)
+    splits = knobs.pick("splits", counts, max(c for c in counts if c <= rest))
+    tall = tall_of(lines_of(geometry, rows)[1], block.wide)
+    return Plan(block, tall, rows, splits, parallel)
+
+
+def weight_bytes(geometry: Geometry) -> int:
+    """Bytes of the decoded weights."""
+    depth = depth_of(geometry)
+    return vectors_of(geometry) * depth.steps * depth.operand
+
+
+def _rows_wanted(geometry: Geometry, staged: bool, block: Block, most: int) -> int:
+    """Rows of a task: all that may be, unless their activations had better stay near.
+
+    Within a task every block of weights meets all pixels. That reads big weights once; but where
+    a block of weights is too big for the first-level cache, and all of them fit the second, the
+    activations of a task should be what stays in the first.
+    """
+    depth = depth_of(geometry)
+    near = block.vectors * depth.steps * depth.operand
+    room = STAGED_BYTES if staged else 1 << 62
+    if near > NEAR_BYTES and weight_bytes(geometry) < FAR_BYTES:
+        room = NEAR_BYTES
+    row = geometry.c if is_product(geometry) else geometry.reach * geometry.c
+    halo = geometry.rows_read(1) - geometry.stride[0]
+    return min(most, max((room // row - halo) // geometry.stride[0], 1))
+
+
+def _row_choices(geometry: Geometry, rows: int, block: Block) -> tuple[int, ...]:
+    """Rows of a task: even shares of all rows, each of at least a tile or the lines of a block."""
+    least = min(ROWS, rows) if is_product(geometry) else block.high
+    shares = {ceil(rows / count) for count in range(1, rows + 1)}
+    return tuple(sorted(share for share in shares if share >= least))
+
+
+def _blocks(geometry: Geometry) -> Iterator[Block]:
+    """The blocks whose tiles fit the eight registers."""
+    rows = geometry.static_rows
+    assert rows is not None
+    lines, pixels = lines_of(geometry, rows)
+    for vectors in range(1, min(vectors_of(geometry), 4) + 1):
+        for wide in range(1, min(ceil(pixels / ROWS), 6) + 1):
+            for high in range(1, min(lines, 6) + 1):
+                tiles = high * wide
+                if tiles * vectors + min(tiles, vectors) + 1 <= REGISTERS:
+                    yield Block(high, wide, vectors)
+
+
+def cycles(geometry: Geometry, rows: int, block: Block) -> float:
+    """Cycles for one image if everything were in the first-level cache."""
+    lines, pixels = lines_of(geometry, rows)
+    depth, tiles = depth_of(geometry), block.high * block.wide
+    tall = tall_of(pixels, block.wide)
+    count = ceil(pixels / (tall * block.wide)) * ceil(lines / block.high)
+    count *= ceil(vectors_of(geometry) / block.vectors)
+    loads = 0.75 * (tiles * tall + block.vectors * depth.size // 4)
+    step = max(tiles * block.vectors * tall, LATENCY, loads)
+    return count * (depth.steps * step + FINISH * tiles * tall * block.vectors + 100)
