@@ -140,10 +140,11 @@ def parse_layer(text: str) -> tuple[str, Widths]:
             "for weights and a1 to a8 for activations; either may be left out: 'layer1*=w4'."
         )
     weights, activations = found.groups()
-    return pattern, Widths(
-        None if weights is None else parse_weights(weights),
-        None if activations is None else int(activations),
-    )
+    given = {
+        "weights": None if weights is None else parse_weights(weights),
+        "activations": None if activations is None else int(activations),
+    }
+    return next(iter(_pairs({pattern: given})))
 
 
 def parse_weights(text: str) -> Weights:
@@ -162,7 +163,11 @@ def parse_weights(text: str) -> Weights:
 def _pairs(layers: Any) -> Iterable[tuple[str, Widths]]:
     """Overrides as pairs, from pairs or from {pattern: {"weights": …}}."""
     for pattern, widths in layers.items() if isinstance(layers, Mapping) else layers:
-        yield pattern, widths if isinstance(widths, Widths) else Widths(**widths)
+        try:
+            yield pattern, widths if isinstance(widths, Widths) else Widths(**widths)
+        except NybbleError as error:
+            reason = str(error).removeprefix("Recipe: ")
+            raise NybbleError(f"Recipe: layers, '{pattern}': {reason}") from error
 
 
 def _is_width(bits: Any) -> bool:

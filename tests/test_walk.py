@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -164,8 +165,20 @@ def test_recipes_survive_json() -> None:
         calibrator="percentile", percentile=99.5, rounding="tflite", keep_float=("a*", "b")
     )
     assert nybble.Recipe.from_json(recipe.to_json()) == recipe
-    assert nybble.Recipe.from_json("{}") == nybble.Recipe()
     assert json.loads(recipe.to_json())["keep_float"] == ["a*", "b"]
+    assert nybble.Recipe.from_json("{}") == nybble.Recipe()
+    recipe = nybble.Recipe(
+        weights="ternary",
+        activations=4,
+        first_last=None,
+        layers={"layer1*": {"weights": 4, "activations": 8}, "*fc": {"weights": "ternary"}},
+    )
+    assert nybble.Recipe.from_json(recipe.to_json()) == recipe
+    assert hash(recipe) == hash(nybble.Recipe.from_json(recipe.to_json()))
+    assert dataclasses.replace(recipe, calibrator="mse").layers == recipe.layers
+    assert json.loads(recipe.to_json())["layers"] == {
+        "layer1*": {"weights": 4, "activations": 8}, "*fc": {"weights": "ternary"},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -175,6 +188,20 @@ def test_recipes_survive_json() -> None:
         ("[]", "expected an object with fields among"),
         ('{"bits": 8}', "expected an object with fields among.*weights"),
         ('{"weights": 9}', "weights=9 is not one of: 1 to 8, 'ternary'"),
+        ('{"weights": 0}', "weights=0 is not one of: 1 to 8"),
+        ('{"weights": "binary"}', "weights='binary' is not one of: 1 to 8, 'ternary'"),
+        ('{"activations": "ternary"}', "activations='ternary' is not one of: 1 to 8, 'float'"),
+        ('{"activations": 9}', "activations=9 is not one of: 1 to 8"),
+        ('{"first_last": 16}', "first_last=16 is not one of: 1 to 8, None"),
+        ('{"layers": [["a", 4]]}', "layers=.* is not one of: patterns with widths"),
+        ('{"layers": {"a": 4}}', "layers=.* is not one of: patterns with widths"),
+        ('{"layers": {"a": {"bits": 4}}}', "layers=.* is not one of: patterns with widths"),
+        ('{"layers": {"a": {"weights": 9}}}', "'a': weights=9 is not one of: 1 to 8, 'ternary'"),
+        ('{"layers": {"a": {"activations": "float"}}}', "'a': activations='float'"),
+        ('{"group": 128}', "belong to weight-only quantization. Add activations='float'"),
+        ('{"symmetric": false}', "belong to weight-only quantization"),
+        ('{"activations": "float", "group": 100}', "group=100 is not one of: a multiple of 32"),
+        ('{"symmetric": 1}', "symmetric=1 is not one of: True, False"),
         ('{"activations": 8.0}', "activations=8.0 is not one of: 1 to 8"),
         ('{"weights": true}', "weights=True"),
         ('{"calibrator": "best"}', "calibrator='best' is not one of: minmax, percentile"),
