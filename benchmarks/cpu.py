@@ -69,20 +69,20 @@ def jobs_of(case: Case, files: dict[str, Path], isa: str) -> list[Job]:
     copies = 1
     if case.cold:
         copies = max(2, -(-3 * limits.last_cache() // (2 * case.bytes)))
-    folder = prepare.folder(case.problem)
+    data = prepare.input_path(case.problem)
     jobs = []
     for name, path in files.items():
         ours = name in {NYBBLE, OWN}
         engine = "nybble" if ours else CONTENDERS[name].engine
         option = "" if ours else CONTENDERS[name].option
         several = prepare.copies(path, copies)
-        jobs.append(Job(name, engine, several, folder / "input.npy", isa=isa, option=option))
+        jobs.append(Job(name, engine, several, data, isa=isa, option=option))
     return jobs
 
 
 def rows_of(case: Case, job: Job, timings: Sequence[Timing], bound: limits.Limits) -> list[Row]:
     """Rows of the peers that ran."""
-    reference = np.load(prepare.folder(case.problem) / "reference.npy")
+    reference = np.load(prepare.reference_path(case.problem))
     ours = next((t for t in timings if t.name == NYBBLE and t.seconds), None)
     least = bound.seconds(case.limit, case.problem.macs, case.bytes)
     rows = []
@@ -122,6 +122,10 @@ def _error(timing: Timing, reference: Any) -> float | None:
 
 def measure(case: Case, isa: str, bounds: dict[int, limits.Limits], args: Any) -> list[Row]:
     """Prepares a case for a level and races it with every number of threads."""
+    if not prepare.reference_path(case.problem).exists():
+        made = elsewhere(partial(prepare.inputs, case.problem))
+        if isinstance(made, str):
+            raise RuntimeError(f"{case.name}: no input could be made: {made}")
     found = {name: file_of(case, name, isa, args.stage) for name in (NYBBLE, *case.peers)}
     if args.stage == "prepare":
         for name, made in found.items():
@@ -186,7 +190,8 @@ def main(argv: list[str] | None = None) -> None:
     rows: list[Row] = []
     lines: dict[str, list[str]] = {}
     for isa in args.isa:
-        bounds = {threads: limits.measured(isa, threads) for threads in args.threads}
+        counts = [] if args.stage == "prepare" else args.threads
+        bounds = {threads: limits.measured(isa, threads) for threads in counts}
         lines |= {f"{isa}, {threads}": bound.lines() for threads, bound in bounds.items()}
         for case in chosen:
             made = measure(case, isa, bounds, args)

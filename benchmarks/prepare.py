@@ -5,9 +5,10 @@ The recipes are the ones that each peer's own documentation gives for this kind 
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +23,57 @@ FILES = RESULTS / "files"
 
 def folder(problem: Problem) -> Path:
     """Where the files of a problem are kept."""
-    return FILES / problem.name
+    return FILES / (problem.family or problem.name)
 
 
 def source(problem: Problem) -> Path:
-    """The float network as ONNX, with its input and its calibration data beside it."""
-    path = folder(problem) / "float.onnx"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """The float network as ONNX; its batch is open."""
+
+    def make(target: Path) -> None:
         import torch  # noqa: PLC0415
 
         from tests.models import export_onnx  # noqa: PLC0415
 
-        data = problem.data(SAMPLES)
-        np.save(path.with_name("calibration.npy"), data)
-        np.save(path.with_name("input.npy"), data[: problem.shape[0]])
-        net, first = problem.build(), torch.from_numpy(data[: problem.shape[0]])
+        target.write_bytes(export_onnx(problem.build(), torch.zeros(*problem.shape)))
+
+    return _kept(folder(problem) / "float.onnx", make)
+
+
+def input_path(problem: Problem) -> Path:
+    """The input that is timed, ``.npy``."""
+    return folder(problem) / f"input-{problem.shape[0]}.npy"
+
+
+def reference_path(problem: Problem) -> Path:
+    """What the float network makes of that input, ``.npy``."""
+    return folder(problem) / f"reference-{problem.shape[0]}.npy"
+
+
+def inputs(problem: Problem) -> Path:
+    """Writes the input and its reference."""
+
+    def make(target: Path) -> None:
+        import torch  # noqa: PLC0415
+
+        data = problem.data(1)
+        np.save(input_path(problem), data)
         with torch.inference_mode():
-            np.save(path.with_name("reference.npy"), net(first).numpy())
-        _write(path, lambda p: p.write_bytes(export_onnx(net, first)))
-    return path
+            np.save(target, problem.build()(torch.from_numpy(data)).numpy())
+
+    _kept(reference_path(problem), make)
+    return input_path(problem)
 
 
-def calibration(problem: Problem) -> Iterator[Array]:
-    """The calibration data, one input of the problem's shape after another."""
-    data = np.load(folder(problem) / "calibration.npy")
+def calibration(problem: Problem) -> list[Array]:
+    """Eight images, or one input of many rows, in the problem's shape."""
     rows = problem.shape[0]
-    return (data[i : i + rows] for i in range(0, len(data), rows))
+    data = problem.data(SAMPLES if rows == 1 else 1)
+    return [data[i : i + rows] for i in range(0, len(data), rows)]
 
 
 def nybble_path(problem: Problem, recipe: Mapping[str, Any] | None, target: str) -> Path:
     """Where Nybble's library is."""
-    return folder(problem) / f"nybble-{label(recipe)}-{target}.so"
+    return folder(problem) / f"nybble-{problem.name}-{label(recipe)}-{target}.so"
 
 
 def nybble_file(problem: Problem, recipe: Mapping[str, Any] | None, target: str) -> Path:
@@ -69,7 +89,7 @@ def nybble_file(problem: Problem, recipe: Mapping[str, Any] | None, target: str)
     model = nybble.load_onnx(source(problem), {"input": problem.shape})
     if recipe is None:
         return nybble.compile(model, target=target).save(path)
-    quantized = nybble.quantize(model, list(calibration(problem)), nybble.Recipe(**recipe))
+    quantized = nybble.quantize(model, calibration(problem), nybble.Recipe(**recipe))
     return nybble.compile(quantized, target=target).save(path)
 
 
@@ -135,7 +155,7 @@ def ort_int8(problem: Problem) -> Path:
 
         class Reader(ort.CalibrationDataReader):
             def __init__(self) -> None:
-                self._inputs = calibration(problem)
+                self._inputs = iter(calibration(problem))
 
             def get_next(self) -> dict[str, Array] | None:
                 item = next(self._inputs, None)
@@ -198,7 +218,7 @@ def openvino_int8(problem: Problem) -> Path:
         import openvino  # noqa: PLC0415
 
         model = openvino.convert_model(source(problem), input=list(problem.shape))
-        data = nncf.Dataset(list(calibration(problem)))
+        data = nncf.Dataset(calibration(problem))
         quantized = nncf.quantize(
             model, data, preset=nncf.QuantizationPreset.MIXED, subset_size=SAMPLES
         )
@@ -238,7 +258,8 @@ def _kept(path: Path, make: Callable[[Path], Any]) -> Path:
 
 def _write(path: Path, make: Callable[[Path], Any]) -> None:
     """Makes the file under another name first, so that half a file is never taken for one."""
-    half = path.with_name(f"half-{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f"half{os.getpid()}-{path.name}")
     make(half)
     if path.suffix == ".xml":
         half.with_suffix(".bin").rename(path.with_suffix(".bin"))

@@ -24,12 +24,13 @@ class Problem:
     """A float network with a fixed input shape.
 
     Attributes:
-        name: unique; files are kept by it.
+        name: unique.
         shape: of one input, with the batch or the rows first.
         build: makes the ``torch.nn.Module``; torch is loaded only then.
         macs: multiply-adds of one run.
         weights: how many.
         activations: how many values one run reads and writes, where no weights matter.
+        family: problems of one family differ in their rows only, and share the peers' files.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Problem:
     macs: int
     weights: int
     activations: int = 0
+    family: str = ""
 
     def data(self, count: int) -> Array:
         """Calibration data or inputs: ``count`` of ``shape``, one after another on axis 0."""
@@ -77,9 +79,10 @@ def linear(rows: int, inputs: int, outputs: int, grid: str = "normal") -> Proble
     """
     suffix = "" if grid == "normal" else f"-{grid}"
     size = inputs * outputs
+    family = f"linear-{inputs}x{outputs}{suffix}"
     name = f"linear-{inputs}x{outputs}-m{rows}{suffix}"
     build = partial(_linear, inputs, outputs, grid)
-    return Problem(name, (rows, inputs), build, rows * size, size)
+    return Problem(name, (rows, inputs), build, rows * size, size, family=family)
 
 
 def _linear(inputs: int, outputs: int, grid: str) -> Any:

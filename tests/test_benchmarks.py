@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import hold, limits, prepare, results
-from benchmarks.cases import CONTENDERS, OWN, cases
-from benchmarks.cpu import elsewhere, main
+from benchmarks import ggml, hold, limits, prepare, results
+from benchmarks.cases import CONTENDERS, OWN, Case, cases
+from benchmarks.cpu import elsewhere, main, measure
 from benchmarks.engines import Job
 from benchmarks.output import cpu
 from benchmarks.peers import Timing, race
@@ -49,15 +50,33 @@ def test_every_case_has_its_own_name_and_known_peers() -> None:
 
 def test_race_times_onnxruntime_and_survives_a_contender_that_cannot_start() -> None:
     path = prepare.ort_int8(TINY)
-    good = Job("good", "onnxruntime", (path,), path.with_name("input.npy"))
-    bad = replace(good, peer="bad", files=(path.with_name("input.npy"),))  # no ONNX file
+    good = Job("good", "onnxruntime", (path,), prepare.inputs(TINY))
+    bad = replace(good, peer="bad", files=(prepare.inputs(TINY),))  # no ONNX file
     first, second = race([good, bad], rounds=3)
     assert (first.name, len(first.seconds)) == ("good", 3)
     assert all(seconds > 0 for seconds in first.seconds)
-    reference = np.load(path.with_name("reference.npy"))
+    reference = np.load(prepare.reference_path(TINY))
     assert first.output is not None
     assert np.linalg.norm(first.output - reference) < 0.05 * np.linalg.norm(reference)
     assert (second.name, second.seconds) == ("bad", ())
+
+
+@pytest.mark.whole
+def test_case_gives_a_row_for_every_peer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ggml, "path", lambda isa: tmp_path / isa)  # as if it were not built
+    recipe = {"weights": 8, "activations": 8, "first_last": None}
+    case = Case(TINY, recipe, ("ORT int8", "ggml Q8_0"), {"int8": 1.0})
+    bound = limits.Limits({"int8": 1e12}, {"int8": "x"}, dict.fromkeys(limits.SIZES, 1e12))
+    args = argparse.Namespace(stage="all", rounds=2)
+    ran, missing = measure(case, "native", {1: bound}, args)
+    assert (ran.peer, ran.kind, ran.goal, ran.note) == ("ORT int8", "int8", 1.0, "")
+    assert ran.nybble_ms is not None
+    assert ran.peer_ms is not None
+    assert ran.ratio == pytest.approx(ran.peer_ms / ran.nybble_ms, rel=0.8)
+    assert ran.error is not None
+    assert ran.error < 0.05
+    assert (missing.peer, missing.peer_ms, missing.ratio) == ("ggml Q8_0", None, None)
+    assert missing.note.startswith("not built")
 
 
 def test_what_cannot_be_made_says_why(tmp_path: Path) -> None:
@@ -107,7 +126,7 @@ def test_real_libraries_believe_it() -> None:
 @needs_faulting
 def test_held_peer_is_still_right() -> None:
     path = prepare.ort_int8(TINY)
-    job = Job("ORT", "onnxruntime", (path,), path.with_name("input.npy"))
+    job = Job("ORT", "onnxruntime", (path,), prepare.inputs(TINY))
     native, held = race([job, replace(job, isa="x86-64-v3")], rounds=1)
     assert native.output is not None
     assert held.output is not None
