@@ -19,7 +19,11 @@ from nybble.schedules.cpu.dot import Dot
 from nybble.schedules.cpu.geometry import Geometry
 from nybble.schedules.kernel import Knobs
 
-STAGED_BYTES = 24 * 1024  # a task's staging copy should stay in the first-level cache
+STAGED_BYTES = 24 * 1024  # a task's activations should stay in the first-level cache
+STREAM = 1.5 / 64  # cycles for a byte of weights from the second-level cache, one stream
+FETCH = 2.5 / 64  # of activations, many streams at once
+DECODE = 1.2 / 32  # of packed weights, when it is decoded
+COPY = 2 / 32  # of a staging copy
 TASKS = 8  # enough to keep a few threads evenly busy
 SERIAL_CYCLES = 100_000  # a parallel launch costs 13-18 µs; below ~40 µs of work it does not pay
 
@@ -55,47 +59,88 @@ class Plan:
     parallel: bool
 
 
+@dataclass(frozen=True)
+class Storage:
+    """Where a layer's operands come from.
+
+    Attributes:
+        staged: activations are copied before they are read.
+        packed: weights are decoded before they are read.
+    """
+
+    staged: bool
+    packed: bool
+
+
 def vectors_of(geometry: Geometry, dot: Dot) -> int:
     """Vectors of output channels in one group."""
     return ceil(geometry.o / dot.lanes)
 
 
-def plan_of(geometry: Geometry, dot: Dot, staged: bool, knobs: Knobs) -> Plan:
+def plan_of(geometry: Geometry, dot: Dot, storage: Storage, knobs: Knobs) -> Plan:
     """Asks the knobs for every decision; the defaults come from counting instructions."""
+    cost = Cost(geometry, dot, storage)
     tiles = {str(tile): tile for tile in register_tiles(geometry, dot)}
-    tile = tiles[knobs.pick("tile", tuple(tiles), next(iter(tiles)))]
+    best = min(tiles.values(), key=lambda tile: cost.best(tile, 1)[0])
+    tile = tiles[knobs.pick("tile", tuple(tiles), str(best))]
     single = register_tiles(replace(geometry, rows=(1,)), dot)[0]
-    blocks = ceil(vectors_of(geometry, dot) / tile.vectors)
-    parallel = knobs.pick("parallel", (False, True), _cycles(geometry, dot, tile) > SERIAL_CYCLES)
-    rows, task_rows = geometry.static_rows, None
-    missing = TASKS if parallel else 1
-    if rows is not None:
-        wanted = _rows_wanted(geometry, dot, staged, rows if not parallel else ceil(rows / TASKS))
-        choices = _row_choices(rows, tile.high)
-        task_rows = knobs.pick(
-            "rows", choices, max(r for r in choices if r <= max(wanted, tile.high))
-        )
-        missing = missing // ceil(rows / task_rows)
-    counts = [count for count in range(1, blocks + 1) if count in (1, 2, 4, 8, 16, blocks)]
-    splits = knobs.pick("splits", counts, max(c for c in counts if c <= max(missing, 1)))
+    parallel = knobs.pick("parallel", (False, True), cost.best(tile, 1)[0] > SERIAL_CYCLES)
+    _, (rows, splits) = cost.best(tile, TASKS if parallel else 1)
+    task_rows = None
+    if geometry.static_rows is not None:
+        task_rows = knobs.pick("rows", _row_choices(geometry.static_rows, tile.high), rows)
+    splits = knobs.pick("splits", _split_choices(geometry, dot, tile), splits)
     return Plan(tile, single, task_rows, splits, parallel)
 
 
-def _rows_wanted(geometry: Geometry, dot: Dot, staged: bool, most: int) -> int:
-    """Rows of a task whose staging copy fits; without a copy, as many as there may be."""
-    if not staged:
-        return most
-    element = {"float32": 4, "int16": 2}.get(dot.x, 1)
-    halo = geometry.rows_read(1) - geometry.stride[0]
-    row = geometry.reach * geometry.c * element
-    weights = geometry.groups * geometry.o * geometry.tap_rows * geometry.tap_cols * geometry.run
-    room = max(STAGED_BYTES, weights // 16)  # every task reads all weights: big ones less often
-    return min(most, (room // row - halo) // geometry.stride[0])
+@dataclass(frozen=True)
+class Cost:
+    """Cycles of one image of a layer, for choosing how to cut it."""
+
+    geometry: Geometry
+    dot: Dot
+    storage: Storage
+
+    def best(self, tile: Tile, tasks: int) -> tuple[float, tuple[int, int]]:
+        """The cheapest (rows of a task, splits) that make at least ``tasks`` tasks."""
+        rows, splits = self.geometry.static_rows, _split_choices(self.geometry, self.dot, tile)
+        if rows is None:
+            return self.cycles(tile, (tile.high, 1)), (tile.high, 1)
+        choices = _row_choices(rows, tile.high)
+        enough = [(r, s) for r in choices for s in splits if ceil(rows / r) * s >= tasks]
+        cuts = enough or [(choices[0], splits[-1])]
+        return min((self.cycles(tile, cut), cut) for cut in cuts)
+
+    def cycles(self, tile: Tile, cut: tuple[int, int]) -> float:
+        """With tasks of (rows, splits): tiles and tasks overlap where nothing divides."""
+        rows, splits = cut
+        runs = ceil((self.geometry.static_rows or 4 * rows) / rows)
+        blocks = ceil(vectors_of(self.geometry, self.dot) / tile.vectors)
+        passes = ceil(blocks / splits)
+        tiles = ceil(rows / tile.high) * ceil(self.geometry.cols / tile.wide)
+        computed = passes * splits * tiles * tile_cycles(self.geometry, self.dot, tile)
+        return runs * (self.geometry.groups * computed + self._moved(rows, splits, passes))
+
+    def _moved(self, rows: int, splits: int, passes: int) -> float:
+        """What the tasks of the same rows spend on copies, decoding and the second-level cache."""
+        geometry, dot = self.geometry, self.dot
+        bytes_of = {"float32": 4, "int16": 2}.get(dot.x, 1)
+        steps = geometry.tap_rows * geometry.tap_cols * geometry.runs(dot.depth)
+        vectors = geometry.groups * vectors_of(geometry, dot)
+        weights = vectors * steps * dot.lanes * dot.depth * (4 if dot.acc == "float32" else 1)
+        columns = geometry.reach if self.storage.staged else max(geometry.width, geometry.cols)
+        picture = geometry.rows_read(rows) * columns * geometry.c * bytes_of
+        cycles = weights * (DECODE if self.storage.packed else STREAM) + splits * 300
+        if self.storage.staged:
+            cycles += splits * picture * COPY
+        if picture > STAGED_BYTES:
+            cycles += splits * passes * picture * FETCH
+        return cycles
 
 
 def register_tiles(geometry: Geometry, dot: Dot) -> list[Tile]:
     """The sixteen cheapest register tiles, cheapest first."""
-    rows = geometry.static_rows
+    rows, cost = geometry.static_rows, Cost(geometry, dot, Storage(False, False))
     found: list[tuple[float, Tile]] = []
     for vectors in range(1, min(vectors_of(geometry, dot), dot.registers - 2) + 1):
         # Accumulators that fill the register file would be spilled by the epilogue's constants.
@@ -105,25 +150,27 @@ def register_tiles(geometry: Geometry, dot: Dot) -> list[Tile]:
         for wide in range(1, min(geometry.cols, room) + 1):
             for high in range(1, min(rows or room, room // wide) + 1):
                 tile = Tile(high, wide, vectors)
-                found.append((_cycles(geometry, dot, tile), tile))
+                found.append((cost.cycles(tile, (rows or 4 * high, 1)), tile))
     found.sort()
     return [tile for _, tile in found[:16]]
 
 
-def _cycles(geometry: Geometry, dot: Dot, tile: Tile) -> float:
-    """Cycles for one image if everything were in the first-level cache."""
+def tile_cycles(geometry: Geometry, dot: Dot, tile: Tile) -> float:
+    """Cycles of one register tile if everything is in the first-level cache."""
     high, wide, vectors = tile.high, tile.wide, tile.vectors
-    rows = geometry.static_rows or 4 * high
-    tiles = ceil(rows / high) * ceil(geometry.cols / wide)
-    blocks = geometry.groups * ceil(vectors_of(geometry, dot) / vectors)
     outputs = high * wide * vectors
-    fold = outputs + high * wide + (0 if high * wide > 1 else vectors)
     beyond = max(0, outputs + vectors + 1 + dot.spare - dot.registers)  # weights read again
-    loads = (high * wide + vectors + beyond) / 2
-    step = max(outputs * dot.cost, loads, dot.latency, fold / 6)
+    loads = high * wide + vectors + beyond
+    issued = outputs * (1 if dot.cost <= 0.5 else 3 * dot.cost) + loads + 3
+    step = max(outputs * dot.cost, loads / 2, dot.latency, issued / 5) + loads / 40
     steps = geometry.tap_rows * geometry.tap_cols * geometry.runs(dot.depth)
     finish = 7 * outputs + 4 * high * wide + 8 * vectors + 20  # stores share lines per pixel
-    return tiles * blocks * (steps * step + finish)
+    return steps * step + finish
+
+
+def _split_choices(geometry: Geometry, dot: Dot, tile: Tile) -> list[int]:
+    blocks = ceil(vectors_of(geometry, dot) / tile.vectors)
+    return [count for count in range(1, blocks + 1) if count in (1, 2, 4, 8, 16, blocks)]
 
 
 def _row_choices(rows: int, high: int) -> list[int]:

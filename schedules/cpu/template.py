@@ -19,7 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu import epilogue, panels, staging
-from nybble.schedules.cpu.blocking import Tile, plan_of, vectors_of
+from nybble.schedules.cpu.blocking import Storage, Tile, plan_of, vectors_of
 from nybble.schedules.cpu.buffers import declare, product
 from nybble.schedules.cpu.dot import Dot
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
@@ -83,7 +83,8 @@ def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
     dot = dot.paced(problem.flush)
     geometry = geometry_of(problem)
     staged = staging.needs_staging(geometry, dot, problem.inputs[0].dtype)
-    plan = plan_of(geometry, dot, staged, knobs)
+    layout = panels_of(problem, geometry, dot)
+    plan = plan_of(geometry, dot, Storage(staged, layout is not None), knobs)
     symbols: dict[str, Any] = {}
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
@@ -93,7 +94,6 @@ def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
             *_excess_specs(geometry, dot),
         )
         buffers = declare(problem, constants, symbols)
-        layout = panels_of(problem, geometry, dot)
         layer = Layer(problem, geometry, dot, plan, staged, layout, buffers)
         images = product(geometry.images, symbols)
         for segment in _segments(layer, product(geometry.rows, symbols)):
