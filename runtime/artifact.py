@@ -21,6 +21,8 @@ from nybble.runtime import engine, host
 from nybble.runtime.manifest import Manifest, Variant, seal
 
 _LINK = ("-shared", "-fPIC", "-s", "-Wl,--build-id=none")  # -s: nobody debugs by these symbols
+# For kernels written as C: integers wrap, memory is reinterpreted, products and sums stay apart.
+_COMPILE = ("-O3", "-fwrapv", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
 _CODE = 8 << 20  # bytes of machine code, more than any network here has
 
 _PAGE = 4096  # where a further variant starts
@@ -100,10 +102,13 @@ def _sources(manifest: Manifest, staging: Path) -> list[str]:
 
 
 def _linker(compiler: list[str], path: Path) -> Link:
-    """The function that TVM calls with the object files."""
+    """The function that TVM calls with the object files, or with C sources."""
 
     def link(output: str, objects: list[str], options: list[str] | None = None) -> None:
-        command = [*compiler, *_LINK, "-o", output, *objects, *(options or [])]
+        is_c = any(name.endswith(".c") for name in objects)
+        name, *chosen = compiler
+        command = [name, *(_COMPILE if is_c else ()), *chosen, *_LINK, "-o", output, *objects]
+        command += [*(options or []), *(["-lm"] if is_c else [])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return

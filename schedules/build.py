@@ -30,13 +30,15 @@ def build(mod: tvm.IRModule, target: CpuTarget, progress: Progress | None = None
     functions = dict(mod.functions.items())
     kernels = [g for g, f in functions.items() if isinstance(f, tirx.PrimFunc)]
     libraries = []
-    for kernel in kernels[1:]:  # the first goes with the bytecode: TVM wants one there
+    # The first goes with the bytecode: TVM wants one there. All of them do as C, whose modules have
+    # global names in common.
+    for kernel in [] if target.is_c else kernels[1:]:
         alone = tvm.IRModule({kernel: functions.pop(kernel)})
         libraries.append(kernel_library(alone, target))
         if progress is not None:
             progress(len(libraries), len(kernels))
     rest = tvm.IRModule(functions).with_attr("external_mods", libraries)
-    with _settings():
+    with _settings(target):
         executable = relax.build(rest, target=target.tvm_target(), relax_pipeline=None)
     if progress is not None:
         progress(len(kernels), len(kernels))
@@ -45,13 +47,14 @@ def build(mod: tvm.IRModule, target: CpuTarget, progress: Progress | None = None
 
 def kernel_library(mod: tvm.IRModule, target: CpuTarget) -> Any:
     """TVM's module of machine code for TensorIR functions with global symbols."""
-    with _settings():
+    with _settings(target):
         return tirx.build(mod, target=target.tvm_target())
 
 
-def _settings() -> tvm.transform.PassContext:
-    """On RISC-V with V, TVM would mask loads by predicates, and fails where lanes are mixed."""
-    return tvm.transform.PassContext(config={"tirx.enable_buffer_level_predication": False})
+def _settings(target: CpuTarget) -> tvm.transform.PassContext:
+    """C has no vectors. On RISC-V with V, TVM would mask loads and fails where lanes are mixed."""
+    masked = {"tirx.enable_buffer_level_predication": False}
+    return tvm.transform.PassContext(config={**masked, "tirx.disable_vectorize": target.is_c})
 
 
 def _to_vm(mod: tvm.IRModule) -> tvm.IRModule:

@@ -12,6 +12,7 @@ import nybble
 from nybble import commands
 from nybble.errors import NybbleError
 from nybble.runtime import host
+from nybble.runtime.manifest import read_all
 from nybble.schedules.target import host_features, resolve_all
 from tests import models
 from tests.walking import SMALL, tiny
@@ -49,6 +50,18 @@ def test_every_variant_gives_the_law(
     session = nybble.load(fat)
     assert session.manifest.target == name
     x = models.images(3, (3, SMALL, SMALL), seed=9)
+    np.testing.assert_array_equal(session(x), network.run(x))
+
+
+def test_kernels_written_as_c(network: nybble.QuantizedModel, tmp_path: Path) -> None:
+    path = nybble.compile(network, ["c", "x86-64-v3"]).save(tmp_path / "net.so")
+    session = nybble.load(path)
+    x = models.images(3, (3, SMALL, SMALL), seed=9)
+    np.testing.assert_array_equal(session(x), network.run(x))
+    assert read_all(path)[0].manifest.target == "c"
+    plain = nybble.compile(network, "c").save(tmp_path / "plain.so")
+    session = nybble.load(plain)
+    assert session.manifest.features == ()
     np.testing.assert_array_equal(session(x), network.run(x))
 
 

@@ -32,9 +32,11 @@ def legalized(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
         ScheduleError: TVM does not lower the op to one function.
     """
     params = [o for o in dict.fromkeys(graph.operands(call)) if isinstance(o, relax.Var)]
+    # A model's own names may be none in C.
+    plain = {param: relax.Var(f"x{i}", param.ty) for i, param in enumerate(params)}
     builder = relax.BlockBuilder()
-    with builder.function("main", params):
-        builder.emit_func_output(builder.emit(call))
+    with builder.function("main", list(plain.values())):
+        builder.emit_func_output(builder.emit(graph.substitute(call, plain)))
     mod = relax.transform.LegalizeOps()(builder.get())
     calls = [b for b in graph.bindings(mod) if graph.op_name(b.value) == "relax.call_tir"]
     if len(calls) != 1 or len(graph.bindings(mod)) != 1 or len(calls[0].value.args) != 2:
@@ -43,7 +45,8 @@ def legalized(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
             "function. Rewrite it with supported ops."
         )
     symbol, args = calls[0].value.args
-    return scheduled(mod[symbol]), list(args.fields)
+    given = {variable: param for param, variable in plain.items()}
+    return scheduled(mod[symbol]), [given.get(arg, arg) for arg in args.fields]
 
 
 def scheduled(func: Any) -> Any:

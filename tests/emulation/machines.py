@@ -17,7 +17,7 @@ import tvm
 from numpy.typing import NDArray
 from tvm import tirx
 
-from nybble.runtime import engine
+from nybble.runtime import artifact, engine, host
 from nybble.schedules.build import kernel_library
 from nybble.schedules.kernel import Kernel, Knobs
 from nybble.schedules.target import CpuTarget
@@ -26,6 +26,7 @@ from tests.cases import Arrays, Case
 CALLER = Path(__file__).with_name("caller.c")
 GUARD, SENTINEL = 256, 0xA5
 CODES = {"i": 0, "u": 1, "f": 2}
+QEMU_DEFECT = "decode_save_opc: Assertion `ctx->insn_start != NULL' failed"
 QEMU = {
     "aarch64": ("qemu-aarch64", "max"),
     "riscv64": ("qemu-riscv64", "rv64,v=true,vext_spec=v1.0"),
@@ -64,6 +65,8 @@ class Machine:
         tensors.write_bytes(_serialized([*inputs, output]))
         command = [*self.launcher, *map(str, (program, tensors, result, tasks))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+        if QEMU_DEFECT in done.stderr:
+            pytest.skip("this qemu (before 8.0) aborts on vfcvt.rtz, float to integer in vectors")
         assert done.returncode == 0, done.stderr
         raw = np.frombuffer(result.read_bytes(), np.uint8)
         assert (raw[:GUARD] == SENTINEL).all(), "wrote before its output"
@@ -88,8 +91,8 @@ def machine(arch: str, folder: Path) -> Machine:
 
 @cache
 def _tools(arch: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if arch not in QEMU:
-        return ("cc",), ()
+    if arch == host.arch():
+        return tuple(artifact.find_compiler(arch)), ()
     gcc = f"{arch}-linux-gnu-gcc"
     name, cpu = QEMU[arch]
     qemu = shutil.which(name) or shutil.which(f"{name}-static")
@@ -104,7 +107,7 @@ def object_of(function: tirx.PrimFunc, target: CpuTarget, folder: Path) -> Path:
     """The function compiled to an object file, or to C source for the target ``c``."""
     named = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     module = kernel_library(named, target)
-    kind = "c" if dict(target.llvm)["kind"] == "c" else "o"
+    kind = "c" if target.is_c else "o"
     path = folder / f"kernel.{kind}"
     module.write_to_file(str(path), kind)
     return path

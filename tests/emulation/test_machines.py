@@ -31,7 +31,9 @@ DEPTHWISE_FAMILIES = {
     "neon": ("aarch64", "cpu.int8.depthwise.neon"),
     "rvv": ("riscv64-v", "cpu.int8.depthwise.rvv"),
 }
-GENERIC = {name: (name, "cpu.generic") for name in ("aarch64", "riscv64", "riscv64-v")}
+GENERIC = {
+    name: (name, "cpu.generic") for name in ("aarch64", "riscv64", "riscv64-v", "c", "c-aarch64")
+}
 BLOCKED = {case.name: case for case in CONV + LINEAR}
 CHANNELS = {case.name: case for case in DEPTHWISE}
 NOW = ("3x3 add", "dw 4x2")
@@ -70,7 +72,7 @@ def test_depthwise(family: str, name: str, tmp_path: Path) -> None:
     check(*DEPTHWISE_FAMILIES[family], CHANNELS[name], tmp_path)
 
 
-@pytest.mark.parametrize(("family", "name"), list(rows(GENERIC, BLOCKED | CHANNELS, ())))
+@pytest.mark.parametrize(("family", "name"), list(rows(GENERIC, BLOCKED | CHANNELS, ("rows",))))
 def test_generic(family: str, name: str, tmp_path: Path) -> None:
     check(*GENERIC[family], (BLOCKED | CHANNELS)[name], tmp_path)
 
