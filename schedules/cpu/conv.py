@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
-from nybble.errors import ScheduleError
-from nybble.schedules.cpu import epilogue, headroom, panels, staging, template
+from nybble.schedules.cpu import epilogue, excess, headroom, panels, staging, template
 from nybble.schedules.cpu.blocking import vectors_of
 from nybble.schedules.cpu.dot import (
     FMA_AVX2,
@@ -33,7 +32,6 @@ from nybble.schedules.cpu.geometry import Geometry, geometry_of
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
 
 DOTS = (VNNI, PAIRS_AVX512, MADD_AVX512, PAIRS_AVX2, MADD_AVX2, FMA_AVX512, FMA_AVX2)
-MOST_EXCESS = 0.4  # further steps for each step; vpmaddwd is the faster one beyond
 
 # ---------------------------------------------------------------- supports
 
@@ -107,40 +105,20 @@ def _safe(
     steps = headroom.steps_of(geometry, weights)
     limits = headroom.limits_of(problem.inputs[0].dtype)
     kept, *given = headroom.split(steps, problem.flush, limits)
-    lists = [_entries(_ordered(geometry, dot, _flat(geometry, part), 0)) for part in given]
-    panel, step, operand = (np.concatenate(parts) for parts in zip(*lists, strict=True))
-    count, total = len(panel), geometry.groups * vectors_of(geometry, dot)
-    if count > steps[0, :, :, 0].size * total * MOST_EXCESS:
-        raise ScheduleError(f"{count} steps go beyond 16 bits; too many of them")
-    order = np.argsort(panel, kind="stable")
-    begin = np.searchsorted(panel[order], np.arange(total + 1)).astype(np.int32)
-    offsets = _offsets(problem, geometry, dot)[step[order]].astype(np.int32)
-    if not count:  # tensors are never empty
-        return [_flat(geometry, kept), np.zeros((1, dot.lanes * dot.depth), np.int8),
-                np.zeros(1, np.int32), begin]  # fmt: skip
-    return [_flat(geometry, kept), operand[order], offsets, begin]
+    operands = [
+        _ordered(geometry, dot, _flat(geometry, part), 0).reshape(
+            geometry.groups * vectors_of(geometry, dot), -1, dot.lanes * dot.depth
+        )
+        for part in given
+    ]
+    staged = staging.needs_staging(geometry, dot, problem.inputs[0].dtype)
+    offsets = excess.offsets_of(geometry, staging.pitch(geometry, staged))
+    return [_flat(geometry, kept), *excess.pack(operands, offsets, limits)]
 
 
 def _flat(geometry: Geometry, steps: NDArray[Any]) -> NDArray[Any]:
     """Steps of four weights as weights again, without what fills up the runs."""
     return steps.reshape(*steps.shape[:2], -1)[..., : geometry.run]
-
-
-def _entries(ordered: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """The operands that are not zero: (panel, step in it, operand) of each."""
-    groups, vectors, rows, cols, runs, lanes, depth = ordered.shape
-    operands = ordered.reshape(groups * vectors, rows * cols * runs, lanes * depth)
-    panel, step = np.nonzero(operands.any(axis=2))
-    return panel, step, operands[panel, step]
-
-
-def _offsets(problem: Problem, geometry: Geometry, dot: Dot) -> NDArray[np.int64]:
-    """Where the activations of each step begin, seen from the tile's first pixel."""
-    staged = staging.needs_staging(geometry, dot, problem.inputs[0].dtype)
-    row = geometry.dilation[0] * staging.pitch(geometry, staged)
-    col = geometry.dilation[1] * geometry.c
-    taps = np.add.outer(np.arange(geometry.tap_rows) * row, np.arange(geometry.tap_cols) * col)
-    return np.add.outer(taps, np.arange(geometry.runs(dot.depth)) * dot.depth).reshape(-1)
 
 
 def _ordered(geometry: Geometry, dot: Dot, weights: NDArray[Any], filler: int) -> NDArray[Any]:

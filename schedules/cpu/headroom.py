@@ -26,8 +26,8 @@ from nybble.schedules.kernel import Problem
 
 DEPTH = 4  # weights of a step
 LANES = 8  # channels of the narrowest vector
-EXCESS = 3.5  # instructions of a further step
-WIDENED = 4.5  # instructions of a step by vpmaddwd, staging included: the alternative
+EXCESS = 2.3  # instructions of a further step
+WIDENED = 4.2  # instructions of a step by vpmaddwd, staging included: the alternative
 
 Weights = NDArray[np.int8]
 

@@ -67,13 +67,14 @@ def weights_spec(problem: Problem, geometry: Geometry, dot: Dot) -> TensorSpec:
 
 
 def _excess_specs(geometry: Geometry, dot: Dot) -> tuple[TensorSpec, ...]:
-    """Further steps of a dot with sums: weights, offsets in x, and where each panel's begin."""
+    """Further steps of a dot with sums: `nybble.schedules.cpu.excess`."""
     if not dot.sums:
         return ()
     rows = geometry.groups * vectors_of(geometry, dot) + 1
     return (
         TensorSpec(("excess", dot.lanes * dot.depth), dot.w),
         TensorSpec(("excess",), "int32"),
+        TensorSpec(("windows",), "int32"),
         TensorSpec((rows,), "int32"),
     )
 

@@ -63,8 +63,8 @@ class Layer:
 
     @property
     def excess(self) -> tuple[Any, ...]:
-        """For dots with sums: the further steps' weights and offsets, where each panel's begin."""
-        return self.buffers.constants[2:5]
+        """For dots with sums: weights and offsets of further steps, their windows, the panels'."""
+        return self.buffers.constants[2:6]
 
     @property
     def vectors(self) -> int:

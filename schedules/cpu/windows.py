@@ -81,15 +81,30 @@ def _start(tile: RegisterTile, where: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 def _further(tile: RegisterTile, acc: Any, v: int) -> None:
-    """The further steps of one panel."""
-    dot = tile.layer.dot
-    weights, offsets, begin = tile.layer.excess
-    first, last = (T.Bind(begin[tile.panel + v + n]) for n in (0, 1))
-    with T.serial(last - first) as n:
-        entry = T.Bind(tirx.Cast("int64", first + n))
+    """The further steps of one panel, in windows of their own."""
+    dot, size = tile.layer.dot, tile.tile
+    weights, offsets, windows, begin = tile.layer.excess
+    sums = T.alloc_buffer((size.high * size.wide,), dot.sums, scope="local", layout=None)
+
+    def add(entry: Any, first: bool) -> None:
         x = T.Bind(tile.x + offsets[entry])
         w = T.Bind(weights.vload([entry, tirx.const(0)], f"{dot.w}x{dot.lanes * dot.depth}"))
         with tile.pixels() as (i, j):
-            value = T.Bind(dot.broadcast(tile.source, x + tile.pixel(i, j)))
+            product = dot.products(dot.broadcast(tile.source, x + tile.pixel(i, j)), w)
+            slot = i * size.wide + j
+            T.buffer_store(sums, product if first else sums[slot] + product, [slot])
+
+    first, last = _span(begin, tile.panel + v)
+    with T.serial(last - first) as n:
+        start, end = _span(windows, first + n)
+        add(start, True)
+        with T.serial(end - start - 1) as m:
+            add(start + 1 + m, False)
+        with tile.pixels() as (i, j):
             slot = tile.slot(i, j, v)
-            T.buffer_store(acc, dot.apply(dot, acc[slot], value, w), [slot])
+            T.buffer_store(acc, acc[slot] + dot.widened(sums[i * size.wide + j]), [slot])
+
+
+def _span(begin: Any, index: Any) -> tuple[Any, Any]:
+    """Two neighbours of a list of beginnings."""
+    return tuple(T.Bind(tirx.Cast("int64", begin[index + n])) for n in (0, 1))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nybble.errors import ScheduleError
-from nybble.schedules.cpu import conv
+from nybble.schedules.cpu import excess
 from tests.cases import CONV, LINEAR
 from tests.schedules.cpu import running
 from tests.schedules.cpu.test_conv import family
@@ -40,7 +40,7 @@ def test_equals_the_law(name: str, weights: str) -> None:
 def test_any_window_is_exact_for_any_weights(
     flush: int, operands: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conv, "MOST_EXCESS", 2.0)
+    monkeypatch.setattr(excess, "MOST", 2.0)
     for isa, name in zip(PAIRS, ("3x3 signed", "K=257 high"), strict=True):
         case = replace(CASES[name], flush=flush, operands=operands)
         kernel, target = family(isa, case)
