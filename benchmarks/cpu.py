@@ -47,21 +47,38 @@ def elsewhere(make: Callable[[], Path]) -> Path | str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def file_of(case: Case, name: str, isa: str, stage: str) -> Path | str:
-    """The prepared file of a contender, or why there is none."""
-    if name in {NYBBLE, OWN}:
-        recipe = case.recipe if name == NYBBLE else OWN_RECIPE
-        path = prepare.nybble_path(case.problem, recipe, isa)
-        make = partial(prepare.nybble_file, case.problem, recipe, isa)
-    else:
-        peer = CONTENDERS[name]
-        if peer.engine == "ggml" and not ggml.path(isa).exists():
-            return f"not built (python -m benchmarks.ggml --isa {isa})"
-        path = prepare.folder(case.problem) / peer.file
-        make = partial(peer.make, case.problem)
-    if path.exists() and (stage == "race" or name not in {NYBBLE, OWN}):
-        return path
-    return "not prepared" if stage == "race" else elsewhere(make)
+class Files:
+    """The prepared files of one level.
+
+    Args:
+        isa: the level.
+        stage: ``race`` makes nothing; otherwise Nybble's files are made anew, once a run.
+    """
+
+    def __init__(self, isa: str, stage: str):
+        self.isa = isa
+        self.stage = stage
+        self._made: dict[Path, Path | str] = {}
+
+    def of(self, case: Case, name: str) -> Path | str:
+        """The file of a contender, or why there is none."""
+        if name in {NYBBLE, OWN}:
+            recipe = case.recipe if name == NYBBLE else OWN_RECIPE
+            path = prepare.nybble_path(case.problem, recipe, self.isa)
+            make = partial(prepare.nybble_file, case.problem, recipe, self.isa)
+        else:
+            peer = CONTENDERS[name]
+            if peer.engine == "ggml" and not ggml.path(self.isa).exists():
+                return f"not built (python -m benchmarks.ggml --isa {self.isa})"
+            path = prepare.folder(case.problem) / peer.file
+            make = partial(peer.make, case.problem)
+        if path.exists() and (self.stage == "race" or name not in {NYBBLE, OWN}):
+            return path
+        if self.stage == "race":
+            return "not prepared"
+        if path not in self._made:
+            self._made[path] = elsewhere(make)
+        return self._made[path]
 
 
 def jobs_of(case: Case, files: dict[str, Path], isa: str) -> list[Job]:
@@ -120,27 +137,28 @@ def _error(timing: Timing, reference: Any) -> float | None:
     return float(np.linalg.norm(timing.output - reference) / np.linalg.norm(reference))
 
 
-def measure(case: Case, isa: str, bounds: dict[int, limits.Limits], args: Any) -> list[Row]:
-    """Prepares a case for a level and races it with every number of threads."""
+def measure(case: Case, files: Files, bounds: dict[int, limits.Limits], rounds: int) -> list[Row]:
+    """Prepares a case and races it with every number of threads in ``bounds``.
+
+    Raises:
+        RuntimeError: the float network itself could not be made.
+    """
     if not prepare.reference_path(case.problem).exists():
         made = elsewhere(partial(prepare.inputs, case.problem))
         if isinstance(made, str):
             raise RuntimeError(f"{case.name}: no input could be made: {made}")
-    found = {name: file_of(case, name, isa, args.stage) for name in (NYBBLE, *case.peers)}
-    if args.stage == "prepare":
-        for name, made in found.items():
-            if isinstance(made, str):
-                console.print(f"{case.name}: {name}: {made}", highlight=False)
-        return []
-    files = {name: made for name, made in found.items() if isinstance(made, Path)}
+    found = {name: files.of(case, name) for name in (NYBBLE, *case.peers)}
+    paths = {name: made for name, made in found.items() if isinstance(made, Path)}
+    absent = {name: why for name, why in found.items() if isinstance(why, str)}
+    for name, why in absent.items():
+        console.print(f"{case.name}: {name}: {why}", highlight=False)
+    jobs = jobs_of(case, paths, files.isa) if bounds else []
     rows: list[Row] = []
-    jobs = jobs_of(case, files, isa)
     for threads, bound in bounds.items():
         several = [replace(job, threads=threads) for job in jobs]
         if several:
-            rows += rows_of(case, several[0], race(several, args.rounds), bound)
-        absent = {name: why for name, why in found.items() if isinstance(why, str)}
-        rows += [_missing(case, name, why, isa, threads) for name, why in absent.items()]
+            rows += rows_of(case, several[0], race(several, rounds), bound)
+        rows += [_missing(case, name, why, files.isa, threads) for name, why in absent.items()]
     shutil.rmtree(prepare.folder(case.problem) / "copies", ignore_errors=True)
     return rows
 
@@ -193,8 +211,9 @@ def main(argv: list[str] | None = None) -> None:
         counts = [] if args.stage == "prepare" else args.threads
         bounds = {threads: limits.measured(isa, threads) for threads in counts}
         lines |= {f"{isa}, {threads}": bound.lines() for threads, bound in bounds.items()}
+        files = Files(isa, args.stage)
         for case in chosen:
-            made = measure(case, isa, bounds, args)
+            made = measure(case, files, bounds, args.rounds)
             show(f"{case.name}, {isa}", made)
             rows += made
     if args.stage != "prepare":

@@ -77,7 +77,17 @@ def _unpacked() -> Path:
             members = [m for m in archive.getmembers() if m.name.startswith(inside)]
             archive.extractall(FOLDER, members, filter="data")
     (FOLDER / inside / "ggml.pc.in").touch()  # the sdist leaves it out, cmake asks for it
+    _keep_tile_config(FOLDER / inside / "src" / "ggml-cpu" / "amx" / "mmq.cpp")
     return FOLDER / inside
+
+
+def _keep_tile_config(source: Path) -> None:
+    """GCC 12 drops most stores to AMX's tile configuration as dead, and ggml then crashes."""
+    load = "\n    _tile_loadconfig(&tc);"
+    text = source.read_text()
+    kept = '\n    __asm__ volatile("" ::"r"(&tc) : "memory");' + load
+    if kept not in text:
+        source.write_text(text.replace(load, kept))
 
 
 class _Parameters(ctypes.Structure):

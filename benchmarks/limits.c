@@ -9,7 +9,7 @@
 
 #define CLOBBER \
   "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12"
-#define FOUR(A, B, C, D) A(1, 9) B(2, 10) C(3, 11) D(4, 12)
+#define FOUR(body, r) body(r, 1, 9) body(r, 2, 10) body(r, 3, 11) body(r, 4, 12)
 #define LOOP(name, macs, body)                                      \
   long name(long n) {                                               \
     for (long i = 0; i < n; i++) __asm__ volatile(body ::: CLOBBER); \
@@ -17,38 +17,28 @@
   }
 
 // u8 x s8 into s32 by way of s16: any pair that fits s16 once.
-#define WIDEN(t, s)                                   \
-  "vpmaddubsw %%ymm0, %%ymm0, %%ymm" #t "\n"          \
-  "vpmaddwd %%ymm" #t ", %%ymm0, %%ymm" #t "\n"       \
-  "vpaddd %%ymm" #t ", %%ymm" #s ", %%ymm" #s "\n"
-LOOP(maddubs_maddwd, 4 * 32, FOUR(WIDEN, WIDEN, WIDEN, WIDEN))
-
+#define WIDEN(r, t, s)                                          \
+  "vpmaddubsw %%" r "0, %%" r "0, %%" r #t "\n"                 \
+  "vpmaddwd %%" r #t ", %%" r "0, %%" r #t "\n"                 \
+  "vpaddd %%" r #t ", %%" r #s ", %%" r #s "\n"
 // u8 x narrow weights, summed in s16.
-#define PILE(t, s)                           \
-  "vpmaddubsw %%ymm0, %%ymm0, %%ymm" #t "\n" \
-  "vpaddw %%ymm" #t ", %%ymm" #s ", %%ymm" #s "\n"
-LOOP(maddubs_paddw, 4 * 32, FOUR(PILE, PILE, PILE, PILE))
+#define PILE(r, t, s)                           \
+  "vpmaddubsw %%" r "0, %%" r "0, %%" r #t "\n" \
+  "vpaddw %%" r #t ", %%" r #s ", %%" r #s "\n"
+// s8 x u8 or f32 into 32 bits at once: two chains each.
+#define TWICE(op, r, t, s)                   \
+  op " %%" r "0, %%" r "0, %%" r #t "\n"     \
+  op " %%" r "0, %%" r "0, %%" r #s "\n"
+#define DOT(r, t, s) TWICE("vpdpbusd", r, t, s)
+#define FMA(r, t, s) TWICE("vfmadd231ps", r, t, s)
 
-// s16 x s16.
-#define WORDS(t, s)                        \
-  "vpmaddwd %%ymm0, %%ymm0, %%ymm" #t "\n" \
-  "vpaddd %%ymm" #t ", %%ymm" #s ", %%ymm" #s "\n"
-LOOP(maddwd, 4 * 16, FOUR(WORDS, WORDS, WORDS, WORDS))
-
-#define DOT(t, s)                           \
-  "vpdpbusd %%zmm0, %%zmm0, %%zmm" #t "\n" \
-  "vpdpbusd %%zmm0, %%zmm0, %%zmm" #s "\n"
-LOOP(vpdpbusd, 8 * 64, FOUR(DOT, DOT, DOT, DOT))
-
-#define FMA256(t, s)                             \
-  "vfmadd231ps %%ymm0, %%ymm0, %%ymm" #t "\n" \
-  "vfmadd231ps %%ymm0, %%ymm0, %%ymm" #s "\n"
-LOOP(fma256, 8 * 8, FOUR(FMA256, FMA256, FMA256, FMA256))
-
-#define FMA512(t, s)                             \
-  "vfmadd231ps %%zmm0, %%zmm0, %%zmm" #t "\n" \
-  "vfmadd231ps %%zmm0, %%zmm0, %%zmm" #s "\n"
-LOOP(fma512, 8 * 16, FOUR(FMA512, FMA512, FMA512, FMA512))
+LOOP(maddubs_maddwd_ymm, 4 * 32, FOUR(WIDEN, "ymm"))
+LOOP(maddubs_maddwd_zmm, 4 * 64, FOUR(WIDEN, "zmm"))
+LOOP(maddubs_paddw_ymm, 4 * 32, FOUR(PILE, "ymm"))
+LOOP(maddubs_paddw_zmm, 4 * 64, FOUR(PILE, "zmm"))
+LOOP(vpdpbusd_zmm, 8 * 64, FOUR(DOT, "zmm"))
+LOOP(fma_ymm, 8 * 8, FOUR(FMA, "ymm"))
+LOOP(fma_zmm, 8 * 16, FOUR(FMA, "zmm"))
 
 // Four tiles of sums, two of each operand, as a kernel would hold them.
 long tdpbusd(long n) {

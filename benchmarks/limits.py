@@ -72,18 +72,17 @@ def last_cache() -> int:
 def loops(isa: str) -> dict[str, str]:
     """Which loop of ``limits.c`` bounds which kind of arithmetic."""
     have = hold.features()
-    wide = isa != "x86-64-v3" and "avx512f" in have
+    register = "zmm" if isa != "x86-64-v3" and "avx512f" in have else "ymm"
+    by = {
+        "int8": f"maddubs_maddwd_{register}",
+        "int4": f"maddubs_paddw_{register}",
+        "float": f"fma_{register}",
+    }
+    if isa in {"native", "x86-64-v4-vnni"} and "avx512_vnni" in have:
+        by["int8"] = by["int4"] = "vpdpbusd_zmm"
     if isa == "native" and "amx_int8" in have:
-        dot = "tdpbusd"
-    elif isa in {"native", "x86-64-v4-vnni"} and "avx512_vnni" in have:
-        dot = "vpdpbusd"
-    else:
-        return {
-            "int8": "maddubs_maddwd",
-            "int4": "maddubs_paddw",
-            "float": "fma512" if wide else "fma256",
-        }
-    return {"int8": dot, "int4": dot, "float": "fma512"}
+        by["int8"] = by["int4"] = "tdpbusd"
+    return by
 
 
 def _rate(name: str) -> float:

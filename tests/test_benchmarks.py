@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
+import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from benchmarks import ggml, hold, limits, prepare, results
 from benchmarks.cases import CONTENDERS, OWN, Case, cases
-from benchmarks.cpu import elsewhere, main, measure
+from benchmarks.cpu import Files, elsewhere, main, measure
 from benchmarks.engines import Job
 from benchmarks.output import cpu
 from benchmarks.peers import Timing, race
@@ -21,7 +22,7 @@ from benchmarks.problems import linear
 from benchmarks.results import Row
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = linear(8, 64, 96)
+TINY = linear(8, 256, 96)
 ROW = Row(
     case="tiny-w8a8", threads=1, isa="native", nybble_ms=2.0, peer="ORT int8", kind="int8",
     peer_ms=3.0, ratio=1.5, goal=1.2, gops=10.0, share=0.5, error=0.01, peer_error=0.02,
@@ -67,8 +68,7 @@ def test_case_gives_a_row_for_every_peer(monkeypatch: pytest.MonkeyPatch, tmp_pa
     recipe = {"weights": 8, "activations": 8, "first_last": None}
     case = Case(TINY, recipe, ("ORT int8", "ggml Q8_0"), {"int8": 1.0})
     bound = limits.Limits({"int8": 1e12}, {"int8": "x"}, dict.fromkeys(limits.SIZES, 1e12))
-    args = argparse.Namespace(stage="all", rounds=2)
-    ran, missing = measure(case, "native", {1: bound}, args)
+    ran, missing = measure(case, Files("native", "all"), {1: bound}, rounds=2)
     assert (ran.peer, ran.kind, ran.goal, ran.note) == ("ORT int8", "int8", 1.0, "")
     assert ran.nybble_ms is not None
     assert ran.peer_ms is not None
@@ -77,6 +77,25 @@ def test_case_gives_a_row_for_every_peer(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert ran.error < 0.05
     assert (missing.peer, missing.peer_ms, missing.ratio) == ("ggml Q8_0", None, None)
     assert missing.note.startswith("not built")
+
+
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name != "ORT 2 bits LUT"])
+def test_peer_computes_the_layer(name: str) -> None:
+    peer = CONTENDERS[name]
+    needs = {"openvino": ("openvino", "nncf"), "onnxruntime": ("onnxruntime",)}
+    for module in needs.get(peer.engine, ()):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    if peer.engine == "ggml" and not ggml.path("native").exists():
+        pytest.skip("ggml is not built")
+    path = elsewhere(partial(peer.make, TINY))
+    assert isinstance(path, Path), path
+    job = Job(name, peer.engine, (path,), prepare.inputs(TINY), option=peer.option)
+    (timing,) = race([job], rounds=1)
+    reference = np.load(prepare.reference_path(TINY))
+    assert timing.output is not None
+    error = np.linalg.norm(timing.output - reference) / np.linalg.norm(reference)
+    assert error < {"float": 1e-5, "int8": 0.03, "int4": 0.15}.get(peer.kind, 1.0)
 
 
 def test_what_cannot_be_made_says_why(tmp_path: Path) -> None:
@@ -143,7 +162,7 @@ def test_native_is_never_held() -> None:
 
 def test_limits_know_the_level() -> None:
     assert set(limits.loops("x86-64-v3").values()) == {
-        "maddubs_maddwd", "maddubs_paddw", "fma256",
+        "maddubs_maddwd_ymm", "maddubs_paddw_ymm", "fma_ymm",
     }  # fmt: skip
     bound = limits.Limits({"int8": 1e9}, {"int8": "x"}, dict.fromkeys(limits.SIZES, 1e9))
     assert bound.seconds("int8", 2_000_000_000, 1) == 2.0  # bound by arithmetic
