@@ -254,7 +254,7 @@ def _unit(job: Job, tile: _Tile, at: tuple[Any, Any, int], unit: Any, x: Any, fl
     base = T.Bind(record + (layout.lead + unit * layout.unit_bytes))
     x = T.Bind(x + 0)
     if tile.high == 1:
-        _fetch(job, panel, base)
+        _fetch(job, panel, base, AHEAD)
     codes = [_codes(job, panel, base, first + v) for v in range(tile.wide)]
     if not flush:
         for v in range(tile.wide):
@@ -279,12 +279,12 @@ def _codes(job: Job, panel: Any, base: Any, v: int) -> list[Any]:
     return [T.Bind(layout.dot.codes(code)) for code in layout.codes.unpack(loaded)]
 
 
-def _fetch(job: Job, panel: Any, base: Any) -> None:
-    """Asks for the lines that will be needed a little later."""
+def _fetch(job: Job, panel: Any, base: Any, ahead: int) -> None:
+    """Asks for the lines of a unit ``ahead`` bytes later in the stream."""
     hint = [tirx.const(value, "int32") for value in (0, 3, 1)]  # to read, keep near, data
     for line in range(0, job.layout.unit_bytes, 64):
-        ahead = T.address_of(job.weights[panel, base + (line + AHEAD)])
-        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", ahead, *hint))
+        address = T.address_of(job.weights[panel, base + (line + ahead)])
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *hint))
 
 
 # ---------------------------------------------------------------- many rows
@@ -344,6 +344,7 @@ class _Run:
         steps = self.share * layout.steps
         with T.serial(groups) as g, T.serial(layout.units) as unit:
             base = T.Bind((start + g) * layout.record + (layout.lead + unit * layout.unit_bytes))
+            _fetch(self.job, self.panel, base, self.share * layout.record)
             for v in range(layout.panel):
                 for s, code in enumerate(_codes(self.job, self.panel, base, v)):
                     step = g * layout.steps + unit * layout.codes.steps + s

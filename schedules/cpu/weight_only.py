@@ -61,7 +61,9 @@ def _supports(isa: str, bits: int, problem: Problem, target: Any) -> str | None:
     if target.arch != "x86_64" or not target.has(*dot.features):
         return f"needs {', '.join(dot.features)}"
     assert problem.weights is not None
-    if numerics.width(problem.weights.dtype)[1] != bits:
+    if problem.weights.dtype.startswith("float") or (
+        numerics.width(problem.weights.dtype)[1] != bits
+    ):
         return f"computes {bits}-bit weights, not {problem.weights.dtype}"
     if min(problem.attr("group"), problem.weights.shape[1]) > LONGEST:
         return f"the sum of more than {LONGEST} weights in a group could exceed 32 bits"
@@ -118,7 +120,11 @@ class _Floats:
     weights: Any
     bias: Any
     y: Any
-    dtype: str = "float32"
+
+    @property
+    def dtype(self) -> str:
+        """Of the running accumulators."""
+        return "float32"
 
     def combine(self, running: Any, total: Any, where: Where) -> Any:
         """fma(float32(total - zero·Σq), scale, running)."""

@@ -6,7 +6,7 @@ and NaN are simply the largest, and no comparison can lose them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,10 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.ir.weight_only import LEAST, MOST
 from nybble.schedules.cpu.gemv_layout import Layout
+from nybble.schedules.cpu.gemv_rows import LANES, sweep, total
 
 INFINITY = 0x7F800000
 NAN = 0x7FC00000
-LANES = 8
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def quantize(layout: Layout, source: Any, rows: Rows, row: Any, factor: int) -> 
             _quantize_span(layout, source, rows.x, (*span, count), inverse)
     if factor:
         with T.serial(layout.groups) as group:
-            total = _sum(layout, rows.x, to + group * layout.padded)
-            T.buffer_store(rows.sums, total * factor, [row * layout.groups + group])
+            summed = total(rows.x, to + group * layout.padded, layout.padded)
+            T.buffer_store(rows.sums, summed * factor, [row * layout.groups + group])
 
 
 def clear(layout: Layout, rows: Rows, first: Any, count: Any) -> None:
@@ -108,7 +108,7 @@ def _top(layout: Layout, source: Any, begin: Any) -> Any:
         wide = bits if lanes == LANES else T.broadcast(bits, LANES)
         T.buffer_store(best, tirx.max(best[0], wide), [0])
 
-    _sweep(visit, layout.k)
+    sweep(visit, layout.k)
     return T.Bind(T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smax", best[0]))
 
 
@@ -135,31 +135,9 @@ def _quantize_span(
         q = _rounded(x * T.broadcast(inverse, lanes))
         T.buffer_store(to, T.Cast(f"{layout.dot.x}x{lanes}", q), [T.ramp(end + at, 1, lanes)])
 
-    _sweep(visit, count)
+    sweep(visit, count)
 
 
 def _rounded(x: Any) -> Any:
     """To integers, half to even; NaN gives -2^31, whose low byte is 0."""
     return T.call_llvm_pure_intrin(f"int32x{LANES}", "llvm.x86.avx.cvt.ps2dq.256", x)
-
-
-def _sum(layout: Layout, x: Any, begin: Any) -> Any:
-    """The sum of a group's staged integers."""
-    total = T.alloc_buffer((1,), f"int32x{LANES}", scope="local", layout=None)
-    T.buffer_store(total, T.broadcast(tirx.const(0, "int32"), LANES), [0])
-    with T.serial(layout.padded // LANES) as i:
-        some = x.vload([begin + i * LANES], f"{layout.dot.x}x{LANES}")
-        T.buffer_store(total, total[0] + T.Cast(f"int32x{LANES}", some), [0])
-    return T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", total[0])
-
-
-def _sweep(visit: Callable[[Any, int], None], count: int) -> None:
-    """Visits ``count`` elements in vectors; the last one may overlap its predecessor."""
-    if count < LANES:
-        with T.serial(count) as i:
-            visit(i, 1)
-        return
-    with T.serial(count // LANES) as i:
-        visit(i * LANES, LANES)
-    if count % LANES:
-        visit(count - LANES, LANES)
