@@ -270,6 +270,31 @@ DEPTHWISE = (
         "int8")),
 )  # fmt: skip
 
+QUADS = (
+    *(
+        _depthwise(f"dw {w} x {x}", (1, 9, 13, 56), (3, 3), weights=w, dtypes=(x, y))
+        for w, x, y in (
+            ("int8", "uint8", "uint4"), ("int7", "uint8", "int8"), ("int6", "int8", "uint5"),
+            ("int5", "uint6", "int3"), ("int4", "uint8", "uint8"), ("int3", "int4", "int1"),
+            ("int2", "uint2", "uint1"), ("int1", "uint8", "uint8"), ("uint4", "int7", "int7"),
+        )
+    ),
+    *(
+        _depthwise(f"dw {kh}x{kw} {kind}", (1, 11, 12, 33), (kh, kw), operands=kind, dtypes=dtypes)
+        for kh, kw in ((1, 1), (2, 3), (3, 3), (5, 5), (6, 1), (7, 7))
+        for kind, dtypes in (
+            ("high", ("uint8", "uint8")), ("low", ("int8", "int8")),
+            ("alternating", ("uint8", "int8")),
+        )
+    ),
+    _depthwise("dw 5x5 int4", (1, 8, 8, 40), (5, 5), weights="int4", operands="low"),
+    _depthwise("dw big ratios", (1, 8, 8, 48), (3, 3), gain=1e4, epilogue="add", other="int5"),
+    _depthwise("dw few rows", (1, 2, 30, 64), (3, 3), strides=(2, 1), dilation=(1, 2)),
+    _depthwise("dw large", (1, 30, 31, 144), (3, 3), dtypes=("int8", "int8"), symbolic=True),
+    _depthwise("dw large stride 2", (1, 31, 30, 96), (3, 3), strides=(2, 2)),
+)  # fmt: skip
+"""Depthwise layers of all widths, and those whose pairs of products exceed 16 bits."""
+
 LINEAR = (
     _linear("one row", (1, 512), 1000),
     _linear("one output", (4, 64), 1),
@@ -292,3 +317,75 @@ LINEAR = (
         )
     ),
 )
+
+
+def _low(name: str, x: tuple[int, ...], w: tuple[int, ...], widths: str, **kw: Any) -> Case:
+    """A convolution of low widths: "weights activations output"."""
+    weights, activations, output = widths.split()
+    return _conv(f"low {name}", x, w, weights=weights, dtypes=(activations, output), **kw)
+
+
+def _narrow(name: str, x: tuple[int, ...], o: int, widths: str, **kw: Any) -> Case:
+    """A linear layer of low widths."""
+    weights, activations, output = widths.split()
+    return _linear(f"low {name}", x, o, weights=weights, dtypes=(activations, output), **kw)
+
+
+LOW = (
+    _low("3x3", (1, 14, 14, 32), (32, 3, 3, 32), "int2 uint2 uint2"),
+    _low("3x3 W1A1", (1, 9, 11, 32), (64, 3, 3, 32), "int1 uint1 uint1"),
+    _low("3x3 W1A2", (1, 9, 11, 64), (48, 3, 3, 64), "int1 uint2 uint2"),
+    _low("3x3 W1A4", (2, 7, 7, 32), (32, 3, 3, 32), "int1 uint4 uint4"),
+    _low("3x3 signs", (1, 9, 9, 32), (40, 3, 3, 32), "int1 int1 int1"),
+    _low("3x3 signs unpadded", (1, 9, 9, 64), (32, 3, 3, 64), "int1 int1 int8",
+        padding=(0, 0, 0, 0)),
+    _low("3x3 bits", (1, 9, 9, 24), (33, 3, 3, 24), "uint1 uint1 uint8"),
+    _low("3x3 W2A8", (1, 9, 9, 16), (32, 3, 3, 16), "int2 uint8 uint8"),
+    _low("3x3 ternary", (1, 9, 9, 64), (32, 3, 3, 64), "int2 int8 int8", ternary=True),
+    _low("3x3 add", (1, 7, 7, 32), (48, 3, 3, 32), "int2 uint4 uint4", epilogue="add",
+        other="int4"),
+    _low("3x3 accumulators", (1, 9, 7, 16), (40, 3, 3, 16), "int2 int2 int32", epilogue="none"),
+    _low("3x3 stride 2", (1, 15, 15, 32), (32, 3, 3, 32), "int1 uint2 uint2", strides=(2, 2)),
+    _low("3x3 dilated", (1, 13, 11, 8), (33, 3, 3, 8), "int2 uint4 int4", dilation=(2, 3),
+        padding=(2, 3, 2, 3)),
+    _low("pad value", (1, 9, 9, 6), (24, 3, 3, 6), "int1 int4 int4", pad_value=-5),
+    _low("1x1", (1, 14, 14, 64), (96, 1, 1, 64), "int1 uint1 uint1"),
+    _low("1x1 stride 2", (1, 14, 14, 32), (64, 1, 1, 32), "int2 uint2 uint2", strides=(2, 2)),
+    _low("1x1 batch", (3, 7, 7, 32), (64, 1, 1, 32), "int2 int2 uint2", symbolic=True),
+    _low("3x3 batch", (2, 8, 8, 32), (32, 3, 3, 32), "int1 uint2 uint4", symbolic=True,
+        epilogue="add", other="uint2"),
+    _low("grouped", (1, 9, 9, 64), (64, 3, 3, 16), "int1 uint2 uint2", groups=4),
+    _low("odd everything", (3, 5, 3, 5), (7, 2, 3, 5), "int2 uint3 uint3", padding=(1, 0, 2, 1),
+        strides=(2, 1)),
+    _low("high", (1, 6, 6, 512), (32, 3, 3, 512), "int2 uint2 int32", operands="high",
+        epilogue="none"),
+    _low("low", (1, 6, 6, 512), (32, 3, 3, 512), "int1 int1 int32", operands="low",
+        epilogue="none", padding=(0, 0, 0, 0)),
+    _low("alternating", (1, 6, 6, 32), (32, 3, 3, 32), "int2 int2 int32", operands="alternating",
+        epilogue="none"),
+)  # fmt: skip
+"""Convolutions of 1- to 4-bit weights and low-bit activations."""
+
+LOW_LINEAR = (
+    _narrow("one row", (1, 512), 1000, "int1 int8 int8"),
+    _narrow("one output", (4, 64), 1, "int2 uint8 int8"),
+    _narrow("many rows", (37, 128), 72, "int2 int8 int8", ternary=True),
+    _narrow("tokens", (2, 9, 32), 24, "int3 uint4 uint4", epilogue="add"),
+    _narrow("batch", (5, 96), 100, "int1 uint4 uint4", symbolic=True),
+    _narrow("big batch", (35, 33), 21, "int2 int8 int8", symbolic=True, epilogue="add"),
+    *(
+        _narrow(
+            f"K={k} {widths} {operands}", (3, k), 35, f"{widths} int32", operands=operands,
+            epilogue="none",
+        )
+        for i, k in enumerate((1, 31, 33, 255, 257, 2177, 4099, 65537))
+        for operands, *lot in (
+            ("high", "int1 uint1", "int1 int8", "int2 uint8"),
+            ("low", "int2 int8", "int1 int1", "int2 int2"),
+            ("alternating", "int1 int2", "int2 uint2", "int1 uint8"),
+            ("random", "int3 int8", "int2 uint4", "int1 int4"),
+        )
+        for widths in (lot[i % 3], lot[(i + 1) % 3])
+    ),
+)  # fmt: skip
+"""Linear layers of 1- to 4-bit weights."""

@@ -1,0 +1,114 @@
+"""Convolution and linear on x86 by look-up: weights of few bits in bit planes, tables of sums.
+
+Weights lie as [groups][blocks][tap rows][tap columns][pairs of groups][planes][lanes]: a byte holds
+the indices of two groups of four weights, in one plane, of one channel.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+
+from nybble.ir import numerics
+from nybble.schedules.cpu import epilogue, lut_template
+from nybble.schedules.cpu.dot import AVX2, AVX512
+from nybble.schedules.cpu.geometry import geometry_of
+from nybble.schedules.cpu.lut_plan import Isa, blocks_of
+from nybble.schedules.cpu.lut_scheme import GROUP
+from nybble.schedules.cpu.lut_stage import Staging, staging_of
+from nybble.schedules.cpu.lut_tile import fits_words, offset
+from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
+
+MOST_BITS = 4  # of the weights: every bit is a plane, and costs a look-up
+
+# ---------------------------------------------------------------- supports
+
+
+def _supports(isa: Isa, problem: Problem, target: Any) -> str | None:
+    if target.arch != "x86_64" or not target.has(*isa.features):
+        return f"needs {', '.join(isa.features)}"
+    reason = _refuse_dtypes(problem)
+    if reason is not None:
+        return reason
+    if problem.op == "conv2d" and any(isinstance(d, str) for d in problem.inputs[0].shape[1:]):
+        return "more than the batch is symbolic"
+    geometry = geometry_of(problem)
+    if geometry.groups > 1 and geometry.c // geometry.groups % GROUP:
+        return f"groups of {geometry.c // geometry.groups} channels straddle the tables' fours"
+    return epilogue.refuse(problem)
+
+
+def _refuse_dtypes(problem: Problem) -> str | None:
+    assert problem.weights is not None
+    x, w, y = problem.inputs[0].dtype, problem.weights.dtype, problem.output.dtype
+    if not epilogue.is_narrow(x) or not epilogue.is_narrow(w):
+        return f"looks up integers of up to 8 bits, not {x} x {w}"
+    if numerics.width(w)[1] > MOST_BITS:
+        return f"{w} weights have more than {MOST_BITS} planes"
+    if y != "int32" and not epilogue.is_narrow(y):
+        return f"cannot store {y}"
+    return None
+
+
+# ---------------------------------------------------------------- pack
+
+
+def _pack(isa: Isa, problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    """Indices in the order of use, and the table of per-channel numbers (bias in row 0)."""
+    staging = staging_of(problem)
+    geometry = staging.geometry
+    channels = geometry.groups * geometry.o
+    bias = np.asarray(constants["bias"]).astype(np.int64)
+    if not fits_words(problem, staging):
+        bias = bias + offset(staging)
+    rows = [bias, *epilogue.scaling_rows(problem, constants, channels)]
+    table = np.zeros(lut_template.table_shape(problem, geometry, isa), np.int32)
+    for row, values in zip(table, rows, strict=True):
+        row[:channels] = epilogue.wrapped(values, "int32")
+    return [_indices(staging, isa, np.asarray(constants["w"])), table]
+
+
+def _indices(staging: Staging, isa: Isa, weights: NDArray[Any]) -> NDArray[np.uint8]:
+    geometry, scheme = staging.geometry, staging.scheme
+    inside = geometry.c // geometry.groups
+    pixels = geometry.run // inside
+    shape = (geometry.groups, geometry.o, geometry.tap_rows, geometry.tap_cols, pixels, inside)
+    spare = staging.per_channels * GROUP - inside
+    codes = scheme.codes(weights.reshape(shape))
+    codes = np.pad(codes, [(0, 0)] * 5 + [(0, spare), (0, 0)])
+    quads = codes.reshape(*shape[:4], staging.run, GROUP, scheme.planes)
+    found = (quads << np.arange(GROUP, dtype=np.uint8)[:, None]).sum(-2, dtype=np.uint8)
+    found = np.pad(found, [(0, 0)] * 4 + [(0, staging.run % 2), (0, 0)])
+    pairs = found[..., 0::2, :] | found[..., 1::2, :] << 4
+    chosen = pairs[:, _channels(staging, isa)]  # groups, blocks, lanes, rows, cols, pairs, planes
+    return np.ascontiguousarray(chosen.transpose(0, 1, 3, 4, 5, 6, 2)).reshape(-1, isa.lanes)
+
+
+def _channels(staging: Staging, isa: Isa) -> NDArray[np.int64]:
+    """The channel, within its group, of every byte: (blocks, lanes); the last one fills up."""
+    o, lanes = staging.geometry.o, isa.lanes
+    starts = [min(b * lanes, max(o - lanes, 0)) for b in range(blocks_of(staging, isa))]
+    order = np.arange(lanes).reshape(2, -1).T.reshape(-1)  # 0, lanes/2, 1, lanes/2 + 1, …
+    return np.minimum(np.add.outer(starts, order), o - 1)
+
+
+# ---------------------------------------------------------------- the families
+
+
+def _build(isa: Isa, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
+    return lut_template.build(problem, isa, knobs)
+
+
+ISAS = (Isa("avx512", AVX512, 64, 32, 2.0), Isa("avx2", AVX2, 32, 16, 3.0))
+
+KERNELS = tuple(
+    Kernel(f"cpu.lut.{isa.name}", op, partial(_supports, isa), partial(_pack, isa),
+           partial(_build, isa))
+    for isa in ISAS
+    for op in ("conv2d", "linear")
+)  # fmt: skip
+"""By preference."""

@@ -1,0 +1,151 @@
+"""How a look-up layer is cut: register tiles and tasks; all through the knobs.
+
+A tile is ``high × wide`` pixels by ``vectors`` blocks of channels; every pair of block and pixel
+has a byte accumulator for each weight plane and each table, and these must stay in registers. The
+word sums behind them go to memory where bytes can be summed long enough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+
+from nybble.schedules.cpu.blocking import SERIAL_CYCLES, TASKS, Tile
+from nybble.schedules.cpu.lut_scheme import Scheme
+from nybble.schedules.cpu.lut_stage import Staging
+from nybble.schedules.kernel import Knobs
+
+STAGED_BYTES = 128 * 1024  # tables are read once for each block of channels, from L2 at the latest
+UNROLLED = 4  # groups between two flushes from which the look-ups become a loop
+
+
+@dataclass(frozen=True)
+class Isa:
+    """A vector width.
+
+    Attributes:
+        name: as in the kernel's name.
+        features: CPU features that the code needs.
+        lanes: bytes of a vector, which is also the channels of a block.
+        registers: vector registers.
+        ports: vector instructions in a cycle.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    lanes: int
+    registers: int
+    ports: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for one kernel.
+
+    Attributes:
+        tile: the register tile.
+        single: the tile for the single rows that remain of a symbolic number of rows.
+        rows: output rows of a task; None when the number of rows is symbolic.
+        splits: tasks that share the channel blocks of the same rows.
+        parallel: whether tasks run on several threads.
+    """
+
+    tile: Tile
+    single: Tile
+    rows: int | None
+    splits: int
+    parallel: bool
+
+
+def blocks_of(staging: Staging, isa: Isa) -> int:
+    """Blocks of output channels in one group; the last one overlaps its predecessor."""
+    return ceil(staging.geometry.o / isa.lanes)
+
+
+def plan_of(staging: Staging, isa: Isa, knobs: Knobs) -> Plan:
+    """Asks the knobs for every decision; the defaults come from counting instructions."""
+    tiles = {str(tile): tile for tile in tiles_of(staging, isa)}
+    tile = tiles[knobs.pick("tile", tuple(tiles), next(iter(tiles)))]
+    alone = Staging(replace(staging.geometry, rows=(1,)), staging.scheme)
+    cycles = _cycles(staging, isa, tile)
+    parallel = knobs.pick("parallel", (False, True), cycles > SERIAL_CYCLES)
+    rows, task_rows = staging.geometry.static_rows, None
+    missing = TASKS if parallel else 1
+    if rows is not None:
+        wanted = _rows_wanted(staging, rows if not parallel else ceil(rows / TASKS))
+        choices = _row_choices(rows, tile.high)
+        task_rows = knobs.pick(
+            "rows", choices, max(r for r in choices if r <= max(wanted, tile.high))
+        )
+        missing = missing // ceil(rows / task_rows)
+    blocks = ceil(blocks_of(staging, isa) / tile.vectors)
+    counts = [count for count in range(1, blocks + 1) if count in (1, 2, 4, 8, 16, blocks)]
+    splits = knobs.pick("splits", counts, max(c for c in counts if c <= max(missing, 1)))
+    return Plan(tile, tiles_of(alone, isa)[0], task_rows, splits, parallel)
+
+
+def tiles_of(staging: Staging, isa: Isa) -> list[Tile]:
+    """The twelve cheapest register tiles, cheapest first."""
+    geometry, scheme = staging.geometry, staging.scheme
+    found = []
+    for vectors in range(1, min(blocks_of(staging, isa), isa.registers) + 1):
+        # Indices as loaded and as taken apart, one table, what it gives, and the mask.
+        free = isa.registers - 3 - 2 * vectors * scheme.planes
+        room = max(free // (vectors * scheme.planes * scheme.tables), vectors == 1)
+        for wide in range(1, min(geometry.cols, room) + 1):
+            for high in range(1, min(geometry.static_rows or room, room // wide) + 1):
+                tile = Tile(high, wide, vectors)
+                found.append((_cycles(staging, isa, tile), tile))
+    return [tile for _, tile in sorted(found)[:12]]
+
+
+def _cycles(staging: Staging, isa: Isa, tile: Tile) -> float:
+    """Cycles for one image without memory's share, from counting instructions."""
+    geometry, scheme = staging.geometry, staging.scheme
+    pixels = tile.high * tile.wide
+    slots = pixels * tile.vectors * scheme.planes * scheme.tables
+    columns = tile.vectors * scheme.planes
+    spilled = 3 * slots + 2 * columns + 2 > isa.registers  # word sums live in memory
+    group = 2 * slots + 1.5 * columns + (6 if spilled else 3) * slots / scheme.flush
+    loads = pixels * scheme.tables + columns / 2
+    step = max(group / isa.ports, loads / 2, 2)
+    groups = geometry.tap_rows * geometry.tap_cols * staging.run
+    finish = (5 * slots + 60 * pixels * tile.vectors) / isa.ports + 20
+    rows = geometry.static_rows or 4 * tile.high
+    tiles = ceil(rows / tile.high) * ceil(geometry.cols / tile.wide)
+    blocks = geometry.groups * ceil(blocks_of(staging, isa) / tile.vectors)
+    return tiles * blocks * (groups * step + finish)
+
+
+def _rows_wanted(staging: Staging, most: int) -> int:
+    """Rows of a task whose tables fit, at least three times what their halo costs."""
+    geometry = staging.geometry
+    row = staging.pitch * staging.scheme.bytes
+    halo = geometry.rows_read(1) - geometry.stride[0]
+    return min(most, max((STAGED_BYTES // row - halo) // geometry.stride[0], 2 * halo, 1))
+
+
+def _row_choices(rows: int, high: int) -> list[int]:
+    """Rows of a task: everything, and each power of two times the tile below that."""
+    choices, size = {rows}, high
+    while size < rows:
+        choices.add(size)
+        size *= 2
+    choices.update(r for r in range(high, rows) if rows % r == 0)
+    return sorted(choices)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a run of groups is cut: ``whole`` blocks of ``block`` groups, and ``rest`` groups."""
+
+    block: int
+    whole: int
+    rest: int
+
+
+def flushes(scheme: Scheme, run: int) -> Cut:
+    """Blocks as equal as may be that can be summed as bytes."""
+    count = ceil(run / scheme.flush)
+    block = 2 * ceil(run / count / 2)
+    return Cut(block, run // block, run % block)

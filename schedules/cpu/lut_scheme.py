@@ -1,0 +1,213 @@
+"""Tables of sums: what a look-up returns, how it fits bytes, and how tables are made.
+
+Four activations x0…x3 of one pixel make a group; its table holds 16 sums, one for every set of
+weight bits, so that one ``vpshufb`` finds a group's sum for 32 output channels at once:
+
+    and    T[i] = Σ of the x_j whose bit j of i is set: planes of two's complement weights,
+           w = Σ 2^p·b_p - 2^(B-1)·b_(B-1)
+    sign   T[i] = Σ ±x_j, minus where the bit is set: weights of -1 and +1 in a single plane
+
+Entries are stored minus their least value, so they are unsigned bytes that can be summed as bytes
+``flush`` times; where they do not fit a byte, or would fill it at once, they are split into two
+tables (low bits, high bits), each summed by itself. Everything is exact.
+
+Sources: T-MAC (arXiv 2407.00088) and bitnet.cpp (arXiv 2502.11880) for tables over bit planes;
+unlike theirs these are never rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from nybble.ir import numerics
+
+GROUP = 4
+ENTRIES = 16
+_NO_BYTE = 0x80  # an index from which vpshufb makes 0
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How weights of one dtype meet activations of another through tables.
+
+    Attributes:
+        signs: whether entries are Σ ±x, else sums over the set bits.
+        coefs: the factor of each weight plane.
+        low: the least entry; what is stored is entry - low.
+        split: bits of the low table; 0 where one table suffices.
+        flush: groups that may be summed in a byte, even.
+        signed: whether activations are signed.
+    """
+
+    signs: bool
+    coefs: tuple[int, ...]
+    low: int
+    split: int
+    flush: int
+    signed: bool
+
+    @property
+    def planes(self) -> int:
+        """Bit planes of the weights."""
+        return len(self.coefs)
+
+    @property
+    def tables(self) -> int:
+        """Byte tables of one group."""
+        return 2 if self.split else 1
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tables of one group."""
+        return ENTRIES * self.tables
+
+    def offset(self, groups: int) -> int:
+        """What has to be added to the sum of ``groups`` look-ups in all planes."""
+        return groups * self.low * sum(self.coefs)
+
+    def codes(self, weights: NDArray[Any]) -> NDArray[np.uint8]:
+        """The planes of the weights: (…) -> (…, planes) of 0 and 1."""
+        if self.signs:
+            return (weights < 0).astype(np.uint8)[..., None]
+        shifts = np.arange(self.planes)
+        return ((weights.astype(np.int64)[..., None] >> shifts) & 1).astype(np.uint8)
+
+    def table(self, group: Sequence[int]) -> NDArray[np.uint8]:
+        """The tables of one group of four activations, as `emit_tables` makes them."""
+        bits = (np.arange(ENTRIES)[:, None] >> np.arange(GROUP)) & 1
+        factors = 1 - 2 * bits if self.signs else bits
+        sums = factors @ np.asarray(group, np.int64) - self.low
+        if not self.split:
+            return sums.astype(np.uint8)
+        halves = [sums & ((1 << self.split) - 1), sums >> self.split]
+        return np.concatenate(halves).astype(np.uint8)
+
+
+def scheme_of(weights: str, activations: str) -> Scheme:
+    """The scheme for integer dtypes of at most 8 bits.
+
+    The number of additions decides: with a flush distance of n, n look-ups cost n ``vpshufb``,
+    n - 1 additions and three instructions to widen.
+    """
+    signs = weights == "int1"
+    lo, hi = numerics.limits(activations)
+    most = max(-lo, hi) if signs else hi  # absent channels count as 0, which lies within
+    least = -most if signs else min(lo, 0)
+    low, span = GROUP * least, GROUP * (most - least)
+    ways = [(_flush(span), 0), *((_flush(_widest(span, s)), s) for s in range(1, 8))]
+    costs = {way: (2 if way[1] else 1) * (2 + 2 / way[0]) for way in ways if way[0] >= 2}
+    flush, split = min(costs, key=lambda way: costs[way])
+    return Scheme(signs, _coefs(weights), low, split, flush, lo < 0)
+
+
+def _widest(span: int, split: int) -> int:
+    return max((1 << split) - 1, span >> split)
+
+
+def _flush(span: int) -> int:
+    """How many entries of 0…span fit a byte when summed; even."""
+    return 255 // span // 2 * 2
+
+
+def _coefs(weights: str) -> tuple[int, ...]:
+    signed, bits = numerics.width(weights)
+    if weights == "int1":
+        return (1,)
+    return tuple(-(1 << p) if signed and p == bits - 1 else 1 << p for p in range(bits))
+
+
+# ---------------------------------------------------------------- making tables at run time
+
+
+def emit_tables(scheme: Scheme, quads: Any, count: int) -> list[Any]:
+    """Vectors uint8x32 that hold the tables of groups, one behind the other.
+
+    Args:
+        scheme: what an entry is.
+        quads: uint8x32: the ``count`` groups of four activations, over and over.
+        count: 1 or 2 groups; a single group of a scheme with one table fills half of the vector.
+    """
+    if not scheme.split:
+        return [_narrow(scheme, quads, count)]
+    return [_split(scheme, quads, group, count) for group in range(count)]
+
+
+def _narrow(scheme: Scheme, quads: Any, count: int) -> Any:
+    """One table for each group: all arithmetic modulo 256."""
+
+    def pick(half: int, entry: int, j: int) -> int:
+        return GROUP * (half % count) + j if entry >> j & 1 else _NO_BYTE
+
+    terms = [
+        shuffle(quads, bytes_of([pick(h, e, j) for h in range(2) for e in range(ENTRIES)]))
+        for j in range(GROUP)
+    ]
+    sums = T.Bind((terms[0] + terms[1]) + (terms[2] + terms[3]))
+    if scheme.signs:  # Σ over clear bits - Σ over set bits
+        turned = [ENTRIES - 1 - e for e in range(ENTRIES)] * 2
+        sums = shuffle(sums, bytes_of(turned)) - sums
+    return sums + tirx.const(-scheme.low % 256, "uint8x32") if scheme.low else sums
+
+
+def _split(scheme: Scheme, quads: Any, group: int, count: int) -> Any:
+    """Both tables of one group, from sums of 16 bits."""
+    start = GROUP * (group % count)
+    shift = 128 if scheme.signed else 0  # so that widening by zeros is right
+
+    def pick(entry: int, j: int) -> list[int]:
+        return [start + j if entry >> j & 1 else _NO_BYTE, _NO_BYTE]
+
+    if shift:
+        quads = T.Bind(quads ^ tirx.const(shift, "uint8x32"))
+    terms = [
+        words(shuffle(quads, bytes_of([b for e in range(ENTRIES) for b in pick(e, j)])))
+        for j in range(GROUP)
+    ]
+    sums = T.Bind((terms[0] + terms[1]) + (terms[2] + terms[3]))
+    members = [bin(e).count("1") for e in range(ENTRIES)]
+    if scheme.signs:
+        pairs = T.reinterpret("uint64x4", sums)
+        swapped = words(T.Shuffle([pairs], [2, 3, 0, 1]))
+        turned = [b for e in reversed(range(8)) for b in (2 * e, 2 * e + 1)] * 2
+        sums = words(shuffle(T.reinterpret("uint8x32", swapped), bytes_of(turned))) - sums
+        members = [GROUP - 2 * m for m in members]
+    level = [(-scheme.low - shift * m) % 65536 for m in members]
+    sums = T.Bind(sums + vector_of(level, "uint16"))
+    low = sums & tirx.const((1 << scheme.split) - 1, "uint16x16")
+    high = T.shift_right(sums, tirx.const(scheme.split, "uint16x16"))
+    packed = T.call_llvm_pure_intrin(
+        "uint8x32", "llvm.x86.avx2.packuswb",
+        T.reinterpret("int16x16", low), T.reinterpret("int16x16", high),
+    )  # fmt: skip
+    ordered = T.Shuffle([T.reinterpret("uint64x4", packed)], [0, 2, 1, 3])
+    return T.reinterpret("uint8x32", ordered)
+
+
+def shuffle(table: Any, index: Any) -> Any:
+    """``vpshufb``: looks up in each 16 bytes of ``table``."""
+    lanes = index.ty.dtype.lanes
+    name = {32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}[lanes]
+    return T.call_llvm_pure_intrin(f"uint8x{lanes}", name, table, index)
+
+
+def words(vector: Any) -> Any:
+    """The same bits as unsigned 16-bit lanes."""
+    bits = vector.ty.dtype.lanes * vector.ty.dtype.bits
+    return T.reinterpret(f"uint16x{bits // 16}", vector)
+
+
+def bytes_of(values: Sequence[int]) -> Any:
+    """A constant vector of bytes."""
+    return vector_of(values, "uint8")
+
+
+def vector_of(values: Sequence[int], dtype: str) -> Any:
+    """A constant vector."""
+    return T.Shuffle([tirx.const(v, dtype) for v in values], list(range(len(values))))

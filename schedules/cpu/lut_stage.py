@@ -1,0 +1,161 @@
+"""The staging copy of the look-up kernels: the tables of a task's input rows, padding included.
+
+A pixel's channels (of one group of a grouped convolution) are cut into groups of four; the tables
+of all groups of a row of pixels lie one behind the other, so that a kernel row's taps are still one
+run. Absent channels of the last group count as 0, which adds nothing whatever the weights' bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from nybble.schedules.cpu.geometry import Geometry, geometry_of
+from nybble.schedules.cpu.lut_scheme import GROUP, Scheme, bytes_of, emit_tables, scheme_of
+from nybble.schedules.kernel import Problem
+
+
+@dataclass(frozen=True)
+class Staging:
+    """The tables of one layer's input rows.
+
+    Attributes:
+        geometry: of the layer.
+        scheme: how tables are made.
+    """
+
+    geometry: Geometry
+    scheme: Scheme
+
+    @property
+    def per_pixel(self) -> int:
+        """Groups of one pixel, all groups of channels."""
+        return self.geometry.groups * self.per_channels
+
+    @property
+    def per_channels(self) -> int:
+        """Groups of one pixel in one group of channels."""
+        return ceil(self.geometry.c // self.geometry.groups / GROUP)
+
+    @property
+    def run(self) -> int:
+        """Groups that one run of taps reads."""
+        geometry = self.geometry
+        if geometry.groups > 1:
+            return self.per_channels
+        return geometry.run // geometry.c * self.per_pixel
+
+    @property
+    def pairs(self) -> int:
+        """Bytes of weights in one run, for one channel and plane: two groups each."""
+        return ceil(self.run / 2)
+
+    @property
+    def pitch(self) -> int:
+        """Groups between two input rows."""
+        return self.geometry.reach * self.per_pixel
+
+    def size(self, rows: int) -> int:
+        """Bytes of the tables that ``rows`` output rows read."""
+        return self.geometry.rows_read(rows) * self.pitch * self.scheme.bytes
+
+    def emit(self, source: Any, scratch: Any, rows: int, where: tuple[Any, Any]) -> None:
+        """Emits the copy.
+
+        Args:
+            source: the input as a flat buffer.
+            scratch: flat uint8 buffer of `size` bytes.
+            rows: output rows that will be computed from it.
+            where: (first element of the image in ``source``, first output row).
+        """
+        geometry, (image, first) = self.geometry, where
+        top, left, bottom, _ = geometry.padding
+        middle = min(geometry.width, geometry.reach - left)
+        after = geometry.reach - left - middle
+        with T.serial(geometry.rows_read(rows)) as y:
+            start = T.Bind(y * self.pitch)
+            line = T.Bind(first * geometry.stride[0] + y - top)
+            from_ = T.Bind(image + line * (geometry.width * geometry.c))
+            self._pad(scratch, start, left)
+            self._pad(scratch, start + (left + middle) * self.per_pixel, after)
+            inner = start + left * self.per_pixel
+            if not top + bottom:
+                self._pixels(source, from_, scratch, inner, middle)
+                return
+            with T.If(tirx.all(line >= 0, line < geometry.height)):
+                with T.Then():
+                    self._pixels(source, from_, scratch, inner, middle)
+                with T.Else():
+                    self._pad(scratch, inner, middle)
+
+    def _pad(self, scratch: Any, group: Any, pixels: int) -> None:
+        """Tables of pixels in the padding, which are constants."""
+        if pixels == 0:
+            return
+        size, live = self.scheme.bytes, self.geometry.c % GROUP
+        fill = [self.geometry.pad_value] * GROUP
+        full = bytes_of(self.scheme.table(fill).tolist())
+        with T.serial(pixels * self.per_pixel) as g:
+            T.buffer_store(scratch, full, [T.ramp((group + g) * size, 1, size)])
+        if live:
+            last = bytes_of(self.scheme.table(fill[:live] + [0] * (GROUP - live)).tolist())
+            with T.serial(pixels) as p:
+                at = (group + (p + 1) * self.per_pixel - 1) * size
+                T.buffer_store(scratch, last, [T.ramp(at, 1, size)])
+
+    def _pixels(self, source: Any, from_: Any, scratch: Any, group: Any, pixels: int) -> None:
+        """Tables of consecutive pixels."""
+        c = self.geometry.c
+        if c % GROUP == 0:
+            self._run(source, from_, scratch, group, pixels * c // GROUP)
+            return
+        with T.serial(pixels) as p:
+            there, to = T.Bind(from_ + p * c), T.Bind(group + p * self.per_pixel)
+            self._run(source, there, scratch, to, c // GROUP)
+            live = [source[there + (c // GROUP * GROUP + j)] for j in range(c % GROUP)]
+            self._store(scratch, to + c // GROUP, self._word(live), 1)
+
+    def _word(self, live: list[Any]) -> Any:
+        """Up to four activations in one 32-bit word."""
+        word = tirx.const(0, "uint32")
+        for j, value in enumerate(live):
+            byte = T.Cast("uint32", T.reinterpret("uint8", value))
+            word = word | T.shift_left(byte, tirx.const(8 * j, "uint32"))
+        return word
+
+    def _run(self, source: Any, from_: Any, scratch: Any, group: Any, count: int) -> None:
+        """Tables of ``count`` groups whose activations lie one behind the other."""
+        dtype = str(source.dtype)
+
+        def visit(first: Any, groups: int) -> None:
+            few = source.vload([from_ + first * GROUP], f"{dtype}x{GROUP * groups}")
+            self._store(
+                scratch, group + first, T.reinterpret(f"uint{32 * groups}", few), groups
+            )  # fmt: skip
+
+        if count >= 2:
+            with T.serial(count // 2) as pair:
+                visit(pair * 2, 2)
+        if count % 2:
+            visit(count - 1, 1)
+
+    def _store(self, scratch: Any, group: Any, word: Any, count: int) -> None:
+        """The tables of one or two groups, given as a word of 32 or 64 bits."""
+        repeated = T.broadcast(word, 8 // count)
+        quads = T.Bind(T.reinterpret("uint8x32", repeated))
+        size = self.scheme.bytes
+        for i, vector in enumerate(emit_tables(self.scheme, quads, count)):
+            kept = min(32, count * size - 32 * i)
+            part = vector if kept == 32 else T.Shuffle([vector], list(range(kept)))
+            T.buffer_store(scratch, part, [T.ramp(group * size + 32 * i, 1, kept)])
+
+
+def staging_of(problem: Problem) -> Staging:
+    """The tables of a problem."""
+    assert problem.weights is not None
+    scheme = scheme_of(problem.weights.dtype, problem.inputs[0].dtype)
+    return Staging(geometry_of(problem), scheme)
