@@ -10,6 +10,7 @@ from nybble.schedules.cpu import (
     depthwise,
     elementwise,
     fallback,
+    gemv,
     pooling,
     riscv,
     weight_only,
@@ -19,6 +20,7 @@ from nybble.schedules.kernel import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
     *depthwise.KERNELS,
+    *gemv.KERNELS,
     *amx.KERNELS,
     *conv.KERNELS,
     *arm.KERNELS,
