@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nybble.schedules.cpu import amx_emit, epilogue, panels
-from nybble.schedules.cpu.amx_plan import LANES, depth_of, is_product, vectors_of
+from nybble.schedules.cpu import amx_emit, amx_stage, epilogue, panels
+from nybble.schedules.cpu.amx_plan import LANES, depth_of, vectors_of
 from nybble.schedules.cpu.dot import AVX512
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
@@ -47,8 +47,6 @@ def _refuse_shape(geometry: Geometry) -> str | None:
         return "the number of rows is symbolic"
     if rows * geometry.cols < FEW_PIXELS:
         return f"{rows * geometry.cols} pixels fill no tile"
-    if not is_product(geometry) and geometry.cols < FEW_PIXELS // 2:
-        return f"lines of {geometry.cols} pixels fill no tile"
     if geometry.run * geometry.tap_rows < FEW_BYTES:
         return f"runs of {geometry.run} bytes fill no tile"
     return None
@@ -56,7 +54,7 @@ def _refuse_shape(geometry: Geometry) -> str | None:
 
 def pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     """Weights in the order of use, and the table of per-channel numbers (bias in row 0)."""
-    geometry = geometry_of(problem)
+    geometry = amx_stage.laid_out(geometry_of(problem))
     assert problem.weights is not None
     rows = [constants["bias"], *epilogue.scaling_rows(problem, constants, geometry.o)]
     table = np.zeros(amx_emit.table_shape(problem, geometry), np.int32)

@@ -24,9 +24,18 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import amx_plan, epilogue, panels, staging
-from nybble.schedules.cpu.amx_plan import DEPTH, LANES, REGISTERS, Plan, depth_of, is_product
-from nybble.schedules.cpu.buffers import Buffers, declare, load, product, store
+from nybble.schedules.cpu import amx_plan, amx_stage, epilogue, panels, staging
+from nybble.schedules.cpu.amx_plan import (
+    DEPTH,
+    LANES,
+    REGISTERS,
+    Plan,
+    depth_of,
+    is_folded,
+    is_product,
+)
+from nybble.schedules.cpu.amx_store import Finish
+from nybble.schedules.cpu.buffers import Buffers, declare, product
 from nybble.schedules.cpu.dot import Dot
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
 from nybble.schedules.cpu.loops import stored
@@ -107,15 +116,10 @@ def _weights_spec(problem: Problem, geometry: Geometry) -> TensorSpec:
     return TensorSpec((rows * depth.steps, depth.operand), "int8")
 
 
-def _needs_staging(geometry: Geometry) -> bool:
-    depth = depth_of(geometry)
-    return any(geometry.padding) or depth.count * depth.size != geometry.run
-
-
 def build(problem: Problem, knobs: Knobs) -> tirx.PrimFunc:
     """The fused function; parameters: input, second branch if any, weights, table, output."""
-    geometry, dot = geometry_of(problem), tile_dot(problem.inputs[0].dtype)
-    staged = _needs_staging(geometry)
+    geometry = amx_stage.laid_out(geometry_of(problem))
+    dot, staged = tile_dot(problem.inputs[0].dtype), amx_stage.needs_staging(geometry)
     plan = amx_plan.plan_of(geometry, staged, knobs)
     symbols: dict[str, Any] = {}
     with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -174,16 +178,16 @@ def _task(layer: _Layer, where: tuple[Any, Any], blocks: tuple[Any, int]) -> Non
     picture = image * (geometry.height * geometry.width * geometry.c)
     source, origin = layer.buffers.x, picture + first * (geometry.stride[0] * layer.pitch)
     if layer.staged:
-        size = staging.staged_size(geometry, layer.dot, plan.rows)
+        size = amx_stage.staged_size(geometry, layer.dot, plan.rows)
         source, origin = T.alloc_buffer((size,), layer.dot.x, layout=None), 0
-        given = (layer.buffers.x, layer.problem.inputs[0].dtype)
-        staging.stage(geometry, layer.dot, given, source, plan.rows, (picture, first))
+        _stage(layer, source, (picture, first))
     lines, pixels = amx_plan.lines_of(geometry, plan.rows)
     block, vectors = plan.block, amx_plan.vectors_of(geometry)
     scratch = T.alloc_buffer(
         (layer.tiles * plan.tall * block.vectors * LANES,), "int32", layout=None
     )
-    step_x = geometry.c if is_product(geometry) else geometry.stride[1] * geometry.c
+    is_flat = is_product(geometry) or is_folded(geometry)
+    step_x = geometry.c if is_flat else geometry.stride[1] * geometry.c
     step_line = geometry.stride[0] * layer.pitch
     base_y = (image * geometry.static_rows + first) * geometry.cols
     with T.serial(blocks[1]) as b:
@@ -200,6 +204,16 @@ def _task(layer: _Layer, where: tuple[Any, Any], blocks: tuple[Any, int]) -> Non
                     x = T.Bind(origin + (line + i) * step_line + pixel * step_x)
                     starts.append((x, T.Bind(base_y + (line + i) * pixels + pixel)))
             _Block(layer, source, (weights, row), scratch, vector).emit(starts, step_x)
+
+
+def _stage(layer: _Layer, scratch: Any, where: tuple[Any, Any]) -> None:
+    """The staging copy of a task."""
+    geometry, x, rows = layer.geometry, layer.buffers.x, layer.plan.rows
+    if is_folded(geometry):
+        amx_stage.stage_planes(geometry, x, scratch, rows, where)
+        return
+    given = (x, layer.problem.inputs[0].dtype)
+    staging.stage(geometry, layer.dot, given, scratch, rows, where)
 
 
 def _weights(layer: _Layer, vector: Any) -> tuple[Any, Any]:
@@ -246,7 +260,15 @@ class _Block:
             tile, v = divmod(number, vectors)
             at = tile * self.layer.plan.tall * line + v * LANES
             _move("tilestored64", number, self.scratch[at], 4 * line)
-        self._finish([y for _, y in starts])
+        finish = Finish(
+            self.layer.problem,
+            self.layer.buffers,
+            self.scratch,
+            self.layer.plan.tall,
+            self.channels,
+            self.layer.geometry.o,
+        )
+        finish.emit([y for _, y in starts])
 
     def _accumulate(self, starts: list[Any], step: int) -> None:
         """The reduction: tap rows, tap columns, and the steps of one run."""
@@ -257,9 +279,16 @@ class _Block:
             T.serial(depth.count) as k,
         ):
             index = T.Bind((ky * geometry.tap_cols + kx) * depth.count + k)
-            row = ky * (geometry.dilation[0] * self.layer.pitch)
-            at = T.Bind(row + kx * (geometry.dilation[1] * geometry.c) + k * depth.size)
+            at = T.Bind(self._tap(ky, kx) + k * depth.size)
             self._products([self.source[x + at] for x in starts], index, step)
+
+    def _tap(self, ky: Any, kx: Any) -> Any:
+        """Where a tap's pixels begin, seen from those of the first tap."""
+        geometry, rows = self.layer.geometry, self.layer.plan.rows
+        if is_folded(geometry):
+            return amx_stage.tap_offset(geometry, rows, ky, kx)
+        row = ky * (geometry.dilation[0] * self.layer.pitch)
+        return row + kx * (geometry.dilation[1] * geometry.c)
 
     def _products(self, places: list[Any], index: Any, step: int) -> None:
         """One step: the smaller side's tiles stay, the other side's stream by."""
@@ -279,26 +308,3 @@ class _Block:
                 x, w = (j, i) if swapped else (i, j)
                 a, b = (there, first + i) if swapped else (first + i, there)
                 self.layer.dot.apply(self.layer.dot, x * vectors + w, a, b)
-
-    def _finish(self, pixels: list[Any]) -> None:
-        """Epilogue and store, two columns of channels at a time."""
-        vectors = range(self.layer.plan.block.vectors)
-        for pair in (vectors[i : i + 2] for i in vectors[::2]):
-            self._finish_columns(pixels, pair)
-
-    def _finish_columns(self, pixels: list[Any], vectors: range) -> None:
-        layer, o = self.layer, self.layer.geometry.o
-        line, valid = layer.plan.block.vectors * LANES, min(o, LANES)
-        columns = [
-            epilogue.Column(layer.problem, layer.table, self.channels[v], LANES) for v in vectors
-        ]
-        for tile, pixel in enumerate(pixels):
-            with T.serial(layer.plan.tall) as p:
-                for v, column in zip(vectors, columns, strict=True):
-                    at = (tile * layer.plan.tall + p) * line + v * LANES
-                    index = (pixel + p) * o + self.channels[v]
-                    other = None
-                    if layer.buffers.other is not None:
-                        other = load(layer.buffers.other, index, LANES, valid)
-                    value = self.scratch.vload([at], f"int32x{LANES}")
-                    store(layer.buffers.output, index, column.apply(value, other), valid)

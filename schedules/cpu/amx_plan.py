@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 
-from nybble.schedules.cpu.blocking import SERIAL_CYCLES, TASKS
+from nybble.schedules.cpu.blocking import SERIAL_CYCLES
 from nybble.schedules.cpu.geometry import Geometry
 from nybble.schedules.kernel import Knobs
 
 ROWS = 16  # of a tile
+NARROW = 12  # pixels across, below which rows are joined
 DEPTH = 64  # bytes in a row of a tile
 LANES = 16  # channels of a tile of weights
 REGISTERS = 8
@@ -30,7 +31,9 @@ LATENCY = 52  # cycles from one product to the next on the same accumulators
 NEAR_BYTES = 24 * 1024  # half of the first-level cache
 FAR_BYTES = 1 << 20  # weights beyond this do not stay in the second-level cache
 STAGED_BYTES = 1 << 18
-FINISH = 7  # cycles of the epilogue for a vector
+TASKS = 4  # enough for a few threads; each one stages and reads all that it needs anew
+FINISH = 5  # cycles of the epilogue for a vector
+LINE = 8  # cycles for writing to a line of the output
 
 
 @dataclass(frozen=True, order=True)
@@ -95,9 +98,17 @@ def depth_of(geometry: Geometry) -> Depth:
     return Depth(geometry.tap_rows * geometry.tap_cols, count, size)
 
 
+def is_folded(geometry: Geometry) -> bool:
+    """Whether rows are so short that tasks read planes (`nybble.schedules.cpu.amx_stage`)."""
+    is_small = geometry.cols <= NARROW and (geometry.static_rows or 0) > 1
+    return is_small and geometry.groups == 1 and not is_product(geometry)
+
+
 def lines_of(geometry: Geometry, rows: int) -> tuple[int, int]:
     """(lines, pixels of a line) of ``rows`` rows."""
-    return (1, rows) if is_product(geometry) else (rows, geometry.cols)
+    if is_product(geometry) or is_folded(geometry):
+        return 1, rows * geometry.cols
+    return rows, geometry.cols
 
 
 def tall_of(pixels: int, wide: int) -> int:
@@ -158,7 +169,9 @@ def _rows_wanted(geometry: Geometry, staged: bool, block: Block, most: int) -> i
 
 def _row_choices(geometry: Geometry, rows: int, block: Block) -> tuple[int, ...]:
     """Rows of a task: even shares of all rows, each of at least a tile or the lines of a block."""
-    least = min(ROWS, rows) if is_product(geometry) else block.high
+    least = block.high
+    if is_product(geometry) or is_folded(geometry):
+        least = min(ceil(ROWS / geometry.cols), rows)
     shares = {ceil(rows / count) for count in range(1, rows + 1)}
     return tuple(sorted(share for share in shares if share >= least))
 
@@ -177,12 +190,14 @@ def _blocks(geometry: Geometry) -> Iterator[Block]:
 
 
 def cycles(geometry: Geometry, rows: int, block: Block) -> float:
-    """Cycles for one image if everything were in the first-level cache."""
+    """Cycles for one image."""
     lines, pixels = lines_of(geometry, rows)
     depth, tiles = depth_of(geometry), block.high * block.wide
     tall = tall_of(pixels, block.wide)
     count = ceil(pixels / (tall * block.wide)) * ceil(lines / block.high)
     count *= ceil(vectors_of(geometry) / block.vectors)
-    loads = 0.75 * (tiles * tall + block.vectors * depth.size // 4)
-    step = max(tiles * block.vectors * tall, LATENCY, loads)
-    return count * (depth.steps * step + FINISH * tiles * tall * block.vectors + 100)
+    near = block.vectors * depth.steps * depth.operand < NEAR_BYTES
+    loads = tiles * (4 + tall / 2) + block.vectors * (4 + depth.size / 8) * (1 if near else 2)
+    step = max(tiles * block.vectors * (tall + 4) + loads, LATENCY)
+    finish = tiles * tall * (FINISH * block.vectors + LINE * ceil(block.vectors / 4))
+    return count * (depth.steps * step + finish + 100)
