@@ -8,10 +8,12 @@ from nybble.schedules.cpu import (
     border,
     conv,
     depthwise,
+    depthwise_quads,
     elementwise,
     fallback,
     gemv,
     pooling,
+    rescale,
     riscv,
     weight_only,
     weight_only_generic,
@@ -19,6 +21,7 @@ from nybble.schedules.cpu import (
 from nybble.schedules.kernel import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
+    *depthwise_quads.KERNELS,
     *depthwise.KERNELS,
     *gemv.KERNELS,
     *amx.KERNELS,
@@ -29,6 +32,7 @@ KERNELS: tuple[Kernel, ...] = (
     weight_only_generic.WEIGHT_ONLY,
     fallback.CONV2D,
     fallback.LINEAR,
+    *rescale.KERNELS,
     elementwise.REQUANTIZE,
     elementwise.ADD,
     border.QUANTIZE,

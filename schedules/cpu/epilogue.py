@@ -97,6 +97,27 @@ def scaling_rows(problem: Problem, constants: Constants, channels: int) -> list[
     return [*_bounds(m, c, margin), *_dyadic_rows(m, c), *second]
 
 
+def branch_rows(
+    dtype: str, zero_point: int, scale: tuple[NDArray[Any], NDArray[Any]], channels: int
+) -> list[Vector]:
+    """Rows for one branch that is rescaled by itself: low and high for int32, then four.
+
+    Args:
+        dtype: of the branch; up to 8 bits need no bounds, since they cannot reach far.
+        zero_point: of the branch.
+        scale: multiplier and shift.
+        channels: length of the rows.
+
+    Raises:
+        ScheduleError: a negative multiplier, or a narrow branch scaled beyond 2^26.
+    """
+    m, c = (_along(values, channels) for values in scale)
+    if dtype == "int32":
+        return [*_bounds(m, c, 512), *_dyadic_rows(m, c)]
+    _check_reach(dtype, zero_point, m, c)
+    return _dyadic_rows(m, c)
+
+
 def wrapped(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Values as ``dtype``, modulo 2^32 for int32: accumulators wrap, and wrap back."""
     return values.astype(np.uint32).view(np.int32) if dtype == "int32" else values.astype(dtype)
@@ -114,8 +135,8 @@ def _dyadic_rows(m: Vector, c: Vector) -> list[Vector]:
     m, c = np.where(zero, 1 << 30, m), np.where(zero, 62, c)
     room = np.minimum(30 - np.floor(np.log2(m)).astype(np.int64), 62 - c)
     m, c = np.where(zero, 0, m << room), c + room
-    left = np.maximum(33 - c, 0)
-    c = c + left
+    # More than 30 stands for ratios of 2^27 and more, where every acc but 0 is beyond all bounds.
+    left, c = np.clip(33 - c, 0, 30), np.maximum(c, 33)
     return [left, m, np.int64(1) << (c - 33), c - 32]
 
 
@@ -130,11 +151,14 @@ def _bounds(m: Vector, c: Vector, margin: int) -> list[Vector]:
 def _reach(epilogue: Epilogue, m: Vector, c: Vector) -> int:
     """Largest magnitude of the scaled second branch."""
     assert epilogue.other is not None
-    ends = np.array(numerics.limits(epilogue.other.dtype)) - epilogue.zero_point_other
-    scaled = numerics.scaled(ends[:, None], m, c, "half_up")
-    reach = int(np.abs(scaled).max())
+    return _check_reach(epilogue.other.dtype, epilogue.zero_point_other, m, c)
+
+
+def _check_reach(dtype: str, zero_point: int, m: Vector, c: Vector) -> int:
+    ends = np.array(numerics.limits(dtype)) - zero_point
+    reach = int(np.abs(numerics.scaled(ends[:, None], m, c, "half_up")).max())
     if reach > BRANCH_LIMIT:
-        raise ScheduleError(f"the second branch of an add reaches {reach} output steps")
+        raise ScheduleError(f"a second branch of 8 bits reaches {reach} output steps")
     return reach
 
 
@@ -198,28 +222,43 @@ class Column:
         return value
 
     def _scaled(self, value: Any, rows: list[Any]) -> Any:
+        if self._scaling is None:
+            return scaled(value, rows, self.lanes)
         multiplier, rounding, right = rows[-3:]
         if len(rows) == 4:
             value = T.shift_left(value, rows[0])
-        value = T.Bind(value)
-        if self._scaling is not None:
-            return self._scaling(value, multiplier, rounding, right)
-        products = [self._half(value, odd) * self._half(multiplier, odd) for odd in (False, True)]
-        words = [T.reinterpret(f"int32x{self.lanes}", product) for product in products]
-        order = [(i // 2) * 2 + 1 + (i % 2) * self.lanes for i in range(self.lanes)]
-        return T.shift_right(T.Shuffle(words, order) + rounding, right)
+        return self._scaling(T.Bind(value), multiplier, rounding, right)
 
-    def _half(self, value: Any, odd: bool) -> Any:
-        """Every other lane, sign-extended to 64 bits.
+    def _all(self, value: float, dtype: str = "int32") -> Any:
+        return T.broadcast(tirx.const(value, dtype), self.lanes)
 
-        In the form that LLVM keeps next to the multiplication: a sign extension moved out of the
-        loop hides that ``pmuldq`` suffices, and three multiplications take its place.
-        """
-        if odd:
-            value = T.Shuffle([value], [i | 1 for i in range(self.lanes)])
-        by = self._all(32, "int64", self.lanes // 2)
-        pairs = T.reinterpret(f"int64x{self.lanes // 2}", value)
-        return T.shift_right(T.shift_left(pairs, by), by)
 
-    def _all(self, value: float, dtype: str = "int32", lanes: int = 0) -> Any:
-        return T.broadcast(tirx.const(value, dtype), lanes or self.lanes)
+def scaled(value: Any, rows: list[Any], lanes: int) -> Any:
+    """The law's rescaling of int32 lanes.
+
+    Args:
+        value: the accumulators.
+        rows: left shift (or none), multiplier, rounding, right shift, as `scaling_rows` gives them.
+        lanes: length of the vector.
+    """
+    multiplier, rounding, right = rows[-3:]
+    if len(rows) == 4:
+        value = T.shift_left(value, rows[0])
+    value = T.Bind(value)
+    products = [_half(value, odd, lanes) * _half(multiplier, odd, lanes) for odd in (False, True)]
+    words = [T.reinterpret(f"int32x{lanes}", product) for product in products]
+    order = [(i // 2) * 2 + 1 + (i % 2) * lanes for i in range(lanes)]
+    return T.shift_right(T.Shuffle(words, order) + rounding, right)
+
+
+def _half(value: Any, odd: bool, lanes: int) -> Any:
+    """Every other lane, sign-extended to 64 bits.
+
+    In the form that LLVM keeps next to the multiplication: a sign extension moved out of the
+    loop hides that ``pmuldq`` suffices, and three multiplications take its place.
+    """
+    if odd:
+        value = T.Shuffle([value], [i | 1 for i in range(lanes)])
+    by = T.broadcast(tirx.const(32, "int64"), lanes // 2)
+    pairs = T.reinterpret(f"int64x{lanes // 2}", value)
+    return T.shift_right(T.shift_left(pairs, by), by)

@@ -1,0 +1,325 @@
+"""Depthwise convolution of integers on x86: four taps at a time (see `nybble.schedules.cpu.quads`).
+
+parallel task = (image, rows)
+  chunk of channel blocks
+    the task's input rows as pairs P[y] = (row y, row y + dilation), padded, [y][column][2c]
+    output row, block of channels (two vectors), tile of ``wide`` output columns
+      acc[wide][2] = bias
+      pass, quad of kernel rows, input column:
+        x[2] = P[a], P[b] interleaved;  acc = dot(acc, x, w) for every output that reads it
+      epilogue, store
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from nybble.schedules.cpu import epilogue, packing, quads
+from nybble.schedules.cpu.blocking import TASKS
+from nybble.schedules.cpu.buffers import Buffers, declare, product
+from nybble.schedules.cpu.depthwise import geometry_of, touched
+from nybble.schedules.cpu.geometry import Geometry
+from nybble.schedules.cpu.pairs import Pairs
+from nybble.schedules.cpu.quads import Quads
+from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
+
+PAIRS_BYTES = 24 * 1024  # a chunk's pairs should stay in the first-level cache
+SERIAL_STEPS = 60_000  # dot products; fewer do not pay for a parallel launch
+
+
+def _supports(isa: Quads, problem: Problem, target: Any) -> str | None:
+    if target.arch != "x86_64" or not target.has(*isa.features):
+        return f"needs {', '.join(isa.features)}"
+    return _refuse_operands(isa, problem) or epilogue.refuse(problem)
+
+
+def _refuse_operands(isa: Quads, problem: Problem) -> str | None:
+    assert problem.weights is not None
+    x, (channels, _, _, per_group) = problem.inputs[0], problem.weights.shape
+    if (problem.attr("groups"), per_group) != (channels, 1):
+        return "not depthwise with one output for each input channel"
+    if int(channels) < isa.channels:
+        return f"{channels} channels fill no block of {isa.channels}"
+    if not epilogue.is_narrow(x.dtype) or not epilogue.is_narrow(problem.weights.dtype):
+        return f"computes integers of at most 8 bits, not {x.dtype} x {problem.weights.dtype}"
+    if problem.weights.dtype == "uint8":
+        return "weights uint8 do not fit int8"
+    if not isa.saturates and problem.attr("strides")[0] > 1:
+        return "strided rows share no pairs, which costs more than it saves here"
+    symbolic = any(isinstance(extent, str) for extent in x.shape[1:])
+    return "more than the batch is symbolic" if symbolic else None
+
+
+# ---------------------------------------------------------------- pack
+
+
+def _starts(geometry: Geometry, isa: Quads) -> NDArray[np.int64]:
+    """First channel of every block; the last one overlaps its predecessor."""
+    blocks = ceil(geometry.c / isa.channels)
+    return np.minimum(np.arange(blocks) * isa.channels, geometry.c - isa.channels)
+
+
+def _needs_split(problem: Problem, isa: Quads) -> bool:
+    assert problem.weights is not None
+    pair = quads.fits_short(problem.inputs[0].dtype, problem.weights.dtype, 1)
+    return isa.saturates and not pair
+
+
+def _shapes(problem: Problem, geometry: Geometry, isa: Quads) -> tuple[TensorSpec, ...]:
+    """Weights [blocks][passes][quads][KW][2] of [lanes][4], the table, and passes per block."""
+    blocks = ceil(geometry.c / isa.channels)
+    split = _needs_split(problem, isa)
+    steps = len(quads.row_pairs(geometry.tap_rows)) * geometry.tap_cols
+    rows = blocks * (2 if split else 1) * steps * 2
+    table = (epilogue.table_rows(problem.epilogue), blocks * isa.channels)
+    shapes = [TensorSpec((rows, 4 * isa.lanes), "int8"), TensorSpec(table, "int32")]
+    return (*shapes, TensorSpec((blocks,), "int32")) if split else tuple(shapes)
+
+
+def _pack(isa: Quads, problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    """Weights in the order of use, per-channel numbers in the order of lanes, passes per block."""
+    geometry, split = geometry_of(problem), _needs_split(problem, isa)
+    weights = np.asarray(constants["w"])[..., 0]
+    shift = quads.offset(problem.inputs[0].dtype)
+    bias = constants["bias"].astype(np.int64) - shift * weights.sum((1, 2), dtype=np.int64)
+    channels = np.add.outer(_starts(geometry, isa), isa.order())
+    rows: list[NDArray[Any]] = [bias, *epilogue.scaling_rows(problem, constants, geometry.c)]
+    table = np.stack([epilogue.wrapped(row, "int32")[channels.ravel()] for row in rows])
+    slots = quads.passes(weights, split)[:, channels]  # passes, blocks, 2 lanes, quads, KW, 4
+    count, blocks, _, groups, columns, _ = slots.shape
+    halves = slots.reshape(count, blocks, 2, isa.lanes, groups, columns, 4)
+    packed = np.ascontiguousarray(halves.transpose(1, 0, 4, 5, 2, 3, 6)).reshape(-1, 4 * isa.lanes)
+    needed = np.where(slots[1:].any(axis=(0, 2, 3, 4, 5)), 2, 1).astype(np.int32)
+    return [packed, table, needed] if split else [packed, table]
+
+
+# ---------------------------------------------------------------- build
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Everything that the emitting functions share."""
+
+    problem: Problem
+    geometry: Geometry
+    isa: Quads
+    wide: int
+    pairs: Pairs
+    buffers: Buffers
+
+    @property
+    def steps(self) -> int:
+        """Dot products of one output and vector, in one pass."""
+        return len(quads.row_pairs(self.geometry.tap_rows)) * self.geometry.tap_cols
+
+    @property
+    def sums(self) -> bool:
+        """All products of an output add up within 16 bits, so they are widened once."""
+        assert self.problem.weights is not None
+        dtypes = self.problem.inputs[0].dtype, self.problem.weights.dtype
+        return self.isa.saturates and quads.fits_short(*dtypes, self.steps)
+
+
+def _build(isa: Quads, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
+    """The fused function; parameters: input, second branch if any, constants, output."""
+    geometry = geometry_of(problem)
+    wide = _pick_width(geometry, isa, knobs)
+    chunk, rows, parallel = _pick_task(geometry, isa, knobs)
+    total = int(geometry.static_rows or 1)
+    symbols: dict[str, Any] = {}
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_attr({"tirx.noalias": True})
+        buffers = declare(problem, _shapes(problem, geometry, isa), symbols)
+        shift = quads.offset(problem.inputs[0].dtype)
+        pairs = Pairs(geometry, rows, min(chunk * isa.channels, geometry.c), shift)
+        layer = _Layer(problem, geometry, isa, wide, pairs, buffers)
+        runs = ceil(total / rows)
+        loop = T.parallel if parallel else T.serial
+        with loop(product(geometry.images, symbols) * runs) as task:
+            first = T.Bind(tirx.min(tirx.floormod(task, runs) * rows, total - rows))
+            _task(layer, T.Bind(tirx.floordiv(task, runs)), first)
+    return builder.get()
+
+
+def _pick_width(geometry: Geometry, isa: Quads, knobs: Knobs) -> int:
+    """Output columns of a tile: two accumulators each, and six registers beside them."""
+    most = min(geometry.cols, (isa.registers - 6) // 2)
+
+    def cost(wide: int) -> tuple[float, int]:
+        tiles = ceil(geometry.cols / wide)
+        shuffles = 2 * len(touched(geometry, wide))
+        return tiles * (shuffles + 6 * wide * geometry.tap_cols + 20 * wide + 8), wide
+
+    return knobs.pick("wide", tuple(range(1, most + 1)), min(range(1, most + 1), key=cost))
+
+
+def _pick_task(geometry: Geometry, isa: Quads, knobs: Knobs) -> tuple[int, int, bool]:
+    """Channel blocks of a chunk, output rows of a task, and whether tasks run in parallel."""
+    rows, blocks = int(geometry.static_rows or 1), ceil(geometry.c / isa.channels)
+    steps = rows * geometry.cols * blocks * 2 * geometry.tap_cols
+    parallel = knobs.pick("parallel", (False, True), steps > SERIAL_STEPS)
+    most = ceil(rows / TASKS) if parallel else rows
+    chunks = [c for c in range(1, blocks + 1) if blocks % c == 0]
+
+    def cost(choice: tuple[int, int]) -> float:
+        chunk, tall = choice
+        pairs = Pairs(geometry, tall, min(chunk * isa.channels, geometry.c), 0)
+        over = max(0.0, pairs.size / PAIRS_BYTES - 1)
+        done = ceil(rows / tall) * tall / rows  # the last task overlaps its predecessor
+        return done * (pairs.rows / tall / geometry.stride[0] + 2) + over + 0.2 / chunk
+
+    best = min(((c, r) for c in chunks for r in range(1, most + 1)), key=cost)
+    chunk = knobs.pick("chunk", chunks, best[0])
+    return chunk, knobs.pick("rows", tuple(range(1, rows + 1)), best[1]), parallel
+
+
+def _task(layer: _Layer, image: Any, first: Any) -> None:
+    """One task: chunk by chunk its pairs and its tiles."""
+    geometry, isa, pairs = layer.geometry, layer.isa, layer.pairs
+    chunk = ceil(pairs.channels / isa.channels)
+    total = int(geometry.static_rows or 1)
+    scratch = T.alloc_buffer((pairs.size,), "uint8", layout=None)
+    with T.serial(ceil(geometry.c / pairs.channels)) as part:
+        channel = T.Bind(tirx.min(part * pairs.channels, geometry.c - pairs.channels))
+        pairs.stage(layer.buffers.x, scratch, image, first, channel)
+        with T.serial(pairs.outputs) as row, T.serial(chunk) as b:
+            block = T.Bind(part * chunk + b)
+            inner = T.Bind(tirx.min(block * isa.channels, geometry.c - isa.channels) - channel)
+            x = T.Bind(row * (geometry.stride[0] * pairs.pitch) + 2 * inner)
+            y = T.Bind(
+                (image * total + first + row) * (geometry.cols * geometry.c) + channel + inner
+            )
+            _row(layer, scratch, block, x, y)
+
+
+def _row(layer: _Layer, scratch: Any, block: Any, x: Any, y: Any) -> None:
+    """One output row of a block; a second pass, where it may be needed, has code of its own."""
+    geometry, counts = layer.geometry, layer.buffers.constants[2:]
+
+    def tiles(count: int) -> None:
+        with T.serial(ceil(geometry.cols / layer.wide)) as tile:
+            col = T.Bind(tirx.min(tile * layer.wide, geometry.cols - layer.wide))
+            at = x + col * (geometry.stride[1] * layer.pairs.step), y + col * geometry.c
+            _Tile(layer, scratch, block, *at).emit(count)
+
+    if not counts:
+        tiles(1)
+        return
+    with T.If(counts[0][block] == 1):
+        with T.Then():
+            tiles(1)
+        with T.Else():
+            tiles(2)
+
+
+class _Tile:
+    """One register tile, from the bias to the store."""
+
+    def __init__(self, layer: _Layer, source: Any, block: Any, x: Any, y: Any):
+        self.layer, self.source = layer, source
+        self.block, self.x, self.y = T.Bind(block + 0), T.Bind(x + 0), T.Bind(y + 0)
+        self.weights, self.table = layer.buffers.constants[:2]
+        self.columns = [
+            T.Bind(self.block * layer.isa.channels + v * layer.isa.lanes) for v in (0, 1)
+        ]
+
+    def emit(self, passes: int) -> None:
+        """Emits the tile."""
+        layer, isa = self.layer, self.layer.isa
+        acc = T.alloc_buffer((2 * layer.wide,), isa.words, scope="local", layout=None)
+        for v, start in enumerate(self.columns):
+            bias = T.Bind(self.table.vload([tirx.const(0), start], isa.words))
+            for p in range(layer.wide):
+                T.buffer_store(acc, bias, [2 * p + v])
+        if layer.sums:
+            self._short(acc)
+        else:
+            stored = 2 if layer.buffers.constants[2:] else 1
+            with T.serial(passes) as i:
+                self._pass(acc, (self.block * stored + i) * (2 * layer.steps))
+        self._finish(acc)
+
+    def _quads(self) -> Any:
+        """Every (first weight, x[2], outputs and kernel columns that use it)."""
+        layer, pairs = self.layer, self.layer.pairs
+        for group, rows in enumerate(quads.row_pairs(layer.geometry.tap_rows)):
+            for column, uses in touched(layer.geometry, layer.wide).items():
+                at = [self.x + pairs.at(row) + column * pairs.step for row in rows]
+                loaded = [self.source.vload([i], f"uint8x{4 * layer.isa.lanes}") for i in at]
+                x = layer.isa.interleave(*loaded)
+                yield group * layer.geometry.tap_cols, x, uses
+
+    def _weight(self, panel: Any, step: int) -> Any:
+        return self.weights.vload([panel + step, tirx.const(0)], f"int8x{4 * self.layer.isa.lanes}")
+
+    def _pass(self, acc: Any, panel: Any) -> None:
+        isa, panel = self.layer.isa, T.Bind(panel + 0)
+        for first, x, uses in self._quads():
+            for output, tap in uses:
+                for v in (0, 1):
+                    w = self._weight(panel, 2 * (first + tap) + v)
+                    slot = 2 * output + v
+                    T.buffer_store(acc, isa.apply(isa, acc[slot], x[v], w), [slot])
+
+    def _short(self, acc: Any) -> None:
+        """The sums of 16 bits, and their widening into the accumulators."""
+        isa, wide = self.layer.isa, self.layer.wide
+        panel = T.Bind(self.block * (2 * self.layer.steps))
+        short = T.alloc_buffer((2 * wide,), f"int16x{isa.channels}", scope="local", layout=None)
+        seen: set[int] = set()
+        for first, x, uses in self._quads():
+            for output, tap in uses:
+                for v in (0, 1):
+                    pairs = isa.pairs(x[v], self._weight(panel, 2 * (first + tap) + v))
+                    slot = 2 * output + v
+                    T.buffer_store(short, short[slot] + pairs if slot in seen else pairs, [slot])
+                    seen.add(slot)
+        for slot in range(2 * wide):
+            T.buffer_store(acc, acc[slot] + isa.widened(short[slot]), [slot])
+
+    def _finish(self, acc: Any) -> None:
+        """Epilogue and store; int32 is brought back into its order."""
+        layer, isa, problem = self.layer, self.layer.isa, self.layer.problem
+        scale = [epilogue.Column(problem, self.table, start, isa.lanes) for start in self.columns]
+        order = isa.order()
+        for p in range(layer.wide):
+            index = self.y + p * layer.geometry.c
+            values = [acc[2 * p], acc[2 * p + 1]]
+            if problem.epilogue.kind == "none":
+                value = T.Shuffle(values, np.argsort(order).tolist())
+            else:
+                others = self._others(index, order)
+                steps = [s.steps(a, o) for s, a, o in zip(scale, values, others, strict=True)]
+                value = packing.block(steps[0], steps[1], problem.epilogue, problem.output.dtype)
+            T.buffer_store(layer.buffers.output, value, [T.ramp(index, 1, isa.channels)])
+
+    def _others(self, index: Any, order: NDArray[np.int64]) -> list[Any]:
+        """The second branch in the order of the two vectors."""
+        layer, lanes = self.layer, self.layer.isa.lanes
+        if layer.buffers.other is None:
+            return [None, None]
+        dtype = f"{layer.buffers.other.dtype}x{2 * lanes}"
+        both = T.Bind(layer.buffers.other.vload([index], dtype))
+        return [T.Shuffle([both], order[v * lanes : (v + 1) * lanes].tolist()) for v in (0, 1)]
+
+
+KERNELS = tuple(
+    Kernel(
+        f"cpu.int8.depthwise.quads.{isa.name}",
+        "conv2d",
+        partial(_supports, isa),
+        partial(_pack, isa),
+        partial(_build, isa),
+    )
+    for isa in quads.FAMILIES
+)
+"""By preference; layers of few channels are left to `nybble.schedules.cpu.depthwise`."""
