@@ -70,7 +70,9 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     weights: Annotated[
         str | None, typer.Option(help="Bits of weights, 1 to 8, or ternary.")
     ] = None,
-    activations: Annotated[str | None, typer.Option(help="Bits of activations, 1 to 8.")] = None,
+    activations: Annotated[
+        str | None, typer.Option(help="Bits of activations, 1 to 8; float: weights only.")
+    ] = None,
     first_last: Annotated[
         str | None,
         typer.Option(help="Bits of the first and the last layer: 8 (the default) or others; none."),

@@ -22,6 +22,7 @@ from rich.text import Text
 import nybble
 from nybble.errors import ArtifactError, ImportModelError, NybbleError
 from nybble.options import RecipeOptions
+from nybble.recipe import FLOAT
 from nybble.report import data, tables, units
 from nybble.report.progress import console, step
 from nybble.runtime import host
@@ -52,21 +53,23 @@ def compile_to_file(job: CompileJob) -> None:
     Raises:
         NybbleError: the arguments do not go together, or a stage of the walk refuses.
     """
-    if (job.calibration is None) != job.keep_float:
+    recipe = job.recipe.recipe()
+    is_calibrated = not job.keep_float and recipe.activations != FLOAT
+    if (job.calibration is not None) != is_calibrated:
         raise NybbleError(
             "Give --calibration FILE to quantize (some dozens of representative inputs as .npy, "
-            ".npz or a folder of them), or --float to compile without quantizing; not both."
+            ".npz or a folder of them), or --float to compile without quantizing, or --activations "
+            "float to quantize weights only; just one of them."
         )
 
     start = time.perf_counter()
     writable(job.output)
     resolve_all(job.targets)
-    recipe = job.recipe.recipe()
-    samples = Samples(job.calibration) if job.calibration else None
+    samples: Any = Samples(job.calibration) if job.calibration else ()
     with step(f"import {job.model.name}"):
         model = _model(job.model)
     network: Any = model
-    if samples is not None:
+    if not job.keep_float:
         with step("calibrate and quantize", len(samples)) as advance:
             network = nybble.quantize(model, samples, recipe, progress=advance)
     with step(f"compile for {', '.join(job.targets)}") as advance:

@@ -51,9 +51,10 @@ class Recipe:
         weights: bits of weights, 1 to 8, or ``"ternary"`` (the values -1, 0 and 1 in 2 bits);
             symmetric per output channel. How each width is rounded: docs/quantization.md.
         activations: bits of activations, 1 to 8: unsigned after ReLU, else symmetric. ``"float"``
-            quantizes weights only.
+            quantizes the weights of linear layers only, and needs no calibration.
         first_last: bits of the weights and the input activations of the first and of the last
-            convolution or linear layer; None treats them like the others.
+            convolution or linear layer; None treats them like the others. Without effect where
+            activations are float.
         layers: {shell-style pattern of layer names: {"weights": …, "activations": …}}. The last
             pattern that matches a layer decides, also over ``first_last``. Kept as pairs of a
             pattern and its `Widths`.
@@ -83,13 +84,15 @@ class Recipe:
         for name, (is_fine, allowed) in _RULES.items():
             if not is_fine(given[name]):
                 raise NybbleError(f"Recipe: {name}={given[name]!r} is not one of: {allowed}.")
-        if self.activations != FLOAT and (self.group is not None or not self.symmetric):
+        object.__setattr__(self, "keep_float", tuple(self.keep_float))
+        object.__setattr__(self, "layers", tuple(_pairs(self.layers)))
+        if self.activations == FLOAT:
+            _check_weight_only(self)
+        elif self.group is not None or not self.symmetric:
             raise NybbleError(
                 "Recipe: group and symmetric=False belong to weight-only quantization. Add "
                 "activations='float', or leave them out."
             )
-        object.__setattr__(self, "keep_float", tuple(self.keep_float))
-        object.__setattr__(self, "layers", tuple(_pairs(self.layers)))
 
     @property
     def overrides(self) -> tuple[tuple[str, Widths], ...]:
@@ -124,6 +127,20 @@ class Recipe:
         if not isinstance(values, dict) or not set(values) <= known:
             raise NybbleError(f"Recipe: expected an object with fields among {sorted(known)}.")
         return cls(**values)
+
+
+def _check_weight_only(recipe: Recipe) -> None:
+    """What the weight-only form (`nybble.ir.weight_only`) cannot express."""
+    asked = [recipe.weights, *(w.weights for _, w in recipe.overrides)]
+    if 1 in asked or (TERNARY in asked and not recipe.symmetric):
+        raise NybbleError(
+            "Recipe: with activations='float', weights have 2 to 8 bits, or are ternary and "
+            "symmetric."
+        )
+    if any(widths.activations is not None for _, widths in recipe.overrides):
+        raise NybbleError(
+            "Recipe: activations='float' holds for all layers; override weights only."
+        )
 
 
 def parse_layer(text: str) -> tuple[str, Widths]:

@@ -20,7 +20,7 @@ from nybble.passes import pipeline
 from nybble.passes.calibrate import calibrate
 from nybble.passes.pipeline import canonicalize
 from nybble.phases import Phases, Progress
-from nybble.recipe import Recipe
+from nybble.recipe import FLOAT, Recipe
 from nybble.schedules.build import build
 from nybble.schedules.lower import lower
 from nybble.schedules.select import Planner
@@ -68,7 +68,7 @@ def _checked(module: Any) -> Model:
 
 def quantize(
     model: Model,
-    calibration: Iterable[samples.Batch],
+    calibration: Iterable[samples.Batch] = (),
     recipe: Recipe | None = None,
     progress: Progress | None = None,
 ) -> QuantizedModel:
@@ -78,16 +78,19 @@ def quantize(
         model: from `load_onnx` or `load_torch`.
         calibration: representative inputs: an iterable of arrays (with or without the batch
             axis), or of {input: array} for several inputs. It is streamed, never held whole. Where
-            the model fixes its batch size, larger arrays are cut to it.
+            the model fixes its batch size, larger arrays are cut to it. A recipe of
+            ``activations="float"`` reads none.
         recipe: widths, calibrator, rounding; 8-bit min-max when omitted.
         progress: called with (samples done, samples in all; None for a stream).
 
     Raises:
         CalibrationError: no data, wrong shape or dtype, NaN or infinity.
-        NybbleError: a pattern of ``recipe.keep_float`` matches no layer.
+        NybbleError: a pattern of ``recipe.keep_float`` or ``recipe.layers`` matches no layer.
     """
     recipe = recipe or Recipe()
     canonical = canonicalize(model.module)
+    if recipe.activations == FLOAT:
+        return QuantizedModel(*pipeline.round_weights(canonical, recipe), recipe)
     total = samples.count(model, calibration) if progress else None
     report = (lambda done: progress(done, total)) if progress else None
     ranges = calibrate(canonical, samples.batches(model, calibration), recipe, report)

@@ -110,6 +110,43 @@ def quantize_weights(
     return integers.reshape(weights.shape), scale
 
 
+def quantize_groups(
+    weights: NDArray[Any], group: int, width: Weights, symmetric: bool
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]:
+    """Weights with a scale (and zero point) for every ``group`` of them along the inputs.
+
+    Symmetric groups are `quantize_weights` of each. Otherwise a group's range, zero included, is
+    spread over all 2^bits values, and the zero point is the integer of 0.
+
+    Args:
+        weights: (O, K) float32.
+        group: weights that share a scale; the last group of a row may be shorter.
+        width: 2 to 8 bits; with ``symmetric`` also ternary.
+        symmetric: all zero points are 0.
+
+    Returns:
+        (O, K) integers, (O, G) scales and (O, G) zero points, G = ceil(K / group).
+    """
+    o, k = weights.shape
+    groups = -(-k // group)
+    padded = np.pad(weights, ((0, 0), (0, groups * group - k)))  # zeros widen no range
+    rows = padded.reshape(o * groups, group).astype(np.float64)
+    if symmetric:
+        q, scale = quantize_weights(rows, np.zeros(len(rows)), 1.0, width)
+        zero = np.zeros(len(rows))
+    else:
+        lo, hi = numerics.limits(f"int{width}")
+        low, high = np.minimum(rows.min(axis=1), 0), np.maximum(rows.max(axis=1), 0)
+        scale = ((high - low) / (hi - lo)).astype(np.float32)
+        scale = np.where(scale > SMALLEST, scale, np.float32(1))
+        step = scale.astype(np.float64)
+        zero = np.clip(np.rint(lo - low / step), lo, hi)
+        q = np.clip(np.rint(rows / step[:, None]) + zero[:, None], lo, hi).astype(np.int8)
+    integers = np.ascontiguousarray(q.reshape(o, groups * group)[:, :k])
+    shape = (o, groups)
+    return integers, scale.reshape(shape), zero.astype(np.int32).reshape(shape)
+
+
 def least_squares(row: NDArray[np.float64], levels: Levels) -> float:
     """The scale s that minimises Σ (w - s·q)², q = w/s rounded and clamped: exactly.
 

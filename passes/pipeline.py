@@ -22,6 +22,7 @@ from nybble.passes.global_pool import spell_out_global_pool
 from nybble.passes.quantize import insert_borders
 from nybble.passes.scale_as_depthwise import scale_as_depthwise
 from nybble.passes.to_integer import lower_to_integers
+from nybble.passes.weights_only import in_float, weights_only
 from nybble.recipe import Recipe
 
 Step = tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]
@@ -62,6 +63,17 @@ def to_integer(mod: tvm.IRModule, recipe: Recipe) -> tvm.IRModule:
     """
     steps = [(lower_to_integers.name, partial(lower_to_integers, recipe=recipe))]
     return run(mod, steps, "quantized", "integer")
+
+
+def round_weights(mod: tvm.IRModule, recipe: Recipe) -> tuple[tvm.IRModule, tvm.IRModule]:
+    """Float canonical -> (quantized, integer), where the recipe's activations are float.
+
+    Raises:
+        NybbleError: there is no linear layer, or a pattern of the recipe matches none.
+    """
+    steps = [(weights_only.name, partial(weights_only, recipe=recipe))]
+    integer = run(mod, steps, "float", "integer")
+    return run(integer, [(in_float.name, in_float)], "integer", "quantized"), integer
 
 
 def run(mod: tvm.IRModule, steps: Sequence[Step], before: str, after: str) -> tvm.IRModule:

@@ -59,16 +59,10 @@ def plan(mod: tvm.IRModule, recipe: Recipe) -> Plan:
 
     Raises:
         NybbleError: a pattern of ``recipe.keep_float`` or ``recipe.layers`` matches no layer, or
-            the recipe asks for weight-only quantization, which is not done here.
+            the recipe asks for weight-only quantization (`nybble.passes.weights_only`).
     """
     view = View(mod)
-    for pattern in recipe.keep_float:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in view.calls):
-            raise NybbleError(
-                f"Recipe: keep_float pattern '{pattern}' matches no layer. The layers are: "
-                f"{', '.join(view.calls)}."
-            )
-    kinds, kept = _kinds(view, recipe)
+    kinds, kept = classify(view, recipe)
     leaving = _leaving(view, kinds)
     points = _points(view, kinds, leaving)
     outside = {name for name in leaving if view.op(name) in SHUFFLES}
@@ -158,8 +152,18 @@ def _arithmetic(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]
     return "float", "scales or shifts channels behind no convolution"
 
 
-def _kinds(view: View, recipe: Recipe) -> tuple[dict[str, str], dict[str, str]]:
-    """The kind of every binding, and why some stay float."""
+def classify(view: View, recipe: Recipe) -> tuple[dict[str, str], dict[str, str]]:
+    """The kind of every binding, and why some stay float.
+
+    Raises:
+        NybbleError: a pattern of ``recipe.keep_float`` matches no layer.
+    """
+    for wanted in recipe.keep_float:
+        if not any(fnmatch.fnmatchcase(name, wanted) for name in view.calls):
+            raise NybbleError(
+                f"Recipe: keep_float pattern '{wanted}' matches no layer. The layers are: "
+                f"{', '.join(view.calls)}."
+            )
     kinds: dict[str, str] = {}
     kept: dict[str, str] = {}
     arriving = set(view.inputs)  # inputs, and what shuffles or scales them before the border

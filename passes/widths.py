@@ -5,10 +5,11 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nybble.errors import NybbleError
 from nybble.passes.view import View
-from nybble.recipe import FLOAT, Recipe, Weights
+from nybble.recipe import FLOAT, Recipe, Weights, Widths
 
 SHARES_GRID = {
     "relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.nn.max_pool2d",
@@ -32,32 +33,43 @@ def layer_widths(view: View, kinds: Mapping[str, str], recipe: Recipe) -> dict[s
     """The widths of every convolution and linear layer that is quantized.
 
     Raises:
-        NybbleError: a pattern of ``recipe.layers`` matches no such layer, or the recipe asks for
-            float activations.
+        NybbleError: a pattern of ``recipe.layers`` matches no such layer, or the recipe quantizes
+            weights only.
     """
     if recipe.activations == FLOAT:
         raise NybbleError(
-            "Recipe: activations='float' (weight-only quantization) is not available for whole "
-            "networks yet. Give activations 1 to 8 bits."
+            "Recipe: activations='float' quantizes weights only, so nothing is calibrated. Use "
+            "nybble.quantize, or the pass weights_only."
         )
     linear = [name for name in view.calls if kinds[name] == "linear"]
+    check_patterns(linear, recipe)
     ends = {linear[0], linear[-1]} if linear else set[str]()
     found: dict[str, LayerWidths] = {}
     for name in linear:
-        widths = LayerWidths(recipe.weights, recipe.activations)
+        asked = Widths(recipe.weights, recipe.activations)
         if name in ends and recipe.first_last is not None:
-            widths = LayerWidths(recipe.first_last, recipe.first_last)
-        for pattern, override in recipe.overrides:
-            if fnmatch.fnmatchcase(name, pattern):
-                widths = LayerWidths(
-                    override.weights or widths.weights, override.activations or widths.activations
-                )
-        found[name] = widths
-    _check_patterns(linear, recipe)
+            asked = Widths(recipe.first_last, recipe.first_last)
+        weights, activations = overridden(name, asked, recipe)
+        found[name] = LayerWidths(weights, activations)
     return found
 
 
-def _check_patterns(layers: Iterable[str], recipe: Recipe) -> None:
+def overridden(name: str, asked: Widths, recipe: Recipe) -> tuple[Any, Any]:
+    """(weights, activations) of a layer after the overrides that match it, the last one last."""
+    weights, activations = asked.weights, asked.activations
+    for pattern, override in recipe.overrides:
+        if fnmatch.fnmatchcase(name, pattern):
+            weights = override.weights or weights
+            activations = override.activations or activations
+    return weights, activations
+
+
+def check_patterns(layers: Iterable[str], recipe: Recipe) -> None:
+    """Refuses overrides that match none of the quantized layers.
+
+    Raises:
+        NybbleError: one does; the layers are listed.
+    """
     for pattern, _ in recipe.overrides:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
             raise NybbleError(

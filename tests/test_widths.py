@@ -104,3 +104,41 @@ def test_values_stay_within_their_widths() -> None:
         next(c for n, _, c in graph.walk(net.integer) if n == next(iter(widths(net)))).args[1]
     )
     assert set(np.unique(weights)) == {-1, 0, 1}
+
+
+class Perceptron(nn.Module):
+    """Linear layers of one row an image behind a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+        self.first, self.last = nn.Linear(200, 40), nn.Linear(40, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x)).flatten(1)
+        return self.last(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        nybble.Recipe(4, "float", group=64),
+        nybble.Recipe(3, "float", group=32, symmetric=False, layers={"last": {"weights": 8}}),
+        nybble.Recipe("ternary", "float"),
+    ],
+)
+def test_weights_alone(recipe: nybble.Recipe, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = nybble.load_torch(Perceptron().eval(), (torch.zeros(1, 3, SIZE, SIZE),))
+    net = nybble.quantize(model, recipe=recipe)
+    session: Any = nybble.load(nybble.compile(net, "x86-64-v3").save(tmp_path / "net.so"))
+    found = {layer["name"]: layer for layer in session.manifest.layers if layer["weights"]}
+    stored = "int2" if recipe.weights == "ternary" else f"int{recipe.weights}"
+    assert (found["first"]["weights"], found["first"]["activations"]) == (stored, "float32")
+    assert found["last"]["weights"] == ("int8" if recipe.layers else stored)
+    assert [line.split(":")[0] for line in session.manifest.kept_float if "conv" in line] == [
+        "conv"
+    ]
+    x = models.images(5, (3, SIZE, SIZE), 9)
+    np.testing.assert_allclose(session(x), net.run(x), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(net.run(x), net.simulate(x), atol=0.02)

@@ -105,8 +105,8 @@ def test_layers_that_do_not_exist_are_listed():
         integers(Recipe(keep_float=("a",), layers={"a": {"weights": 4}}))
 
 
-def test_weight_only_is_refused_until_it_is_wired():
-    with pytest.raises(NybbleError, match=r"activations='float' .* is not available"):
+def test_weight_only_recipes_are_not_calibrated():
+    with pytest.raises(NybbleError, match=r"activations='float' .* nothing is calibrated"):
         integers(Recipe(weights=4, activations="float", group=128, symmetric=False))
 
 

@@ -1,0 +1,107 @@
+"""Weight-only quantization: which layers, which grids, and what it computes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tvm import relax
+
+from nybble.errors import NybbleError
+from nybble.ir import graph, interpreter, numerics, specs
+from nybble.passes import pipeline
+from nybble.passes.grids import quantize_groups
+from nybble.recipe import Recipe
+from tests.passes.nets import Net, call_of, images, nn, op_names
+
+
+def perceptron():
+    """Two linear layers, of which the first has a bias, behind a convolution."""
+    net = Net(3, 6, 6)
+    conv = net.relu("r", net.conv("conv", net.x, 5, padding=1))
+    flat = net.emit("flat", relax.op.reshape(conv, (net.x.ty.shape[0], 180)))
+    hidden = net.relu("hidden", net.linear("first", flat, 12))
+    w = net.normal(12, 7, scale=0.3)
+    return net.done(net.emit("soft", nn.softmax(net.emit("last", relax.op.matmul(hidden, w)), -1)))
+
+
+def rounded(recipe):
+    canonical = pipeline.canonicalize(perceptron())
+    return canonical, *pipeline.round_weights(canonical, recipe)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    ("weights", "group", "error"), [(8, None, 0.01), (4, 32, 0.06), (3, 64, 0.2)]
+)
+def test_linear_layers_get_integer_weights(weights, group, error, symmetric):
+    recipe = Recipe(weights, "float", group=group, symmetric=symmetric)
+    canonical, simulated, integer = rounded(recipe)
+    first, last = call_of(integer, "first"), call_of(integer, "last")
+    assert op_names(integer).count("nybble.weight_only") == 2
+    assert graph.dtype_of(first.args[1]) == f"int{weights}"  # first_last has no say here
+    assert graph.shape_of(first.args[1]) == (12, 180)
+    assert graph.shape_of(first.args[2]) == (12, -(-180 // (group or 180)))
+    assert graph.attributes(last)["group"] == 12  # K is below the group
+    assert bool(graph.numpy_of(first.args[3]).any()) is not symmetric
+    assert not graph.numpy_of(last.args[4]).any()
+    kept = [str(line) for line in integer["main"].attrs["kept_float"]]
+    assert [line.split(":")[0] for line in kept if "relax.nn" in line] == [
+        "conv", "r", "hidden", "soft",
+    ]  # fmt: skip
+    assert specs.between_borders(integer) == []
+    x = images(3, 6, 6)
+    real, rough, exact = (interpreter.run(m, [x])[0] for m in (canonical, simulated, integer))
+    assert np.abs(rough - real).max() < error
+    assert np.abs(exact - rough).max() < 0.01
+
+
+def test_overrides_and_what_stays_float():
+    recipe = Recipe(4, "float", layers={"last": {"weights": "ternary"}}, keep_float=("fi*",))
+    _, _, integer = rounded(recipe)
+    last = graph.numpy_of(call_of(integer, "last").args[1])
+    assert set(np.unique(last)) == {-1, 0, 1}
+    assert op_names(integer).count("nybble.weight_only") == 1
+    kept = [str(line) for line in integer["main"].attrs["kept_float"]]
+    assert "first: relax.matmul: the recipe keeps 'fi*' float" in kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": 1}, "weights have 2 to 8 bits"),
+        ({"weights": "ternary", "symmetric": False}, "or are ternary and symmetric"),
+        ({"layers": {"last": {"weights": 1}}}, "weights have 2 to 8 bits"),
+        ({"layers": {"last": {"activations": 4}}}, "override weights only"),
+        ({"layers": {"conv": {"weights": 4}}}, "'conv' matches no .*: first, last"),
+        ({"keep_float": ("first", "last")}, "the network has none to quantize"),
+        ({"keep_float": ("middle",)}, "'middle' matches no layer"),
+    ],
+)
+def test_what_cannot_be_done_is_said(changes, message):
+    with pytest.raises(NybbleError, match=message):
+        rounded(Recipe(**{"weights": 4, "activations": "float", **changes}))
+
+
+@given(
+    st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=40),
+    st.integers(2, 8),
+    st.sampled_from([1, 3, 32]),
+)
+def test_groups_with_zero_points_are_off_by_a_step_at_most(row, bits, group):
+    weights = np.array([row], np.float32)
+    q, scale, zero = quantize_groups(weights, group, bits, symmetric=False)
+    lo, hi = numerics.limits(f"int{bits}")
+    assert (q.min() >= lo, q.max() <= hi, zero.min() >= lo, zero.max() <= hi) == (True,) * 4
+    assert scale.shape == zero.shape == (1, -(-len(row) // group))
+    at = np.arange(len(row)) // group
+    back = (q[0] - zero[0, at]) * scale[0, at].astype(np.float64)
+    assert np.all(np.abs(back - row) <= scale[0, at] * 1.001)
+    assert np.all(back[weights[0] == 0] == 0)
+
+
+def test_symmetric_groups_are_channels_of_their_own():
+    weights = np.array([[7.0, -3.5, 0.0, 0.5, 0.26, -0.26, 2.0]], np.float32)
+    q, scale, zero = quantize_groups(weights, 3, 4, symmetric=True)
+    assert q.tolist() == [[7, -4, 0, 7, 4, -4, 7]]
+    np.testing.assert_allclose(scale, [[1, 0.5 / 7, 2 / 7]], rtol=1e-6)
+    assert not zero.any()
