@@ -164,7 +164,7 @@ def tile_cycles(geometry: Geometry, dot: Dot, tile: Tile) -> float:
     issued = outputs * (1 if dot.cost <= 0.5 else 3 * dot.cost) + loads + 3
     step = max(outputs * dot.cost, loads / 2, dot.latency, issued / 5) + loads / 40
     steps = geometry.tap_rows * geometry.tap_cols * geometry.runs(dot.depth)
-    finish = 7 * outputs + 4 * high * wide + 8 * vectors + 20  # stores share lines per pixel
+    finish = 5 * outputs + 4 * high * wide + 8 * vectors + 20  # stores share lines per pixel
     return steps * step + finish
 
 

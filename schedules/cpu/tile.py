@@ -17,9 +17,9 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import epilogue, staging, windows
+from nybble.schedules.cpu import finish, staging, windows
 from nybble.schedules.cpu.blocking import Plan, Tile, vectors_of
-from nybble.schedules.cpu.buffers import Buffers, load, store
+from nybble.schedules.cpu.buffers import Buffers
 from nybble.schedules.cpu.dot import Dot
 from nybble.schedules.cpu.geometry import Geometry
 from nybble.schedules.cpu.panels import Panels
@@ -118,8 +118,7 @@ class RegisterTile:
             windows.accumulate(self, acc)
         else:
             self._accumulate(acc)
-        for v, start in enumerate(self.starts):
-            self._finish(acc, v, start)
+        finish.finish(self, acc)
 
     def _accumulate(self, acc: Any) -> None:
         """The reduction: tap rows, tap columns, and the dot products of one run."""
@@ -160,21 +159,12 @@ class RegisterTile:
         """The accumulator of pixel (i, j) and vector ``v``."""
         return (i * self.tile.wide + j) * self.tile.vectors + v
 
+    def output(self, i: Any, j: Any, v: int) -> Any:
+        """Where the output of pixel (i, j) and vector ``v`` stands."""
+        geometry = self.layer.geometry
+        pixel = i * geometry.cols + j
+        return self.y + pixel * (geometry.groups * geometry.o) + self.starts[v]
+
     @property
     def _pitch(self) -> int:
         return staging.pitch(self.layer.geometry, self.layer.staged)
-
-    def _finish(self, acc: Any, v: int, start: Any) -> None:
-        """Epilogue and store of all pixels in one vector of channels."""
-        geometry, layer, tile = self.layer.geometry, self.layer, self.tile
-        lanes = layer.dot.lanes
-        valid = min(geometry.o, lanes)
-        column = epilogue.Column(layer.problem, layer.table, start, lanes, layer.dot.scaling)
-        with T.unroll(tile.high) as i, T.unroll(tile.wide) as j:
-            pixel = i * geometry.cols + j
-            index = self.y + pixel * (geometry.groups * geometry.o) + start
-            other = None
-            if layer.buffers.other is not None:
-                other = load(layer.buffers.other, index, lanes, valid)
-            value = acc[self.slot(i, j, v)]
-            store(layer.buffers.output, index, column.apply(value, other), valid)
