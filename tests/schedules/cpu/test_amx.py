@@ -164,11 +164,11 @@ def test_without_permission_the_cpu_counts_as_one_without_tiles(
 
 
 _GRANTED = """
-import ctypes, sys
+import ctypes, os, sys
 libc, held = ctypes.CDLL(None), ctypes.c_uint64()
 ask = lambda: libc.syscall(158, 0x1022, ctypes.byref(held)) or held.value >> 18 & 1
 before = ask()
-ctypes.CDLL(sys.argv[1], ctypes.RTLD_LAZY)
+ctypes.CDLL(sys.argv[1], os.RTLD_LAZY)
 print(before, ask())
 """
 
@@ -181,5 +181,5 @@ def test_a_library_asks_for_the_tiles_when_it_is_loaded(tmp_path: Path) -> None:
     runtime = Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
     code = f"import tvm_ffi, ctypes; ctypes.CDLL({str(runtime)!r}, ctypes.RTLD_GLOBAL){_GRANTED}"
     command = [sys.executable, "-c", code, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["0", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["0", "1"], done.stderr
