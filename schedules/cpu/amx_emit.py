@@ -120,7 +120,8 @@ def build(problem: Problem, knobs: Knobs) -> tirx.PrimFunc:
     """The fused function; parameters: input, second branch if any, weights, table, output."""
     geometry = amx_stage.laid_out(geometry_of(problem))
     dot, staged = tile_dot(problem.inputs[0].dtype), amx_stage.needs_staging(geometry)
-    plan = amx_plan.plan_of(geometry, staged, knobs)
+    packed = panels_of(problem, geometry) is not None
+    plan = amx_plan.plan_of(geometry, staged, packed, knobs)
     symbols: dict[str, Any] = {}
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})

@@ -121,22 +121,29 @@ def vectors_of(geometry: Geometry) -> int:
     return ceil(geometry.o / LANES)
 
 
-def plan_of(geometry: Geometry, staged: bool, knobs: Knobs) -> Plan:
-    """Asks the knobs for every decision; the geometry's rows are static."""
+def plan_of(geometry: Geometry, staged: bool, packed: bool, knobs: Knobs) -> Plan:
+    """Asks the knobs for every decision; the geometry's rows are static.
+
+    Args:
+        geometry: of the layer, as `nybble.schedules.cpu.amx_stage.laid_out` gives it.
+        staged: whether tasks read a copy of their input.
+        packed: whether every task decodes the weights that it reads.
+        knobs: the decisions.
+    """
     all_rows = geometry.static_rows
     assert all_rows is not None
     found = sorted((cycles(geometry, all_rows, block), block) for block in _blocks(geometry))
     blocks = {str(block): block for _, block in found[:12]}
     block = blocks[knobs.pick("block", tuple(blocks), next(iter(blocks)))]
     parallel = knobs.pick("parallel", (False, True), found[0][0] > SERIAL_CYCLES)
-    few = weight_bytes(geometry) > geometry.height * geometry.width * geometry.c
     missing = TASKS if parallel else 1
+    chunks = ceil(vectors_of(geometry) / block.vectors)
+    shared = packed or weight_bytes(geometry) > geometry.height * geometry.width * geometry.c
+    most = ceil(all_rows / (ceil(missing / chunks) if shared else missing))
     rows_choices = _row_choices(geometry, all_rows, block)
-    least = 1 if few else missing
-    wanted = _rows_wanted(geometry, staged, block, ceil(all_rows / least))
+    wanted = _rows_wanted(geometry, block, most, _room(geometry, staged, packed, block))
     fitting = [r for r in rows_choices if r <= wanted]
     rows = knobs.pick("rows", rows_choices, max(fitting, default=min(rows_choices)))
-    chunks = ceil(vectors_of(geometry) / block.vectors)
     counts = [count for count in range(1, chunks + 1) if count in (1, 2, 4, 8, 16, chunks)]
     rest = max(missing // ceil(all_rows / rows), 1)
     splits = knobs.pick("splits", counts, max(c for c in counts if c <= rest))
@@ -150,21 +157,25 @@ def weight_bytes(geometry: Geometry) -> int:
     return vectors_of(geometry) * depth.steps * depth.operand
 
 
-def _rows_wanted(geometry: Geometry, staged: bool, block: Block, most: int) -> int:
-    """Rows of a task: all that may be, unless their activations had better stay near.
+def _room(geometry: Geometry, staged: bool, packed: bool, block: Block) -> int:
+    """Bytes of activations that a task may read.
 
-    Within a task every block of weights meets all pixels. That reads big weights once; but where
-    a block of weights is too big for the first-level cache, and all of them fit the second, the
-    activations of a task should be what stays in the first.
+    Within a task every block of weights meets all pixels. That reads (and decodes) weights once;
+    but where a block of plain weights is too big for the first-level cache, and all of them fit
+    the second, the activations of a task should be what stays in the first.
     """
     depth = depth_of(geometry)
     near = block.vectors * depth.steps * depth.operand
-    room = STAGED_BYTES if staged else 1 << 62
-    if near > NEAR_BYTES and weight_bytes(geometry) < FAR_BYTES:
-        room = NEAR_BYTES
+    if not packed and near > NEAR_BYTES and weight_bytes(geometry) < FAR_BYTES:
+        return NEAR_BYTES
+    return STAGED_BYTES if staged else 1 << 62
+
+
+def _rows_wanted(geometry: Geometry, block: Block, most: int, room: int) -> int:
+    """Rows of a task whose activations have room, ``most`` at most."""
     row = geometry.c if is_product(geometry) else geometry.reach * geometry.c
     halo = geometry.rows_read(1) - geometry.stride[0]
-    return min(most, max((room // row - halo) // geometry.stride[0], 1))
+    return min(most, max((room // row - halo) // geometry.stride[0], block.high))
 
 
 def _row_choices(geometry: Geometry, rows: int, block: Block) -> tuple[int, ...]:
