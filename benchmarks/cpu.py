@@ -28,6 +28,7 @@ from benchmarks.cases import CONTENDERS, OWN, Case, cases
 from benchmarks.engines import Job
 from benchmarks.output import RESULTS, console, cpu, table
 from benchmarks.peers import Timing, race
+from benchmarks.problems import Array
 from benchmarks.results import Row
 
 NYBBLE = "Nybble"
@@ -97,41 +98,51 @@ def jobs_of(case: Case, files: dict[str, Path], isa: str) -> list[Job]:
     return jobs
 
 
-def rows_of(case: Case, job: Job, timings: Sequence[Timing], bound: limits.Limits) -> list[Row]:
-    """Rows of the peers that ran."""
+def rows_of(
+    case: Case,
+    run: tuple[str, int],
+    timings: Sequence[Timing],
+    absent: dict[str, str],
+    bound: limits.Limits,
+) -> list[Row]:
+    """A row for every peer, and one for Nybble if it has no file.
+
+    Args:
+        case: what was raced.
+        run: its level and its threads.
+        timings: of those that have a file.
+        absent: why the others have none.
+        bound: the machine's limits.
+    """
+    isa, threads = run
+    ran = {t.name: t for t in timings if t.seconds}
+    notes = absent | {t.name: "its process died, see above" for t in timings if not t.seconds}
     reference = np.load(prepare.reference_path(case.problem))
-    ours = next((t for t in timings if t.name == NYBBLE and t.seconds), None)
-    least = bound.seconds(case.limit, case.problem.macs, case.bytes)
+    common: dict[str, Any] = {"case": case.name, "threads": threads, "isa": isa, "cpu": cpu()}
+    common["date"] = datetime.date.today().isoformat()
+    ours = ran.get(NYBBLE)
+    if ours:
+        common["nybble_ms"] = 1000 * ours.median
+        common["gops"] = 2e-9 * case.problem.macs / ours.median or None  # no products: no rate
+        least = bound.seconds(case.limit, case.problem.macs, case.bytes)
+        common |= {"share": least / ours.median, "error": _error(ours, reference)}
     rows = []
-    for timing in timings:
-        if timing.name == NYBBLE:
-            continue
-        kind = "own" if timing.name == OWN else CONTENDERS[timing.name].kind
-        ran = bool(timing.seconds)
-        rows.append(
-            Row(
-                case=case.name,
-                threads=job.threads,
-                isa=job.isa,
-                nybble_ms=1000 * ours.median if ours else None,
-                peer=timing.name,
-                kind=kind,
-                peer_ms=1000 * timing.median if ran else None,
-                ratio=timing.ratio(ours) if ours and ran else None,
+    for name in (*([] if ours else [NYBBLE]), *case.peers):
+        kind = CONTENDERS[name].kind if name in CONTENDERS else "own"
+        made = Row(**common, peer=name, kind=kind, note=notes.get(name, ""))
+        if name in ran:
+            made = replace(
+                made,
+                peer_ms=1000 * ran[name].median,
+                ratio=ran[name].ratio(ours) if ours else None,
                 goal=case.goals.get(kind),
-                gops=2e-9 * case.problem.macs / ours.median if ours else None,
-                share=least / ours.median if ours else None,
-                error=_error(ours, reference) if ours else None,
-                peer_error=_error(timing, reference) if ran else None,
-                cpu=cpu(),
-                date=datetime.date.today().isoformat(),
-                note="" if ran else "its process died, see above",
+                peer_error=_error(ran[name], reference),
             )
-        )
+        rows.append(made)
     return rows
 
 
-def _error(timing: Timing, reference: Any) -> float | None:
+def _error(timing: Timing, reference: Array) -> float | None:
     if timing.output is None:
         return None
     return float(np.linalg.norm(timing.output - reference) / np.linalg.norm(reference))
@@ -156,19 +167,10 @@ def measure(case: Case, files: Files, bounds: dict[int, limits.Limits], rounds: 
     rows: list[Row] = []
     for threads, bound in bounds.items():
         several = [replace(job, threads=threads) for job in jobs]
-        if several:
-            rows += rows_of(case, several[0], race(several, rounds), bound)
-        rows += [_missing(case, name, why, files.isa, threads) for name, why in absent.items()]
+        timings = race(several, rounds) if several else []
+        rows += rows_of(case, (files.isa, threads), timings, absent, bound)
     shutil.rmtree(prepare.folder(case.problem) / "copies", ignore_errors=True)
     return rows
-
-
-def _missing(case: Case, name: str, why: str, isa: str, threads: int) -> Row:
-    kind = CONTENDERS[name].kind if name in CONTENDERS else "own"
-    return Row(
-        case.name, threads, isa, None, name, kind, None, None, None, None, None, None, None,
-        cpu(), datetime.date.today().isoformat(), why,
-    )  # fmt: skip
 
 
 def show(title: str, rows: Sequence[Row]) -> None:

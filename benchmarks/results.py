@@ -20,36 +20,36 @@ class Row:
         case: its name.
         threads: that both ran on.
         isa: that both were held to.
-        nybble_ms: None where Nybble has no such kernel yet; ``note`` says why.
-        peer: its name.
-        kind: of the peer: int8, int4, int2, float, own.
-        peer_ms: None where the peer could not be had or died.
+        peer: its name; Nybble's own where it has no such kernel yet, with the reason in ``note``.
+        kind: of the peer: float, int8, int4, int2, int1; own: Nybble's 8 bits.
+        cpu: its name.
+        date: of the measurement.
+        nybble_ms: one run of Nybble.
+        peer_ms: one run of the peer; None where it could not be had or died.
         ratio: median over the rounds of the peer's time by Nybble's: above 1, Nybble is faster.
         goal: the ratio to reach over the best peer of this kind, None without one.
         gops: Nybble's, two operations a multiply-add.
         share: of the machine's limit that Nybble reaches (roofline), 0 to 1.
         error: of Nybble's output against the float network, relative (L2).
         peer_error: of the peer's.
-        cpu: its name.
-        date: of the measurement.
         note: why a number is missing.
     """
 
     case: str
     threads: int
     isa: str
-    nybble_ms: float | None
     peer: str
     kind: str
-    peer_ms: float | None
-    ratio: float | None
-    goal: float | None
-    gops: float | None
-    share: float | None
-    error: float | None
-    peer_error: float | None
     cpu: str
     date: str
+    nybble_ms: float | None = None
+    peer_ms: float | None = None
+    ratio: float | None = None
+    goal: float | None = None
+    gops: float | None = None
+    share: float | None = None
+    error: float | None = None
+    peer_error: float | None = None
     note: str = ""
 
     @property
