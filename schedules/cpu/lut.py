@@ -17,11 +17,11 @@ from nybble.ir import numerics
 from nybble.schedules.cpu import epilogue, lut_template
 from nybble.schedules.cpu.dot import AVX2, AVX512
 from nybble.schedules.cpu.geometry import geometry_of
-from nybble.schedules.cpu.lut_plan import Isa, blocks_of
+from nybble.schedules.cpu.lut_plan import Isa, blocks_of, plan_of
 from nybble.schedules.cpu.lut_scheme import GROUP
 from nybble.schedules.cpu.lut_stage import Staging, staging_of
-from nybble.schedules.cpu.lut_tile import fits_words, offset
-from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
+from nybble.schedules.cpu.lut_tile import Layer, fits_words, offset
+from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
 MOST_BITS = 4  # of the weights: every bit is a plane, and costs a look-up
 
@@ -66,7 +66,7 @@ def _pack(isa: Isa, problem: Problem, constants: Constants) -> list[NDArray[Any]
     if not fits_words(problem, staging):
         bias = bias + offset(staging)
     rows = [bias, *epilogue.scaling_rows(problem, constants, channels)]
-    table = np.zeros(lut_template.table_shape(problem, geometry, isa), np.int32)
+    table = np.zeros(lut_template.table_shape(problem, geometry, isa.lanes), np.int32)
     for row, values in zip(table, rows, strict=True):
         row[:channels] = epilogue.wrapped(values, "int32")
     return [_indices(staging, isa, np.asarray(constants["w"])), table]
@@ -100,7 +100,18 @@ def _channels(staging: Staging, isa: Isa) -> NDArray[np.int64]:
 
 
 def _build(isa: Isa, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
-    return lut_template.build(problem, isa, knobs)
+    staging = staging_of(problem)
+    plan = plan_of(staging, isa, knobs)
+    geometry = staging.geometry
+    taps = geometry.tap_rows * geometry.tap_cols * staging.pairs
+    count = geometry.groups * blocks_of(staging, isa) * taps * staging.scheme.planes
+    constants = (
+        TensorSpec((count, isa.lanes), "uint8"),
+        TensorSpec(lut_template.table_shape(problem, geometry, isa.lanes), "int32"),
+    )
+    return lut_template.build(
+        problem, constants, lambda buffers: Layer(problem, staging, isa, plan, buffers)
+    )
 
 
 ISAS = (Isa("avx512", AVX512, 64, 32, 2.0), Isa("avx2", AVX2, 32, 16, 3.0))

@@ -32,6 +32,11 @@ class Staging:
     scheme: Scheme
 
     @property
+    def dtype(self) -> str:
+        """Of the copy."""
+        return "uint8"
+
+    @property
     def per_pixel(self) -> int:
         """Groups of one pixel, all groups of channels."""
         return self.geometry.groups * self.per_channels

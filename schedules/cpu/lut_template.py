@@ -1,14 +1,10 @@
-"""The loop nest of the look-up kernels, emitted as TensorIR.
+"""The loop nest of kernels that stage activations in a form of their own: tables or bit planes.
 
 parallel task = (image, rows, blocks of channels)
-  tables of the task's input rows                                  nybble.schedules.cpu.lut_stage
-  group of channels, block of channels, tile of pixels
-    tap row, tap column, block of groups:
-      bytes += look up, for every pixel, plane and table           flush distance: never beyond 255
-      whole += bytes as 16-bit words, odd += words >> 8            bytes 2i are whole - 256·odd
-    planes and tables weighted and added up, epilogue, store
+  staging copy of the task's input rows
+  group of channels, block of channels, tile of pixels           the layer's own code
 
-Byte 2i of a block is channel i, byte 2i + 1 is channel lanes/2 + i, so both sums come out in order.
+Where all tasks share one run of rows, the copy is made once, before them.
 """
 
 from __future__ import annotations
@@ -16,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -24,12 +20,70 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu import epilogue
 from nybble.schedules.cpu.blocking import Tile
-from nybble.schedules.cpu.buffers import declare, product
-from nybble.schedules.cpu.geometry import Geometry
-from nybble.schedules.cpu.lut_plan import Isa, blocks_of, plan_of
-from nybble.schedules.cpu.lut_stage import Staging, staging_of
-from nybble.schedules.cpu.lut_tile import Layer, TileCode
-from nybble.schedules.kernel import Knobs, Problem, TensorSpec
+from nybble.schedules.cpu.buffers import Buffers, declare, product
+from nybble.schedules.cpu.geometry import Geometry, geometry_of
+from nybble.schedules.cpu.lut_plan import Plan
+from nybble.schedules.kernel import Problem, TensorSpec
+
+
+class Staged(Protocol):
+    """A staging copy; its unit is what a tile's code counts in."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the layer."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the scratch buffer."""
+
+    @property
+    def per_channels(self) -> int:
+        """Units of one pixel in one group of channels."""
+
+    @property
+    def per_pixel(self) -> int:
+        """Units of one pixel."""
+
+    @property
+    def pitch(self) -> int:
+        """Units between two input rows."""
+
+    def size(self, rows: int) -> int:
+        """Elements of the copy that ``rows`` output rows read."""
+
+    def emit(self, source: Any, scratch: Any, rows: int, where: tuple[Any, Any]) -> None:
+        """Emits the copy; ``where`` is (first element of the image, first output row)."""
+
+
+class Layer(Protocol):
+    """What a family knows of a layer."""
+
+    @property
+    def staging(self) -> Staged:
+        """The staging copy."""
+
+    @property
+    def plan(self) -> Plan:
+        """How the layer is cut."""
+
+    @property
+    def buffers(self) -> Buffers:
+        """The parameters."""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of output channels in a group."""
+
+    def emit(self, tile: Tile, scratch: Any, at: tuple[Any, Any], block: tuple[Any, Any]) -> None:
+        """Emits a tile.
+
+        Args:
+            tile: pixels and blocks.
+            scratch: the staging copy.
+            at: (its first unit in the copy, its first element in the output but for the channel).
+            block: (group, block of channels in it).
+        """
 
 
 @dataclass(frozen=True)
@@ -42,40 +96,28 @@ class _Segment:
     first: Callable[[Any], Any]
 
 
-def weights_shape(staging: Staging, isa: Isa) -> tuple[int, int]:
-    """Shape of the packed weights: one row for each vector of indices."""
-    geometry = staging.geometry
-    taps = geometry.tap_rows * geometry.tap_cols * staging.pairs
-    return geometry.groups * blocks_of(staging, isa) * taps * staging.scheme.planes, isa.lanes
-
-
-def table_shape(problem: Problem, geometry: Geometry, isa: Isa) -> tuple[int, int]:
-    """Shape of the packed table; narrow groups read a little beyond the last channel."""
-    spare = isa.lanes if geometry.o < isa.lanes else 0
+def table_shape(problem: Problem, geometry: Geometry, lanes: int) -> tuple[int, int]:
+    """Shape of the packed table; groups narrower than a block read beyond the last channel."""
+    spare = lanes if geometry.o < lanes else 0
     return epilogue.table_rows(problem.epilogue), geometry.groups * geometry.o + spare
 
 
-def build(problem: Problem, isa: Isa, knobs: Knobs) -> tirx.PrimFunc:
-    """The fused function; parameters: input, second branch if any, weights, table, output."""
-    staging = staging_of(problem)
-    plan = plan_of(staging, isa, knobs)
-    symbols: dict[str, Any] = {}
+def build(
+    problem: Problem, constants: tuple[TensorSpec, ...], layer_of: Callable[[Buffers], Layer]
+) -> tirx.PrimFunc:
+    """The fused function; parameters: input, second branch if any, constants, output."""
+    geometry, symbols = geometry_of(problem), dict[str, Any]()
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
-        constants = (
-            TensorSpec(weights_shape(staging, isa), "uint8"),
-            TensorSpec(table_shape(problem, staging.geometry, isa), "int32"),
-        )
-        layer = Layer(problem, staging, isa, plan, declare(problem, constants, symbols))
-        images = product(staging.geometry.images, symbols)
-        for segment in _segments(layer, product(staging.geometry.rows, symbols)):
+        layer = layer_of(declare(problem, constants, symbols))
+        images = product(geometry.images, symbols)
+        for segment in _segments(layer.plan, product(geometry.rows, symbols)):
             _tasks(layer, segment, images)
     return builder.get()
 
 
-def _segments(layer: Layer, rows: Any) -> Iterator[_Segment]:
+def _segments(plan: Plan, rows: Any) -> Iterator[_Segment]:
     """All rows; a symbolic number of rows is cut into full tiles and single rows."""
-    plan = layer.plan
     if plan.rows is not None:
         last = rows - plan.rows
         size = plan.rows
@@ -89,7 +131,7 @@ def _segments(layer: Layer, rows: Any) -> Iterator[_Segment]:
 
 
 def _tasks(layer: Layer, segment: _Segment, images: Any) -> None:
-    """All tasks of a segment; where all share one run of rows, its tables are made before."""
+    """All tasks of a segment."""
     blocks = ceil(layer.blocks / segment.tile.vectors)
     splits = min(layer.plan.splits, blocks)
     share = ceil(blocks / splits)
@@ -100,24 +142,24 @@ def _tasks(layer: Layer, segment: _Segment, images: Any) -> None:
         return tirx.min(task * share, blocks - share), share
 
     if isinstance(runs, int) and runs == 1:
-        scratch = _tables(layer, segment, (0, 0))
+        scratch = _staged(layer, segment, (0, 0))
         with loop(splits) as task:
             _task(layer, segment, scratch, (0, 0), part(task))
         return
     with loop(runs * splits) as task:
         run = tirx.floordiv(task, splits)
         where = tirx.floordiv(run, segment.count), segment.first(tirx.floormod(run, segment.count))
-        scratch = _tables(layer, segment, where)
+        scratch = _staged(layer, segment, where)
         _task(layer, segment, scratch, where, part(tirx.floormod(task, splits)))
 
 
-def _tables(layer: Layer, segment: _Segment, where: tuple[Any, Any]) -> Any:
-    """The scratch buffer with the tables of a run of rows."""
-    geometry, (image, first) = layer.geometry, where
-    size = layer.staging.size(segment.rows)
-    scratch = T.alloc_buffer((size,), "uint8", layout=None)
+def _staged(layer: Layer, segment: _Segment, where: tuple[Any, Any]) -> Any:
+    """The scratch buffer with the copy of a run of rows."""
+    staging, (image, first) = layer.staging, where
+    geometry = staging.geometry
+    scratch = T.alloc_buffer((staging.size(segment.rows),), staging.dtype, layout=None)
     picture = image * (geometry.height * geometry.width * geometry.c)
-    layer.staging.emit(layer.buffers.x, scratch, segment.rows, (picture, first))
+    staging.emit(layer.buffers.x, scratch, segment.rows, (picture, first))
     return scratch
 
 
@@ -125,7 +167,8 @@ def _task(
     layer: Layer, segment: _Segment, scratch: Any, where: tuple[Any, Any], part: tuple[Any, int]
 ) -> None:
     """All tiles of one task."""
-    geometry, tile, staging = layer.geometry, segment.tile, layer.staging
+    tile, staging = segment.tile, layer.staging
+    geometry = staging.geometry
     rows, cols = segment.rows, geometry.cols
     channels = geometry.groups * geometry.o
     static = geometry.static_rows
@@ -138,4 +181,4 @@ def _task(
             x = row * (geometry.stride[0] * staging.pitch)
             x = x + col * (geometry.stride[1] * staging.per_pixel) + group * staging.per_channels
             y = ((above + row) * cols + col) * channels
-            TileCode(layer, tile, scratch, (x, y), (group, block)).emit()
+            layer.emit(tile, scratch, (x, y), (group, block))

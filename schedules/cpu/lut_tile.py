@@ -1,4 +1,12 @@
-"""One register tile of the look-up kernels: look-ups, byte sums, word sums, epilogue, store."""
+"""One register tile of the look-up kernels.
+
+tap row, tap column, block of groups:
+  bytes += look up, for every pixel, plane and table          as often as fits a byte
+  whole += bytes as 16-bit words, odd += words >> 8           bytes 2i are whole - 256·odd
+planes and tables weighted and added up, epilogue, store
+
+Byte 2i of a block is channel i, byte 2i + 1 is channel lanes/2 + i, so both sums come out in order.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +61,10 @@ class Layer:
         """Whether every accumulator, before the bias, fits 16 bits."""
         return fits_words(self.problem, self.staging)
 
+    def emit(self, tile: Tile, scratch: Any, at: tuple[Any, Any], block: tuple[Any, Any]) -> None:
+        """Emits a tile: see `nybble.schedules.cpu.lut_template.Layer`."""
+        _TileCode(self, tile, scratch, at, block).emit()
+
 
 def offset(staging: Staging) -> int:
     """What the sum of all look-ups of an output lacks."""
@@ -76,7 +88,7 @@ def flushed(staging: Staging) -> int:
     return staging.geometry.tap_rows * staging.geometry.tap_cols * (cut.whole + (cut.rest > 0))
 
 
-class TileCode:
+class _TileCode:
     """Emits one tile.
 
     An accumulator's slot is ((pixel · vectors + vector) · planes + plane) · tables + table.
