@@ -5,6 +5,7 @@ from __future__ import annotations
 from nybble.schedules.cpu import (
     amx,
     arm,
+    bitserial,
     border,
     concat,
     conv,
@@ -14,6 +15,7 @@ from nybble.schedules.cpu import (
     fallback,
     gemv,
     lookup,
+    lut,
     pooling,
     rescale,
     riscv,
@@ -26,10 +28,12 @@ from nybble.schedules.kernel import Kernel
 KERNELS: tuple[Kernel, ...] = (
     *depthwise_quads.KERNELS,
     *depthwise.KERNELS,
+    *lut.KERNELS,
     *gemv.KERNELS,
     *amx.KERNELS,
     *winograd.KERNELS,
     *conv.KERNELS,
+    *bitserial.KERNELS,
     *arm.KERNELS,
     *riscv.KERNELS,
     *weight_only.KERNELS,

@@ -17,13 +17,15 @@ from nybble.ir import numerics
 from nybble.schedules.cpu import epilogue, lut_template
 from nybble.schedules.cpu.dot import AVX2, AVX512
 from nybble.schedules.cpu.geometry import geometry_of
-from nybble.schedules.cpu.lut_plan import Isa, blocks_of, plan_of
+from nybble.schedules.cpu.lut_plan import Isa, blocks_of, plan_of, starts_of
 from nybble.schedules.cpu.lut_scheme import GROUP
 from nybble.schedules.cpu.lut_stage import Staging, staging_of
 from nybble.schedules.cpu.lut_tile import Layer, fits_words, offset
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
 MOST_BITS = 4  # of the weights: every bit is a plane, and costs a look-up
+LIMITS = {"amx_int8": 0.0, "avx512_vnni": 4.0, "": 7.0}
+"""What multiply-adds need for a vector of four products, by the best feature of the target."""
 
 # ---------------------------------------------------------------- supports
 
@@ -39,7 +41,26 @@ def _supports(isa: Isa, problem: Problem, target: Any) -> str | None:
     geometry = geometry_of(problem)
     if geometry.groups > 1 and geometry.c // geometry.groups % GROUP:
         return f"groups of {geometry.c // geometry.groups} channels straddle the tables' fours"
-    return epilogue.refuse(problem)
+    return epilogue.refuse(problem) or _refuse_pace(isa, problem, target)
+
+
+def _refuse_pace(isa: Isa, problem: Problem, target: Any) -> str | None:
+    """Multiply-adds where they are faster, as measured in convolutions and matrix products."""
+    level = next((f for f in LIMITS if target.has(f)), "")
+    limit, needed = LIMITS.get(level, LIMITS[""]), pace(staging_of(problem), isa)
+    if needed <= limit:
+        return None
+    return f"needs {needed:.1f} instructions for a vector of four products, multiply-adds {limit}"
+
+
+def pace(staging: Staging, isa: Isa) -> float:
+    """Instructions for four products in every lane: look-ups, sums, and the share of the tables."""
+    geometry, scheme = staging.geometry, staging.scheme
+    each = scheme.planes * scheme.tables * (2 + 3 / scheme.flush)
+    pixels = geometry.tap_rows * geometry.tap_cols * staging.run / staging.per_channels
+    made = (12 if scheme.split else 4.5) * 32 / isa.lanes
+    made *= geometry.stride[0] * geometry.stride[1] / pixels
+    return (each * blocks_of(geometry, isa) + made) / (geometry.o / isa.lanes)
 
 
 def _refuse_dtypes(problem: Problem) -> str | None:
@@ -90,10 +111,9 @@ def _indices(staging: Staging, isa: Isa, weights: NDArray[Any]) -> NDArray[np.ui
 
 def _channels(staging: Staging, isa: Isa) -> NDArray[np.int64]:
     """The channel, within its group, of every byte: (blocks, lanes); the last one fills up."""
-    o, lanes = staging.geometry.o, isa.lanes
-    starts = [min(b * lanes, max(o - lanes, 0)) for b in range(blocks_of(staging, isa))]
-    order = np.arange(lanes).reshape(2, -1).T.reshape(-1)  # 0, lanes/2, 1, lanes/2 + 1, …
-    return np.minimum(np.add.outer(starts, order), o - 1)
+    order = np.arange(isa.lanes).reshape(2, -1).T.reshape(-1)  # 0, lanes/2, 1, lanes/2 + 1, …
+    starts = starts_of(staging.geometry, isa)
+    return np.minimum(np.add.outer(starts, order), staging.geometry.o - 1)
 
 
 # ---------------------------------------------------------------- the families
@@ -104,7 +124,7 @@ def _build(isa: Isa, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimF
     plan = plan_of(staging, isa, knobs)
     geometry = staging.geometry
     taps = geometry.tap_rows * geometry.tap_cols * staging.pairs
-    count = geometry.groups * blocks_of(staging, isa) * taps * staging.scheme.planes
+    count = geometry.groups * blocks_of(geometry, isa) * taps * staging.scheme.planes
     constants = (
         TensorSpec((count, isa.lanes), "uint8"),
         TensorSpec(lut_template.table_shape(problem, geometry, isa.lanes), "int32"),

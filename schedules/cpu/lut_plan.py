@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from nybble.schedules.cpu.blocking import SERIAL_CYCLES, TASKS, Tile
-from nybble.schedules.cpu.lut_scheme import Scheme
+from nybble.schedules.cpu.geometry import Geometry
 from nybble.schedules.cpu.lut_stage import Staging
 from nybble.schedules.kernel import Knobs
 
@@ -57,38 +57,62 @@ class Plan:
     parallel: bool
 
 
-def blocks_of(staging: Staging, isa: Isa) -> int:
+def blocks_of(geometry: Geometry, isa: Isa) -> int:
     """Blocks of output channels in one group; the last one overlaps its predecessor."""
-    return ceil(staging.geometry.o / isa.lanes)
+    return ceil(geometry.o / isa.lanes)
+
+
+def starts_of(geometry: Geometry, isa: Isa) -> list[int]:
+    """First channel, within its group, of every block."""
+    last = max(geometry.o - isa.lanes, 0)
+    return [min(b * isa.lanes, last) for b in range(blocks_of(geometry, isa))]
 
 
 def plan_of(staging: Staging, isa: Isa, knobs: Knobs) -> Plan:
-    """Asks the knobs for every decision; the defaults come from counting instructions."""
-    tiles = {str(tile): tile for tile in tiles_of(staging, isa)}
-    tile = tiles[knobs.pick("tile", tuple(tiles), next(iter(tiles)))]
+    """The plan of a look-up layer."""
     alone = Staging(replace(staging.geometry, rows=(1,)), staging.scheme)
-    cycles = _cycles(staging, isa, tile)
+    row = staging.pitch * staging.scheme.bytes
+    tiles = tiles_of(staging, isa), tiles_of(alone, isa)[0][1]
+    return cut_plan(staging.geometry, isa, tiles, row, knobs)
+
+
+def cut_plan(
+    geometry: Geometry, isa: Isa, tiles: tuple[list[tuple[float, Tile]], Tile], row: int,
+    knobs: Knobs,
+) -> Plan:  # fmt: skip
+    """Asks the knobs for every decision; the defaults come from counting instructions.
+
+    Args:
+        geometry: of the layer.
+        isa: the vector width.
+        tiles: (register tiles with the cycles for one image, cheapest first; the one for the single
+            rows of a symbolic number).
+        row: bytes of the staging copy of one input row.
+        knobs: the decisions.
+    """
+    named = {str(tile): (cycles, tile) for cycles, tile in tiles[0]}
+    cycles, tile = named[knobs.pick("tile", tuple(named), next(iter(named)))]
     parallel = knobs.pick("parallel", (False, True), cycles > SERIAL_CYCLES)
-    rows, task_rows = staging.geometry.static_rows, None
+    rows, task_rows = geometry.static_rows, None
     missing = TASKS if parallel else 1
     if rows is not None:
-        wanted = _rows_wanted(staging, rows if not parallel else ceil(rows / TASKS))
+        wanted = _rows_wanted(geometry, row, rows if not parallel else ceil(rows / TASKS))
         choices = _row_choices(rows, tile.high)
         task_rows = knobs.pick(
             "rows", choices, max(r for r in choices if r <= max(wanted, tile.high))
         )
         missing = missing // ceil(rows / task_rows)
-    blocks = ceil(blocks_of(staging, isa) / tile.vectors)
+    blocks = ceil(blocks_of(geometry, isa) / tile.vectors)
     counts = [count for count in range(1, blocks + 1) if count in (1, 2, 4, 8, 16, blocks)]
     splits = knobs.pick("splits", counts, max(c for c in counts if c <= max(missing, 1)))
-    return Plan(tile, tiles_of(alone, isa)[0], task_rows, splits, parallel)
+    return Plan(tile, tiles[1], task_rows, splits, parallel)
 
 
-def tiles_of(staging: Staging, isa: Isa) -> list[Tile]:
-    """The twelve cheapest register tiles, cheapest first."""
+def tiles_of(staging: Staging, isa: Isa) -> list[tuple[float, Tile]]:
+    """The twelve cheapest register tiles with their cycles, cheapest first."""
     geometry, scheme = staging.geometry, staging.scheme
     found = []
-    for vectors in range(1, min(blocks_of(staging, isa), isa.registers) + 1):
+    for vectors in range(1, min(blocks_of(geometry, isa), isa.registers) + 1):
         # Indices as loaded and as taken apart, one table, what it gives, and the mask.
         free = isa.registers - 3 - 2 * vectors * scheme.planes
         room = max(free // (vectors * scheme.planes * scheme.tables), vectors == 1)
@@ -96,7 +120,7 @@ def tiles_of(staging: Staging, isa: Isa) -> list[Tile]:
             for high in range(1, min(geometry.static_rows or room, room // wide) + 1):
                 tile = Tile(high, wide, vectors)
                 found.append((_cycles(staging, isa, tile), tile))
-    return [tile for _, tile in sorted(found)[:12]]
+    return sorted(found)[:12]
 
 
 def _cycles(staging: Staging, isa: Isa, tile: Tile) -> float:
@@ -113,14 +137,12 @@ def _cycles(staging: Staging, isa: Isa, tile: Tile) -> float:
     finish = (5 * slots + 60 * pixels * tile.vectors) / isa.ports + 20
     rows = geometry.static_rows or 4 * tile.high
     tiles = ceil(rows / tile.high) * ceil(geometry.cols / tile.wide)
-    blocks = geometry.groups * ceil(blocks_of(staging, isa) / tile.vectors)
+    blocks = geometry.groups * ceil(blocks_of(geometry, isa) / tile.vectors)
     return tiles * blocks * (groups * step + finish)
 
 
-def _rows_wanted(staging: Staging, most: int) -> int:
-    """Rows of a task whose tables fit, at least three times what their halo costs."""
-    geometry = staging.geometry
-    row = staging.pitch * staging.scheme.bytes
+def _rows_wanted(geometry: Geometry, row: int, most: int) -> int:
+    """Rows of a task whose copy fits, at least twice its halo."""
     halo = geometry.rows_read(1) - geometry.stride[0]
     return min(most, max((STAGED_BYTES // row - halo) // geometry.stride[0], 2 * halo, 1))
 
@@ -144,8 +166,8 @@ class Cut:
     rest: int
 
 
-def flushes(scheme: Scheme, run: int) -> Cut:
-    """Blocks as equal as may be that can be summed as bytes."""
-    count = ceil(run / scheme.flush)
-    block = 2 * ceil(run / count / 2)
+def cut_of(run: int, most: int, unit: int) -> Cut:
+    """Blocks as equal as may be, of at most ``most`` groups and a multiple of ``unit``."""
+    count = ceil(run / most)
+    block = unit * ceil(run / count / unit)
     return Cut(block, run // block, run % block)

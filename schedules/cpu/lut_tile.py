@@ -23,7 +23,7 @@ from nybble.schedules.cpu import epilogue
 from nybble.schedules.cpu.blocking import Tile
 from nybble.schedules.cpu.buffers import Buffers, load, store
 from nybble.schedules.cpu.geometry import Geometry
-from nybble.schedules.cpu.lut_plan import UNROLLED, Cut, Isa, Plan, blocks_of, flushes
+from nybble.schedules.cpu.lut_plan import UNROLLED, Cut, Isa, Plan, blocks_of, cut_of
 from nybble.schedules.cpu.lut_scheme import ENTRIES, Scheme, shuffle, words
 from nybble.schedules.cpu.lut_stage import Staging
 from nybble.schedules.kernel import Problem
@@ -54,7 +54,7 @@ class Layer:
     @property
     def blocks(self) -> int:
         """Blocks of output channels in a group."""
-        return blocks_of(self.staging, self.isa)
+        return blocks_of(self.geometry, self.isa)
 
     @property
     def fits_words(self) -> bool:
@@ -84,7 +84,7 @@ def fits_words(problem: Problem, staging: Staging) -> bool:
 
 def flushed(staging: Staging) -> int:
     """How often one output's bytes are added to its word sums."""
-    cut = flushes(staging.scheme, staging.run)
+    cut = cut_of(staging.run, staging.scheme.flush, 2)
     return staging.geometry.tap_rows * staging.geometry.tap_cols * (cut.whole + (cut.rest > 0))
 
 
@@ -115,7 +115,7 @@ class _TileCode:
     def emit(self) -> None:
         """Emits the whole tile."""
         geometry, staging = self.layer.geometry, self.layer.staging
-        cut = flushes(self.layer.scheme, staging.run)
+        cut = cut_of(staging.run, self.layer.scheme.flush, 2)
         total = None
         if flushed(staging) > WORD_FLUSHES:
             total = self._local(f"int32x{self.lanes // 4}", 4 * self.outputs)
