@@ -183,7 +183,7 @@ def show(title: str, rows: Sequence[Row]) -> None:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="*", help="cases whose name holds this shell pattern")
+    parser.add_argument("--only", nargs="+", default=["*"], help="shell patterns in a case's name")
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--isa", nargs="+", choices=["native", *hold.LEVELS], default=["native"])
@@ -202,7 +202,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Reads the command line, measures, prints and writes what was found."""
     args = arguments(argv)
-    chosen = [case for case in cases() if fnmatch(case.name, f"*{args.only}*")]
+    chosen = [c for c in cases() if any(fnmatch(c.name, f"*{p}*") for p in args.only)]
     if args.list or not chosen:
         console.print("\n".join(case.name for case in chosen or cases()), highlight=False)
         return
