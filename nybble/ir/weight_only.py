@@ -57,7 +57,7 @@ def quantize_rows(x: Float32) -> tuple[NDArray[np.int8], Float32]:
     """
     top = np.maximum(np.abs(x).max(-1, keepdims=True, initial=0), LEAST)  # NaN wins here
     top = np.where(np.isfinite(top), top, np.nan).astype(np.float32)
-    row_scale: Float32 = top / np.float32(MOST)
+    row_scale = np.divide(top, np.float32(MOST), dtype=np.float32)
     with np.errstate(invalid="ignore"):
         steps = np.rint(x * (np.float32(MOST) / top))
     q = np.where(np.isnan(steps), 0, steps).astype(np.int8)

@@ -29,7 +29,8 @@ from nybble.schedules.cpu.gemv_codes import Codes
 from nybble.schedules.cpu.gemv_dot import INSTRUCTION_SETS, multiply
 from nybble.schedules.cpu.gemv_layout import Layout
 from nybble.schedules.cpu.gemv_rows import sweep, total
-from nybble.schedules.cpu.gemv_template import Job, Plan, Where
+from nybble.schedules.cpu.gemv_template import Plan
+from nybble.schedules.cpu.gemv_tile import Job, Where
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
 FEW = 8  # rows up to which the blocked template would read weights too often

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import tirx
 from tvm.tirx.script.builder import ir as T
+
+from nybble.schedules.cpu.gemv_registers import Registers
 
 LANES = 8
 
 
 def total(x: Any, begin: Any, count: int) -> Any:
     """The sum of ``count`` staged integers, a multiple of eight, as int32."""
-    sums = T.alloc_buffer((1,), f"int32x{LANES}", scope="local", layout=None)
-    T.buffer_store(sums, T.broadcast(tirx.const(0, "int32"), LANES), [0])
+    sums = Registers(1, "int32", LANES)
+    sums.clear()
     with T.serial(count // LANES) as i:
         some = x.vload([begin + i * LANES], f"{x.dtype}x{LANES}")
-        T.buffer_store(sums, sums[0] + T.Cast(f"int32x{LANES}", some), [0])
+        sums[0] = sums[0] + T.Cast(f"int32x{LANES}", some)
     return T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", sums[0])
 
 

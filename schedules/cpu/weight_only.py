@@ -25,7 +25,8 @@ from nybble.schedules.cpu.buffers import declare, product, store
 from nybble.schedules.cpu.gemv_codes import Codes
 from nybble.schedules.cpu.gemv_dot import INSTRUCTION_SETS, multiply
 from nybble.schedules.cpu.gemv_layout import Layout
-from nybble.schedules.cpu.gemv_template import Job, Plan, Where
+from nybble.schedules.cpu.gemv_template import Plan
+from nybble.schedules.cpu.gemv_tile import Job, Where
 from nybble.schedules.cpu.weight_only_generic import LONGEST
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 

@@ -15,6 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.ir.weight_only import LEAST, MOST
 from nybble.schedules.cpu.gemv_layout import Layout
+from nybble.schedules.cpu.gemv_registers import Registers
 from nybble.schedules.cpu.gemv_rows import LANES, sweep, total
 
 INFINITY = 0x7F800000
@@ -100,13 +101,13 @@ def _spans(layout: Layout) -> Iterator[tuple[int, int, int]]:
 
 def _top(layout: Layout, source: Any, begin: Any) -> Any:
     """The largest bit pattern without sign of a row."""
-    best = T.alloc_buffer((1,), f"int32x{LANES}", scope="local", layout=None)
-    T.buffer_store(best, T.broadcast(tirx.const(0, "int32"), LANES), [0])
+    best = Registers(1, "int32", LANES)
+    best.clear()
 
     def visit(at: Any, lanes: int) -> None:
         bits = _bits(source, begin + at, lanes)
         wide = bits if lanes == LANES else T.broadcast(bits, LANES)
-        T.buffer_store(best, tirx.max(best[0], wide), [0])
+        best[0] = tirx.max(best[0], wide)
 
     sweep(visit, layout.k)
     return T.Bind(T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smax", best[0]))
