@@ -190,6 +190,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--stage", choices=["all", "prepare", "race"], default="all")
     parser.add_argument("--json", type=Path, default=RESULTS / "cpu.json")
+    parser.add_argument("--add", action="store_true", help="keep the JSON's rows of other cases")
     parser.add_argument("--plot", type=Path, default=RESULTS / "cpu.png")
     parser.add_argument("--markdown", type=Path, help="write the page docs/performance.md there")
     parser.add_argument("--baseline", type=Path, help="an earlier JSON; 10 %% worse: exit status 1")
@@ -224,8 +225,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def finish(rows: list[Row], lines: dict[str, list[str]], args: argparse.Namespace) -> None:
     """Writes JSON, chart and page; compares with the baseline."""
-    order = {isa: i for i, isa in enumerate(args.isa)}
-    rows = sorted(rows, key=lambda r: (order[r.isa], r.threads))
+    measured = rows
+    if args.add and args.json.exists():
+        rows = results.merged(results.load(args.json), rows)
+    order = {case.name: i for i, case in enumerate(cases())}
+    rows = sorted(rows, key=lambda r: (r.isa, r.threads, order.get(r.case, len(order))))
     results.save(rows, args.json)
     results.plot(rows, args.plot)
     console.print(f"written: {args.json}, {args.plot}")
@@ -233,7 +237,7 @@ def finish(rows: list[Row], lines: dict[str, list[str]], args: argparse.Namespac
         command = " ".join(["python -m benchmarks.cpu", *sys.argv[1:]])
         args.markdown.write_text(results.markdown(rows, command, lines))
     if args.baseline:
-        worse = results.regressions(rows, results.load(args.baseline))
+        worse = results.regressions(measured, results.load(args.baseline))
         for (case, threads, isa, peer), before in worse.items():
             console.print(f"worse: {case}, {isa}, {threads} threads, by {peer}: was {before:.2f}")
         if worse:

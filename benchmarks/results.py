@@ -69,6 +69,12 @@ def load(path: Path) -> list[Row]:
     return [Row(**values) for values in json.loads(path.read_text())]
 
 
+def merged(before: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """The new rows, and the earlier ones of runs that were not repeated."""
+    repeated = {row.key[:3] for row in rows}
+    return [*(row for row in before if row.key[:3] not in repeated), *rows]
+
+
 def regressions(
     rows: Sequence[Row], baseline: Sequence[Row]
 ) -> dict[tuple[str, int, str, str], float]:
@@ -137,7 +143,13 @@ def _goal(row: Row) -> str:
 
 
 def markdown(rows: Sequence[Row], command: str, limits: dict[str, list[str]]) -> str:
-    """The page docs/performance.md."""
+    """The page docs/performance.md.
+
+    Args:
+        rows: sorted by level and threads.
+        command: that measured them.
+        limits: lines by "level, threads", as far as they were measured in this run.
+    """
     parts = [
         "# Performance\n",
         f"Made by `{command}`; {rows[0].cpu}, {rows[0].date}. Every ratio is the peer's time by"
@@ -151,7 +163,7 @@ def markdown(rows: Sequence[Row], command: str, limits: dict[str, list[str]]) ->
     for (isa, threads), group in groupby(rows, key=lambda r: (r.isa, r.threads)):
         plural = "" if threads == 1 else "s"
         parts.append(f"## {isa}, {threads} thread{plural}\n")
-        parts.append("".join(f"- {line}\n" for line in limits[f"{isa}, {threads}"]))
+        parts.append("".join(f"- {line}\n" for line in limits.get(f"{isa}, {threads}", [])))
         parts.append("| " + " | ".join(COLUMNS) + " |\n|---|--:|--:|--:|---|--:|--:|")
         parts += ["| " + " | ".join(line) + " |" for line in cells(list(group))]
         parts.append("")

@@ -174,6 +174,11 @@ def test_rows_survive_json(tmp_path: Path) -> None:
     assert results.load(tmp_path / "rows.json") == [ROW]
 
 
+def test_merging_replaces_what_was_measured_again() -> None:
+    old = [replace(ROW, peer="gone"), replace(ROW, case="other")]
+    assert results.merged(old, [ROW]) == [old[1], ROW]
+
+
 def test_regressions_are_what_lost_a_tenth_or_vanished() -> None:
     rows = [replace(ROW, peer=p, ratio=r) for p, r in (("a", 1.0), ("b", 1.2), ("c", None))]
     before = [replace(ROW, peer=p, ratio=1.3) for p in ("a", "b", "c")]
@@ -188,6 +193,11 @@ def test_best_peer_of_each_kind_decides() -> None:
     assert "ORT int8 3 ms | 1.50 | 1.2 met" in page
     assert "other 4 ms" not in page
     assert "gone: not installed" in page  # never silently left out
+
+
+def test_list_names_the_cases_of_several_patterns(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--list", "--only", "resnet18-w4a8", "resnet5*w8a8"])
+    assert capsys.readouterr().out.split() == ["resnet18-w4a8", "resnet50-w8a8"]
 
 
 def test_command_refuses_levels_without_faulting(
