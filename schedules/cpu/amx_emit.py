@@ -44,7 +44,7 @@ from nybble.schedules.kernel import Knobs, Problem, TensorSpec
 
 def _multiply(dot: Dot, acc: Any, x: Any, w: Any) -> Any:
     """The tile product acc += x·w; operands are numbers of tiles."""
-    name = "tdpbusd" if dot.x == "uint8" else "tdpbssd"
+    name = "x86.tdpbusd" if dot.x == "uint8" else "x86.tdpbssd"
     return _intrinsic(name, *(_tile(number) for number in (acc, x, w)))
 
 
@@ -56,7 +56,10 @@ def tile_dot(dtype: str) -> Dot:
 
 
 def _intrinsic(name: str, *args: Any) -> Any:
-    return T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{name}", *args))
+    return T.evaluate(T.call_llvm_intrin("void", f"llvm.{name}", *args))
+
+
+_SECOND_LEVEL = tuple(tirx.const(value, "int32") for value in (0, 2, 1))  # read, near, data
 
 
 def _tile(number: int) -> Any:
@@ -83,6 +86,11 @@ class _Layer:
     def table(self) -> Any:
         """Bias and scaling, a column for each output channel."""
         return self.buffers.constants[1]
+
+    @property
+    def packed(self) -> bool:
+        """Whether the weights are decoded first."""
+        return panels_of(self.problem, self.geometry) is not None
 
     @property
     def tiles(self) -> int:
@@ -148,7 +156,7 @@ def _tasks(layer: _Layer, images: Any) -> None:
         first = tirx.min(tirx.floormod(run, segments) * plan.rows, rows - plan.rows)
         _configure(layer)
         _task(layer, (image, first), (block, share))
-        _intrinsic("tilerelease")
+        _intrinsic("x86.tilerelease")
 
 
 def _configure(layer: _Layer) -> None:
@@ -170,7 +178,7 @@ def _configure(layer: _Layer) -> None:
     config = T.alloc_buffer((8,), "uint64", layout=None)
     for i, word in enumerate(words):
         T.buffer_store(config, tirx.const(int(word), "uint64"), [i])
-    _intrinsic("ldtilecfg", T.address_of(config[0]))
+    _intrinsic("x86.ldtilecfg", T.address_of(config[0]))
 
 
 def _task(layer: _Layer, where: tuple[Any, Any], blocks: tuple[Any, int]) -> None:
@@ -254,13 +262,13 @@ class _Block:
         vectors = self.layer.plan.block.vectors
         for number in range(len(starts) * vectors):
             bias = self.layer.table[0, self.channels[number % vectors]]
-            _move("tileloadd64", number, bias, 0)  # every row reads the same 16 numbers
+            _move("x86.tileloadd64", number, bias, 0)  # every row reads the same 16 numbers
         self._accumulate([x for x, _ in starts], step)
         line = vectors * LANES
         for number in range(len(starts) * vectors):
             tile, v = divmod(number, vectors)
             at = tile * self.layer.plan.tall * line + v * LANES
-            _move("tilestored64", number, self.scratch[at], 4 * line)
+            _move("x86.tilestored64", number, self.scratch[at], 4 * line)
         finish = Finish(
             self.layer.problem,
             self.layer.buffers,
@@ -300,12 +308,24 @@ class _Block:
         (kept, kept_step), (streaming, stream_step) = reversed(sides) if swapped else sides
         first = len(places) * vectors
         free = first + len(kept)
+        self._prefetch(index)
         for i, place in enumerate(kept):
-            _move("tileloadd64", first + i, place, kept_step)
+            _move("x86.tileloadd64", first + i, place, kept_step)
         for j, place in enumerate(streaming):
             there = free + j % (REGISTERS - free)
-            _move("tileloadd64", there, place, stream_step)
+            _move("x86.tileloadd64", there, place, stream_step)
             for i in range(len(kept)):
                 x, w = (j, i) if swapped else (i, j)
                 a, b = (there, first + i) if swapped else (first + i, there)
                 self.layer.dot.apply(self.layer.dot, x * vectors + w, a, b)
+
+    def _prefetch(self, index: Any) -> None:
+        """Asks for the weights of a step some way ahead; they follow each other to the end."""
+        ahead, steps = self.layer.plan.ahead, depth_of(self.layer.geometry).steps
+        if not ahead or self.layer.packed:
+            return
+        count, size = (int(extent) for extent in self.weights.shape)
+        for v in range(self.layer.plan.block.vectors):
+            row = T.Bind(tirx.min(self.row + v * steps + index + ahead, count - 1))
+            for line in range(0, size, 64):
+                _intrinsic("prefetch", T.address_of(self.weights[row, line]), *_SECOND_LEVEL)

@@ -32,6 +32,7 @@ NEAR_BYTES = 24 * 1024  # half of the first-level cache
 FAR_BYTES = 1 << 20  # weights beyond this do not stay in the second-level cache
 STAGED_BYTES = 1 << 18
 TASKS = 4  # enough for a few threads; each one stages and reads all that it needs anew
+AHEAD = 8  # steps
 FINISH = 5  # cycles of the epilogue for a vector
 LINE = 8  # cycles for writing to a line of the output
 
@@ -77,6 +78,7 @@ class Plan:
         rows: rows of the geometry in a task.
         splits: tasks that share the channels of the same rows.
         parallel: whether tasks run on several threads.
+        ahead: steps between the weights that are read and those that are prefetched; 0 for none.
     """
 
     block: Block
@@ -84,6 +86,7 @@ class Plan:
     rows: int
     splits: int
     parallel: bool
+    ahead: int
 
 
 def is_product(geometry: Geometry) -> bool:
@@ -148,7 +151,8 @@ def plan_of(geometry: Geometry, staged: bool, packed: bool, knobs: Knobs) -> Pla
     rest = max(missing // ceil(all_rows / rows), 1)
     splits = knobs.pick("splits", counts, max(c for c in counts if c <= rest))
     tall = tall_of(lines_of(geometry, rows)[1], block.wide)
-    return Plan(block, tall, rows, splits, parallel)
+    ahead = knobs.pick("ahead", (0, AHEAD), AHEAD if weight_bytes(geometry) >= FAR_BYTES else 0)
+    return Plan(block, tall, rows, splits, parallel, ahead)
 
 
 def weight_bytes(geometry: Geometry) -> int:
