@@ -13,7 +13,7 @@ from tvm import relax
 
 from nybble.errors import ScheduleError
 from nybble.ir import graph
-from nybble.schedules.cpu import loops
+from nybble.schedules.cpu import float_math, loops
 
 NAME = "cpu.stock"
 
@@ -36,8 +36,10 @@ def legalized(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
     plain = {param: relax.Var(f"x{i}", param.ty) for i, param in enumerate(params)}
     builder = relax.BlockBuilder()
     with builder.function("main", list(plain.values())):
-        builder.emit_func_output(builder.emit(graph.substitute(call, plain)))
-    mod = relax.transform.LegalizeOps()(builder.get())
+        result = builder.emit(graph.substitute(call, plain))
+        builder.emit_func_output(result)
+    ours = float_math.LEGALIZATIONS if graph.dtype_of(result) == "float32" else None
+    mod = relax.transform.LegalizeOps(ours)(builder.get())
     calls = [b for b in graph.bindings(mod) if graph.op_name(b.value) == "relax.call_tir"]
     if len(calls) != 1 or len(graph.bindings(mod)) != 1 or len(calls[0].value.args) != 2:
         raise ScheduleError(
