@@ -124,7 +124,7 @@ def compile(  # noqa: A001
             ``measure`` for another kind of machine.
         ScheduleError: no kernel can do a layer.
     """
-    given = list(target) if isinstance(target, list | tuple) else [target]
+    given: Any = target if isinstance(target, list | tuple) else [target]
     cpus = resolve_all(given)
     if isinstance(model, QuantizedModel):
         module, recipe = model.integer, model.recipe

@@ -85,7 +85,7 @@ def resolve(target: str | dict[str, Any]) -> CpuTarget:
         return _from_dict(target)
     if target == "native":
         return _native()
-    if target == "c" or target.startswith("c-"):
+    if isinstance(target, str) and (target == "c" or target.startswith("c-")):
         arch = target.removeprefix("c").removeprefix("-") or platform.machine()
         return CpuTarget(target, (("kind", "c"),), frozenset(), arch)
     if target not in _NAMED:
