@@ -33,6 +33,7 @@ from nybble.schedules.cpu.amx_plan import (
     depth_of,
     is_folded,
     is_product,
+    is_tiled,
 )
 from nybble.schedules.cpu.amx_store import Finish
 from nybble.schedules.cpu.buffers import Buffers, declare, product
@@ -187,7 +188,7 @@ def _task(layer: _Layer, where: tuple[Any, Any], blocks: tuple[Any, int]) -> Non
     picture = image * (geometry.height * geometry.width * geometry.c)
     source, origin = layer.buffers.x, picture + first * (geometry.stride[0] * layer.pitch)
     if layer.staged:
-        size = amx_stage.staged_size(geometry, layer.dot, plan.rows)
+        size = amx_stage.staged_size(geometry, layer.dot, plan.rows, plan.tall)
         source, origin = T.alloc_buffer((size,), layer.dot.x, layout=None), 0
         _stage(layer, source, (picture, first))
     lines, pixels = amx_plan.lines_of(geometry, plan.rows)
@@ -195,8 +196,7 @@ def _task(layer: _Layer, where: tuple[Any, Any], blocks: tuple[Any, int]) -> Non
     scratch = T.alloc_buffer(
         (layer.tiles * plan.tall * block.vectors * LANES,), "int32", layout=None
     )
-    is_flat = is_product(geometry) or is_folded(geometry)
-    step_x = geometry.c if is_flat else geometry.stride[1] * geometry.c
+    step_x = _pixel_step(geometry)
     step_line = geometry.stride[0] * layer.pitch
     base_y = (image * geometry.static_rows + first) * geometry.cols
     with T.serial(blocks[1]) as b:
@@ -210,14 +210,31 @@ def _task(layer: _Layer, where: tuple[Any, Any], blocks: tuple[Any, int]) -> Non
                 for j in range(block.wide):
                     at = (px * block.wide + j) * plan.tall
                     pixel = T.Bind(tirx.min(at, pixels - plan.tall))
-                    x = T.Bind(origin + (line + i) * step_line + pixel * step_x)
+                    if is_tiled(geometry):
+                        last = ceil(pixels / plan.tall) - 1
+                        tile = tirx.min(px * block.wide + j, last)
+                        x = T.Bind(tile * (plan.tall * geometry.c))
+                    else:
+                        x = T.Bind(origin + (line + i) * step_line + pixel * step_x)
                     starts.append((x, T.Bind(base_y + (line + i) * pixels + pixel)))
             _Block(layer, source, (weights, row), scratch, vector).emit(starts, step_x)
+
+
+def _pixel_step(geometry: Geometry) -> int:
+    """Bytes between the pixels of a tile."""
+    if is_tiled(geometry):
+        return DEPTH
+    is_flat = is_product(geometry) or is_folded(geometry)
+    return geometry.c if is_flat else geometry.stride[1] * geometry.c
 
 
 def _stage(layer: _Layer, scratch: Any, where: tuple[Any, Any]) -> None:
     """The staging copy of a task."""
     geometry, x, rows = layer.geometry, layer.buffers.x, layer.plan.rows
+    if is_tiled(geometry):
+        origin = where[0] + where[1] * geometry.c
+        amx_stage.stage_tiles(geometry, x, scratch, layer.plan.tall, (origin, rows))
+        return
     if is_folded(geometry):
         amx_stage.stage_planes(geometry, x, scratch, rows, where)
         return
@@ -288,7 +305,8 @@ class _Block:
             T.serial(depth.count) as k,
         ):
             index = T.Bind((ky * geometry.tap_cols + kx) * depth.count + k)
-            at = T.Bind(self._tap(ky, kx) + k * depth.size)
+            step_k = self.layer.plan.tall * DEPTH if is_tiled(geometry) else depth.size
+            at = T.Bind(self._tap(ky, kx) + k * step_k)
             self._products([self.source[x + at] for x in starts], index, step)
 
     def _tap(self, ky: Any, kx: Any) -> Any:
