@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nybble.schedules.cpu import amx_emit, amx_stage, epilogue, panels
+from nybble.schedules.cpu import amx_block, amx_emit, amx_stage, epilogue, panels
 from nybble.schedules.cpu.amx_plan import LANES, depth_of, vectors_of
 from nybble.schedules.cpu.dot import AVX512
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
@@ -62,7 +62,7 @@ def pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
         row[: geometry.o] = epilogue.wrapped(np.asarray(values), "int32")
     filler = panels.filler(problem.weights.dtype)
     ordered = _ordered(geometry, np.asarray(constants["w"]), filler)
-    layout = amx_emit.panels_of(problem, geometry)
+    layout = amx_block.panels_of(problem, geometry)
     if layout is None:
         return [ordered.reshape(-1, depth_of(geometry).operand), table]
     return [panels.pack(layout, ordered.reshape(-1, layout.length)), table]

@@ -87,6 +87,7 @@ def test_every_width(weights: str, x: str, y: str) -> None:
         {"x": (2, 15, 15, 17), "w": (16, 5, 3, 17), "dilation": (2, 2), "padding": (4, 2, 4, 2)},
         {"x": (1, 7, 7, 96), "w": (70, 3, 3, 96), "padding": (1, 1, 1, 1), "epilogue": "add"},
         {"x": (3, 14, 14, 96), "w": (9, 1, 1, 96), "epilogue": "add", "symbolic": True},
+        {"x": (3, 7, 7, 2048), "w": (32, 1, 1, 2048), "epilogue": "add", "symbolic": True},
         {"x": (2, 14, 14, 64), "w": (64, 3, 3, 64), "strides": (2, 2), "padding": (1, 1, 1, 1)},
         {
             "x": (1, 13, 13, 33),
