@@ -21,8 +21,10 @@ from nybble.schedules.kernel import Knobs
 
 STAGED_BYTES = 24 * 1024  # a task's activations should stay in the first-level cache
 STREAM = 1.5 / 64  # cycles for a byte of weights from the second-level cache, one stream
-FETCH = 2.5 / 64  # of activations, many streams at once
-DECODE = 1.2 / 32  # of packed weights, when it is decoded
+REREAD = 0.6 / 64  # of weights for every tile, where a panel does not stay in the first level
+PANEL_BYTES = 16 * 1024
+FETCH = 1.0 / 64  # of activations, many streams at once
+DECODE = 2 / 32  # of packed weights, when it is decoded
 COPY = 2 / 32  # of a staging copy
 TASKS = 8  # enough to keep a few threads evenly busy
 SERIAL_CYCLES = 100_000  # a parallel launch costs 13-18 µs; below ~40 µs of work it does not pay
@@ -165,7 +167,9 @@ def tile_cycles(geometry: Geometry, dot: Dot, tile: Tile) -> float:
     step = max(outputs * dot.cost, loads / 2, dot.latency, issued / 5) + loads / 40
     steps = geometry.tap_rows * geometry.tap_cols * geometry.runs(dot.depth)
     finish = 5 * outputs + 4 * high * wide + 8 * vectors + 20  # stores share lines per pixel
-    return steps * step + finish
+    panel = steps * vectors * dot.lanes * dot.depth * (4 if dot.acc == "float32" else 1)
+    again = panel * REREAD if panel > PANEL_BYTES else 0
+    return steps * step + finish + again
 
 
 def _split_choices(geometry: Geometry, dot: Dot, tile: Tile) -> list[int]:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+LONG = 32  # steps of a window from which its loop is unrolled once
+
 if TYPE_CHECKING:
     from nybble.schedules.cpu.tile import RegisterTile
 
@@ -64,10 +66,14 @@ def _long(tile: RegisterTile, acc: Any, where: tuple[Any, Any], count: int) -> N
                 slot, product = tile.slot(i, j, v), dot.products(value, w)
                 T.buffer_store(sums, product if first else sums[slot] + product, [slot])
 
-    add(0, True)
-    if count > 1:
-        with T.serial(count - 1) as n:
-            add(n + 1, False)
+    unrolled = 2 if count >= LONG else 1
+    head = count % unrolled or unrolled
+    for n in range(head):
+        add(n, n == 0)
+    if count > head:
+        with T.serial((count - head) // unrolled) as chunk:
+            for n in range(unrolled):
+                add(head + chunk * unrolled + n, False)
     with T.unroll(slots) as slot:
         T.buffer_store(acc, acc[slot] + dot.widened(sums[slot]), [slot])
 
