@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nybble import tiles
 from nybble.errors import ArtifactError
 from nybble.runtime import host
 from tests.runtime.tiny import tiny_manifest
@@ -72,3 +73,11 @@ def test_advice_names_what_this_cpu_can_run(cpuinfo: Path, flags: str, advice: s
     cpuinfo.write_text(f"flags\t: {flags}\n")
     with pytest.raises(ArtifactError, match=f"lacks avx512_vnni.*{advice}"):
         host.check(tiny_manifest(features=("avx512_vnni",)))
+
+
+def test_says_that_linux_refuses_the_tiles(cpuinfo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo.write_text("flags\t: avx2 amx_tile amx_int8\n")
+    monkeypatch.setattr(tiles, "refusal", lambda: "Operation not permitted")
+    assert host.features() == {"avx2"}
+    with pytest.raises(ArtifactError, match=r"lacks amx_tile .Linux refuses .*not permitted"):
+        host.check(tiny_manifest(features=("avx2", "amx_tile")))
