@@ -29,7 +29,7 @@ DEPTH = 64  # bytes in a row of a tile
 LANES = 16  # channels of a tile of weights
 REGISTERS = 8
 LATENCY = 52  # cycles from one product to the next on the same accumulators
-NEAR_BYTES = 24 * 1024  # half of the first-level cache
+NEAR_BYTES = 32 * 1024  # most of the first-level cache
 FAR_BYTES = 1 << 20  # weights beyond this do not stay in the second-level cache
 STAGED_BYTES = 1 << 18
 TASKS = 4  # enough for a few threads; each one stages and reads all that it needs anew
@@ -154,8 +154,9 @@ def plan_of(geometry: Geometry, staged: bool, packed: bool, knobs: Knobs) -> Pla
     most = ceil(all_rows / (ceil(missing / chunks) if shared else missing))
     rows_choices = _row_choices(geometry, all_rows, block)
     wanted = _rows_wanted(geometry, block, most, _room(geometry, staged, packed, block))
-    fitting = [r for r in rows_choices if r <= wanted]
-    rows = knobs.pick("rows", rows_choices, max(fitting, default=min(rows_choices)))
+    fitting = [r for r in rows_choices if r <= wanted] or [min(rows_choices)]
+    best = min(fitting, key=lambda r: (_cut(geometry, all_rows, r, block), -r))
+    rows = knobs.pick("rows", rows_choices, best)
     counts = [count for count in range(1, chunks + 1) if count in (1, 2, 4, 8, 16, chunks)]
     rest = max(missing // ceil(all_rows / rows), 1)
     splits = knobs.pick("splits", counts, max(c for c in counts if c <= rest))
@@ -189,6 +190,14 @@ def _rows_wanted(geometry: Geometry, block: Block, most: int, room: int) -> int:
     row = geometry.c if is_product(geometry) else geometry.reach * geometry.c
     halo = geometry.rows_read(1) - geometry.stride[0]
     return min(most, max((room // row - halo) // geometry.stride[0], block.high))
+
+
+def _cut(geometry: Geometry, all_rows: int, rows: int, block: Block) -> int:
+    """Cycles of all products of one step and one tile of channels, for tasks of ``rows`` rows."""
+    lines, pixels = lines_of(geometry, rows)
+    tall = tall_of(pixels, block.wide)
+    tiles = ceil(pixels / (tall * block.wide)) * block.wide * ceil(lines / block.high) * block.high
+    return ceil(all_rows / rows) * tiles * (tall + 4)
 
 
 def _row_choices(geometry: Geometry, rows: int, block: Block) -> tuple[int, ...]:
