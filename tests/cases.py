@@ -380,12 +380,12 @@ LOW_LINEAR = (
         )
         for i, k in enumerate((1, 31, 33, 255, 257, 2177, 4099, 65537))
         for operands, *lot in (
-            ("high", "int1 uint1", "int1 int8", "int2 uint8"),
-            ("low", "int2 int8", "int1 int1", "int2 int2"),
-            ("alternating", "int1 int2", "int2 uint2", "int1 uint8"),
-            ("random", "int3 int8", "int2 uint4", "int1 int4"),
+            ("high", "int1 int8", "int2 uint8", "int1 uint1"),
+            ("low", "int1 int1", "int2 int8", "int2 int2"),
+            ("alternating", "int1 uint8", "int2 uint2", "int1 int2"),
+            ("random", "int1 int4", "int3 int8", "int2 uint4"),
         )
-        for widths in (lot[i % 3], lot[(i + 1) % 3])
+        for widths in lot[i % 3 : i % 3 + 1]
     ),
 )  # fmt: skip
 """Linear layers of 1- to 4-bit weights."""

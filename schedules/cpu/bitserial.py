@@ -93,7 +93,7 @@ def _words(staging: BitStaging, planes: Planes, isa: Isa, w: NDArray[Any]) -> ND
     bits = np.pad(bits, [(0, 0)] * 5 + [(0, spare), (0, 0)])
     bits = bits.reshape(*shape[:4], staging.run, WORD, len(planes.coefs))
     packed = np.packbits(bits, axis=-2, bitorder="little")  # …, words, 4 bytes, planes
-    words = np.ascontiguousarray(packed.swapaxes(-1, -2)).view(np.uint32)[..., 0]
+    words = np.ascontiguousarray(packed.swapaxes(-1, -2)).view(np.uint32)[..., 0].byteswap()
     channels = np.add.outer(starts_of(geometry, isa), np.arange(isa.lanes))
     chosen = words[:, np.minimum(channels, geometry.o - 1)]
     return np.ascontiguousarray(chosen.transpose(0, 1, 3, 4, 5, 6, 2)).reshape(-1, isa.lanes)

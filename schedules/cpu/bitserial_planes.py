@@ -15,6 +15,7 @@ Source: ABQ-LLM (arXiv 2408.08554) for the arithmetic.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -25,6 +26,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
 from nybble.schedules.cpu.geometry import Geometry
+from nybble.schedules.cpu.lut_rows import emit_rows
 
 WORD = 32  # channels of one word of a plane
 
@@ -62,6 +64,9 @@ class Planes:
 @dataclass(frozen=True)
 class BitStaging:
     """The bit planes of one layer's input rows: per pixel and 32 channels a word for each plane.
+
+    The bytes of a word are reversed, in activations as in weights. What comes straight from
+    ``vpmovmskb`` LLVM would keep in AVX-512's mask registers, and mixes up when those run out.
 
     Attributes:
         geometry: of the layer; groups of at least 32 channels.
@@ -107,30 +112,11 @@ class BitStaging:
 
     def emit(self, source: Any, scratch: Any, rows: int, where: tuple[Any, Any]) -> None:
         """Emits the copy (see `nybble.schedules.cpu.lut_template.Staged`)."""
-        geometry, (image, first) = self.geometry, where
-        top, left, bottom, _ = geometry.padding
-        middle = min(geometry.width, geometry.reach - left)
-        after = geometry.reach - left - middle
-        with T.serial(geometry.rows_read(rows)) as y:
-            start = T.Bind(y * self.pitch)
-            line = T.Bind(first * geometry.stride[0] + y - top)
-            from_ = T.Bind(image + line * (geometry.width * geometry.c))
-            self._pad(scratch, start, left)
-            self._pad(scratch, start + (left + middle) * self.per_pixel, after)
-            inner = start + left * self.per_pixel
-            if not top + bottom:
-                self._pixels(source, from_, scratch, inner, middle)
-                return
-            with T.If(tirx.all(line >= 0, line < geometry.height)):
-                with T.Then():
-                    self._pixels(source, from_, scratch, inner, middle)
-                with T.Else():
-                    self._pad(scratch, inner, middle)
+        pad, read = partial(self._pad, scratch), partial(self._pixels, source, scratch)
+        emit_rows(self.geometry, self.per_pixel, rows, where, (pad, read))
 
     def _pad(self, scratch: Any, word: Any, pixels: int) -> None:
         """Planes of pixels in the padding, which are constants."""
-        if pixels == 0:
-            return
         bits = self.planes.split(np.array(self.geometry.pad_value))
         with T.serial(pixels * self.geometry.groups) as p, T.serial(self.per_channels) as g:
             live = self._live(g)
@@ -144,10 +130,10 @@ class BitStaging:
         full = tirx.const(2**32 - 1, "uint32")
         if not rest:
             return full
-        last = tirx.const((1 << rest) - 1, "uint32")
+        last = tirx.const(int(np.uint32((1 << rest) - 1).byteswap()), "uint32")
         return tirx.Select(g == self.per_channels - 1, last, full)
 
-    def _pixels(self, source: Any, from_: Any, scratch: Any, word: Any, pixels: int) -> None:
+    def _pixels(self, source: Any, scratch: Any, from_: Any, word: Any, pixels: int) -> None:
         """Planes of consecutive pixels; a last word that is not full reads what precedes it."""
         rest, dtype = self.inside % WORD, f"{source.dtype}x{WORD}"
         whole = self.inside // WORD
@@ -171,4 +157,5 @@ class BitStaging:
             )
             bits = T.reinterpret("uint32", tops)
             bits = T.shift_right(bits, tirx.const(drop, "uint32")) if drop else bits
-            T.buffer_store(scratch, bits, [word * count + plane])
+            turned = T.call_llvm_pure_intrin("uint32", "llvm.bswap", bits)
+            T.buffer_store(scratch, turned, [word * count + plane])

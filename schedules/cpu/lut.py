@@ -17,10 +17,10 @@ from nybble.ir import numerics
 from nybble.schedules.cpu import epilogue, lut_template
 from nybble.schedules.cpu.dot import AVX2, AVX512
 from nybble.schedules.cpu.geometry import geometry_of
-from nybble.schedules.cpu.lut_plan import Isa, blocks_of, plan_of, starts_of
+from nybble.schedules.cpu.lut_plan import Isa, blocks_of, fits_words, offset, plan_of, starts_of
 from nybble.schedules.cpu.lut_scheme import GROUP
 from nybble.schedules.cpu.lut_stage import Staging, staging_of
-from nybble.schedules.cpu.lut_tile import Layer, fits_words, offset
+from nybble.schedules.cpu.lut_tile import Layer
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
 MOST_BITS = 4  # of the weights: every bit is a plane, and costs a look-up

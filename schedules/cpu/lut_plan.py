@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil
 
+from nybble.ir import numerics
 from nybble.schedules.cpu.blocking import SERIAL_CYCLES, TASKS, Tile
 from nybble.schedules.cpu.geometry import Geometry
 from nybble.schedules.cpu.lut_stage import Staging
-from nybble.schedules.kernel import Knobs
+from nybble.schedules.kernel import Knobs, Problem
 
 STAGED_BYTES = 128 * 1024  # tables are read once for each block of channels, from L2 at the latest
+WORD_FLUSHES = 256  # bytes of 255 that fit 16 bits when summed
 UNROLLED = 4  # groups between two flushes from which the look-ups become a loop
 
 
@@ -171,3 +173,25 @@ def cut_of(run: int, most: int, unit: int) -> Cut:
     count = ceil(run / most)
     block = unit * ceil(run / count / unit)
     return Cut(block, run // block, run % block)
+
+
+def offset(staging: Staging) -> int:
+    """What the sum of all look-ups of an output lacks."""
+    geometry = staging.geometry
+    return staging.scheme.offset(geometry.tap_rows * geometry.tap_cols * staging.run)
+
+
+def fits_words(problem: Problem, staging: Staging) -> bool:
+    """Whether sums, before the bias, fit 16 bits throughout; then `offset` is added to them."""
+    assert problem.weights is not None
+    dtypes = problem.inputs[0].dtype, problem.weights.dtype
+    largest = [max(map(abs, numerics.limits(dtype))) for dtype in dtypes]
+    geometry = staging.geometry
+    depth = geometry.tap_rows * geometry.tap_cols * geometry.run
+    return flushed(staging) <= WORD_FLUSHES and depth * largest[0] * largest[1] < 1 << 15
+
+
+def flushed(staging: Staging) -> int:
+    """How often one output's bytes are added to its word sums."""
+    cut = cut_of(staging.run, staging.scheme.flush, 2)
+    return staging.geometry.tap_rows * staging.geometry.tap_cols * (cut.whole + (cut.rest > 0))

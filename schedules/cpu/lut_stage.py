@@ -8,6 +8,7 @@ run. Absent channels of the last group count as 0, which adds nothing whatever t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -15,6 +16,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
+from nybble.schedules.cpu.lut_rows import emit_rows
 from nybble.schedules.cpu.lut_scheme import GROUP, Scheme, bytes_of, emit_tables, scheme_of
 from nybble.schedules.kernel import Problem
 
@@ -77,30 +79,11 @@ class Staging:
             rows: output rows that will be computed from it.
             where: (first element of the image in ``source``, first output row).
         """
-        geometry, (image, first) = self.geometry, where
-        top, left, bottom, _ = geometry.padding
-        middle = min(geometry.width, geometry.reach - left)
-        after = geometry.reach - left - middle
-        with T.serial(geometry.rows_read(rows)) as y:
-            start = T.Bind(y * self.pitch)
-            line = T.Bind(first * geometry.stride[0] + y - top)
-            from_ = T.Bind(image + line * (geometry.width * geometry.c))
-            self._pad(scratch, start, left)
-            self._pad(scratch, start + (left + middle) * self.per_pixel, after)
-            inner = start + left * self.per_pixel
-            if not top + bottom:
-                self._pixels(source, from_, scratch, inner, middle)
-                return
-            with T.If(tirx.all(line >= 0, line < geometry.height)):
-                with T.Then():
-                    self._pixels(source, from_, scratch, inner, middle)
-                with T.Else():
-                    self._pad(scratch, inner, middle)
+        pad, read = partial(self._pad, scratch), partial(self._pixels, source, scratch)
+        emit_rows(self.geometry, self.per_pixel, rows, where, (pad, read))
 
     def _pad(self, scratch: Any, group: Any, pixels: int) -> None:
         """Tables of pixels in the padding, which are constants."""
-        if pixels == 0:
-            return
         size, live = self.scheme.bytes, self.geometry.c % GROUP
         fill = [self.geometry.pad_value] * GROUP
         full = bytes_of(self.scheme.table(fill).tolist())
@@ -112,7 +95,7 @@ class Staging:
                 at = (group + (p + 1) * self.per_pixel - 1) * size
                 T.buffer_store(scratch, last, [T.ramp(at, 1, size)])
 
-    def _pixels(self, source: Any, from_: Any, scratch: Any, group: Any, pixels: int) -> None:
+    def _pixels(self, source: Any, scratch: Any, from_: Any, group: Any, pixels: int) -> None:
         """Tables of consecutive pixels."""
         c = self.geometry.c
         if c % GROUP == 0:

@@ -18,17 +18,25 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from nybble.ir import numerics
 from nybble.schedules.cpu import epilogue
 from nybble.schedules.cpu.blocking import Tile
 from nybble.schedules.cpu.buffers import Buffers, load, store
 from nybble.schedules.cpu.geometry import Geometry
-from nybble.schedules.cpu.lut_plan import UNROLLED, Cut, Isa, Plan, blocks_of, cut_of
+from nybble.schedules.cpu.lut_plan import (
+    UNROLLED,
+    WORD_FLUSHES,
+    Cut,
+    Isa,
+    Plan,
+    blocks_of,
+    cut_of,
+    fits_words,
+    flushed,
+    offset,
+)
 from nybble.schedules.cpu.lut_scheme import ENTRIES, Scheme, shuffle, words
 from nybble.schedules.cpu.lut_stage import Staging
 from nybble.schedules.kernel import Problem
-
-WORD_FLUSHES = 256  # bytes of 255 that fit 16 bits when summed
 
 
 @dataclass(frozen=True)
@@ -64,28 +72,6 @@ class Layer:
     def emit(self, tile: Tile, scratch: Any, at: tuple[Any, Any], block: tuple[Any, Any]) -> None:
         """Emits a tile: see `nybble.schedules.cpu.lut_template.Layer`."""
         _TileCode(self, tile, scratch, at, block).emit()
-
-
-def offset(staging: Staging) -> int:
-    """What the sum of all look-ups of an output lacks."""
-    geometry = staging.geometry
-    return staging.scheme.offset(geometry.tap_rows * geometry.tap_cols * staging.run)
-
-
-def fits_words(problem: Problem, staging: Staging) -> bool:
-    """Whether sums, before the bias, fit 16 bits throughout; then `offset` is added to them."""
-    assert problem.weights is not None
-    dtypes = problem.inputs[0].dtype, problem.weights.dtype
-    largest = [max(map(abs, numerics.limits(dtype))) for dtype in dtypes]
-    geometry = staging.geometry
-    depth = geometry.tap_rows * geometry.tap_cols * geometry.run
-    return flushed(staging) <= WORD_FLUSHES and depth * largest[0] * largest[1] < 1 << 15
-
-
-def flushed(staging: Staging) -> int:
-    """How often one output's bytes are added to its word sums."""
-    cut = cut_of(staging.run, staging.scheme.flush, 2)
-    return staging.geometry.tap_rows * staging.geometry.tap_cols * (cut.whole + (cut.rest > 0))
 
 
 class _TileCode:
