@@ -21,6 +21,7 @@ from tvm import relax
 
 from nybble.ir import graph, ops
 from nybble.schedules import match_float, match_weight_only
+from nybble.schedules.cpu import concat
 from nybble.schedules.cpu.epilogue import ratios_are_small
 from nybble.schedules.cpu.headroom import flush_of
 from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
@@ -164,6 +165,22 @@ def _add(matcher: Matcher, binding: relax.VarBinding) -> Group:
     return Group((binding,), problem, (args[0], args[3]), _scales(binding, positions))
 
 
+def _concat(_matcher: Matcher, binding: relax.VarBinding) -> Group | None:
+    """Concatenation of tensors that are static from the axis on; None for others."""
+    fields = tuple(binding.value.args[0].fields)
+    inputs, output = tuple(map(spec_of, fields)), spec_of(binding.var)
+    axis = graph.attributes(binding.value)["axis"]
+    if axis is None or concat.runs_of(inputs, axis % len(output.shape)) is None:
+        return None
+    attrs = (("axis", axis % len(output.shape)),)
+    return Group((binding,), Problem("concat", inputs, output, attrs), fields)
+
+
+def _table(matcher: Matcher, binding: relax.VarBinding) -> Group:
+    values = constant_of(binding.value.args[1], str(binding.var.name), "values")
+    return replace(_plain(matcher, binding), constants={"values": values})
+
+
 def _border(matcher: Matcher, binding: relax.VarBinding) -> Group:
     call, name = binding.value, str(binding.var.name)
     shape = graph.shape_of(binding.var)
@@ -209,6 +226,8 @@ _ANCHORS: dict[str, Rule] = {
 _OTHERS: dict[str, Rule] = {
     "nybble.requantize": _requantize,
     "nybble.add": _add,
+    "nybble.table": _table,
+    "relax.concat": _concat,
     "nybble.dequantize": _border,
     "nybble.max_pool2d": _plain,
     "relax.nn.max_pool2d": match_float.max_pool2d,

@@ -248,6 +248,18 @@ def add(
     return settle(left + right + zero_point, lo, hi, dtype)
 
 
+def table(x: Array, values: Array) -> Array:
+    """values[x - lo]: any function of one integer of at most 8 bits.
+
+    Args:
+        x: integers whose smallest value is ``lo``; signed ones lie half below 0.
+        values: one entry for every integer from ``lo`` to the largest, both included (so 3 for
+            ``int1``, the middle one unused).
+    """
+    lo = -(len(values) // 2) if x.dtype.kind == "i" else 0
+    return values[x.astype(np.int64) - lo]
+
+
 # ---------------------------------------------------------------- convolution and linear
 
 

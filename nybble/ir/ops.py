@@ -94,6 +94,10 @@ def _dequantize_law(q: Any, scale: Any, zero_point: Any, *, axis: int) -> Any:
     return numerics.dequantize(q, along(scale, axis, q.ndim), along(zero_point, axis, q.ndim))
 
 
+def _table(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return types[0].shape, str(types[1].dtype)
+
+
 def along(vector: Any, axis: int, ndim: int) -> Any:
     """Reshapes a scalar or a vector so that it broadcasts along ``axis`` of an ndim tensor."""
     if vector.ndim == 0:
@@ -142,6 +146,10 @@ VOCABULARY: dict[str, OpDef] = {
             {**_REQUANTIZED, "zero_point_a": 0, "zero_point_b": 0},
             _same_shape, numerics.add,
             "residual add: each branch requantized by itself, then clamped",
+        ),
+        OpDef(
+            "table", ("x", "values"), {}, _table, numerics.table,
+            "values[x - lo]: a function of one integer; an entry for each from lo to the largest",
         ),
         OpDef(
             "max_pool2d", ("x",), {**_WINDOW, "pool_size": ..., "dilation": (1, 1)},

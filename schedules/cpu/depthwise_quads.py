@@ -75,18 +75,25 @@ def _needs_split(problem: Problem, isa: Quads) -> bool:
 
 
 def _shapes(problem: Problem, geometry: Geometry, isa: Quads) -> tuple[TensorSpec, ...]:
-    """Weights [blocks][passes][quads][KW][2] of [lanes][4], the table, and passes per block."""
+    """Of the packed constants.
+
+    Weights [blocks][quads][KW][2] of [lanes][4] and the table; where pairs may not fit, also
+    weights [blocks][quads][KW][2 pairs][2] of [lanes][2], and whether a block uses these.
+    """
     blocks = ceil(geometry.c / isa.channels)
-    split = _needs_split(problem, isa)
-    steps = len(quads.row_pairs(geometry.tap_rows)) * geometry.tap_cols
-    rows = blocks * (2 if split else 1) * steps * 2
-    table = (epilogue.table_rows(problem.epilogue), blocks * isa.channels)
-    shapes = [TensorSpec((rows, 4 * isa.lanes), "int8"), TensorSpec(table, "int32")]
-    return (*shapes, TensorSpec((blocks,), "int32")) if split else tuple(shapes)
+    rows = blocks * len(quads.row_pairs(geometry.tap_rows)) * geometry.tap_cols * 2
+    shapes = (
+        TensorSpec((rows, 4 * isa.lanes), "int8"),
+        TensorSpec((epilogue.table_rows(problem.epilogue), blocks * isa.channels), "int32"),
+    )
+    if not _needs_split(problem, isa):
+        return shapes
+    wide = TensorSpec((2 * rows, 2 * isa.lanes), "int16")
+    return (*shapes, wide, TensorSpec((blocks,), "int32"))
 
 
 def _pack(isa: Quads, problem: Problem, constants: Constants) -> list[NDArray[Any]]:
-    """Weights in the order of use, per-channel numbers in the order of lanes, passes per block."""
+    """What `_shapes` describes."""
     geometry, split = geometry_of(problem), _needs_split(problem, isa)
     weights = np.asarray(constants["w"])[..., 0]
     shift = quads.offset(problem.inputs[0].dtype)
@@ -94,12 +101,20 @@ def _pack(isa: Quads, problem: Problem, constants: Constants) -> list[NDArray[An
     channels = np.add.outer(_starts(geometry, isa), isa.order())
     rows: list[NDArray[Any]] = [bias, *epilogue.scaling_rows(problem, constants, geometry.c)]
     table = np.stack([epilogue.wrapped(row, "int32")[channels.ravel()] for row in rows])
-    slots = quads.passes(weights, split)[:, channels]  # passes, blocks, 2 lanes, quads, KW, 4
-    count, blocks, _, groups, columns, _ = slots.shape
-    halves = slots.reshape(count, blocks, 2, isa.lanes, groups, columns, 4)
-    packed = np.ascontiguousarray(halves.transpose(1, 0, 4, 5, 2, 3, 6)).reshape(-1, 4 * isa.lanes)
-    needed = np.where(slots[1:].any(axis=(0, 2, 3, 4, 5)), 2, 1).astype(np.int32)
-    return [packed, table, needed] if split else [packed, table]
+    slots, fits = quads.slots(weights, split)
+    packed = [_blocked(slots[channels], isa, 1).astype(np.int8), table]
+    if not split:
+        return packed
+    wide = _blocked(quads.slots(weights, False)[0][channels], isa, 2)
+    return [*packed, wide, np.where(fits[channels].all(axis=1), 0, 1).astype(np.int32)]
+
+
+def _blocked(slots: NDArray[Any], isa: Quads, parts: int) -> NDArray[Any]:
+    """(blocks, 2·lanes, quads, KW, 4) -> rows of [lanes][4 / parts], part by part."""
+    blocks, _, groups, columns, _ = slots.shape
+    halves = slots.reshape(blocks, 2, isa.lanes, groups, columns, parts, 4 // parts)
+    ordered = halves.transpose(0, 3, 4, 5, 1, 2, 6)
+    return np.ascontiguousarray(ordered).reshape(-1, 4 // parts * isa.lanes)
 
 
 # ---------------------------------------------------------------- build
@@ -202,23 +217,26 @@ def _task(layer: _Layer, image: Any, first: Any) -> None:
 
 
 def _row(layer: _Layer, scratch: Any, block: Any, x: Any, y: Any) -> None:
-    """One output row of a block; a second pass, where it may be needed, has code of its own."""
-    geometry, counts = layer.geometry, layer.buffers.constants[2:]
+    """One output row of a block; pairs of 16 bits, where they may be needed, have their own code.
 
-    def tiles(count: int) -> None:
+    The branch stands outside the tiles: inside, LLVM would keep both forms of x alive.
+    """
+    geometry, wide = layer.geometry, layer.buffers.constants[3:]
+
+    def tiles(is_wide: bool) -> None:
         with T.serial(ceil(geometry.cols / layer.wide)) as tile:
             col = T.Bind(tirx.min(tile * layer.wide, geometry.cols - layer.wide))
             at = x + col * (geometry.stride[1] * layer.pairs.step), y + col * geometry.c
-            _Tile(layer, scratch, block, *at).emit(count)
+            _Tile(layer, scratch, block, *at).emit(is_wide)
 
-    if not counts:
-        tiles(1)
+    if not wide:
+        tiles(False)
         return
-    with T.If(counts[0][block] == 1):
+    with T.If(wide[0][block] == 0):
         with T.Then():
-            tiles(1)
+            tiles(False)
         with T.Else():
-            tiles(2)
+            tiles(True)
 
 
 class _Tile:
@@ -232,7 +250,7 @@ class _Tile:
             T.Bind(self.block * layer.isa.channels + v * layer.isa.lanes) for v in (0, 1)
         ]
 
-    def emit(self, passes: int) -> None:
+    def emit(self, is_wide: bool) -> None:
         """Emits the tile."""
         layer, isa = self.layer, self.layer.isa
         acc = T.alloc_buffer((2 * layer.wide,), isa.words, scope="local", layout=None)
@@ -242,33 +260,49 @@ class _Tile:
                 T.buffer_store(acc, bias, [2 * p + v])
         if layer.sums:
             self._short(acc)
+        elif is_wide:
+            self._wide(acc)
         else:
-            stored = 2 if layer.buffers.constants[2:] else 1
-            with T.serial(passes) as i:
-                self._pass(acc, (self.block * stored + i) * (2 * layer.steps))
+            self._narrow(acc)
         self._finish(acc)
 
-    def _quads(self) -> Any:
-        """Every (first weight, x[2], outputs and kernel columns that use it)."""
+    def _loaded(self) -> Any:
+        """Every (first kernel column of a quad, its two vectors of pairs, what uses them)."""
         layer, pairs = self.layer, self.layer.pairs
         for group, rows in enumerate(quads.row_pairs(layer.geometry.tap_rows)):
             for column, uses in touched(layer.geometry, layer.wide).items():
                 at = [self.x + pairs.at(row) + column * pairs.step for row in rows]
-                loaded = [self.source.vload([i], f"uint8x{4 * layer.isa.lanes}") for i in at]
-                x = layer.isa.interleave(*loaded)
-                yield group * layer.geometry.tap_cols, x, uses
+                dtype = f"uint8x{4 * layer.isa.lanes}"
+                loaded = [T.Bind(self.source.vload([i], dtype)) for i in at]
+                yield group * layer.geometry.tap_cols, loaded, uses
 
     def _weight(self, panel: Any, step: int) -> Any:
         return self.weights.vload([panel + step, tirx.const(0)], f"int8x{4 * self.layer.isa.lanes}")
 
-    def _pass(self, acc: Any, panel: Any) -> None:
-        isa, panel = self.layer.isa, T.Bind(panel + 0)
-        for first, x, uses in self._quads():
+    def _narrow(self, acc: Any) -> None:
+        """Quads of bytes."""
+        isa, panel = self.layer.isa, T.Bind(self.block * (2 * self.layer.steps))
+        for first, loaded, uses in self._loaded():
+            x = isa.interleave(*loaded)
             for output, tap in uses:
                 for v in (0, 1):
                     w = self._weight(panel, 2 * (first + tap) + v)
                     slot = 2 * output + v
                     T.buffer_store(acc, isa.apply(isa, acc[slot], x[v], w), [slot])
+
+    def _wide(self, acc: Any) -> None:
+        """Pairs widened to 16 bits."""
+        isa, panel = self.layer.isa, T.Bind(self.block * (4 * self.layer.steps))
+        weights, dtype = self.layer.buffers.constants[2], f"int16x{isa.channels}"
+        for first, loaded, uses in self._loaded():
+            for part, pairs in enumerate(loaded):
+                x = isa.widen(pairs)
+                for output, tap in uses:
+                    for v in (0, 1):
+                        row = panel + 4 * (first + tap) + 2 * part + v
+                        w = weights.vload([row, tirx.const(0)], dtype)
+                        slot = 2 * output + v
+                        T.buffer_store(acc, isa.add_wide(acc[slot], x[v], w), [slot])
 
     def _short(self, acc: Any) -> None:
         """The sums of 16 bits, and their widening into the accumulators."""
@@ -276,7 +310,8 @@ class _Tile:
         panel = T.Bind(self.block * (2 * self.layer.steps))
         short = T.alloc_buffer((2 * wide,), f"int16x{isa.channels}", scope="local", layout=None)
         seen: set[int] = set()
-        for first, x, uses in self._quads():
+        for first, loaded, uses in self._loaded():
+            x = isa.interleave(*loaded)
             for output, tap in uses:
                 for v in (0, 1):
                     pairs = isa.pairs(x[v], self._weight(panel, 2 * (first + tap) + v))

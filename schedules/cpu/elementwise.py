@@ -174,6 +174,25 @@ def _pack_rescaled(problem: Problem, constants: Constants) -> list[NDArray[Any]]
     return [constants[name] for name in _rescaled_names(problem)]
 
 
+# ---------------------------------------------------------------- table
+
+
+def _pack_table(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    return [constants["values"]]
+
+
+def _build_table(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
+    symbols, spec = loops.Symbols(), problem.inputs[0]
+    x = symbols.tensor(spec, "x")
+    shape = symbols.extents(problem.output.shape)
+    low, high = numerics.limits(spec.dtype)
+    values = te.placeholder((high - low + 1,), loops.stored(problem.output.dtype), "values")
+    out = te.compute(shape, lambda *index: values(x(*index).astype("int32") - low), "out")
+    sch = loops.function([x, values, out])
+    loops.rows(sch, sch.get_sblock("out"), loops.static_size(shape), lanes=1)
+    return sch.mod["main"]
+
+
 # ---------------------------------------------------------------- quantize, dequantize
 
 
@@ -234,6 +253,7 @@ def _always(_problem: Problem, _target: Any) -> str | None:
 
 
 REQUANTIZE = Kernel(NAME, "requantize", _always, _pack_rescaled, _build_rescaled)
+TABLE = Kernel(NAME, "table", _always, _pack_table, _build_table)
 ADD = Kernel(NAME, "add", _always, _pack_rescaled, _build_rescaled)
 QUANTIZE = Kernel(NAME, "quantize", _always, pack_border, _build_border)
 DEQUANTIZE = Kernel(NAME, "dequantize", _always, pack_border, _build_border)

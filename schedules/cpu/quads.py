@@ -9,8 +9,8 @@ two such pairs side by side, so every 32-bit lane holds four taps of one channel
 Three kernel rows take P[0] and P[1], so the middle row stands in both pairs and its weight may be
 shared between them. That matters for ``vpmaddubsw``, which saturates pairs of products at 16 bits:
 255·(w0 + w1) must not exceed 32767, so the weights of one sign in a pair may sum to 128 at most.
-Whatever does not fit goes into a second pass over the same activations, which only those blocks of
-channels make that need it; two passes hold any weights of 8 bits.
+Blocks of channels in which some weights do not fit widen the pairs to 16 bits instead, for
+``vpmaddwd``: a third more instructions, and exact for any weights.
 """
 
 from __future__ import annotations
@@ -72,6 +72,25 @@ class Quads:
             halves.append(T.Shuffle(pairs, [i + side for i in at for side in (0, lanes)]))
         return [T.Bind(T.reinterpret(f"uint8x{4 * self.lanes}", half)) for half in halves]
 
+    def widen(self, pairs: Any) -> list[Any]:
+        """A vector of pairs as two vectors of pairs of 16 bits, in the order of `order`."""
+        bytes_ = 4 * self.lanes
+        zeros = T.broadcast(tirx.const(0, "uint8"), bytes_)
+        halves = []
+        for half in (0, 8):
+            at = [lane + half + i for lane in range(0, bytes_, 16) for i in range(8)]
+            both = T.Shuffle([pairs, zeros], [i + side for i in at for side in (0, bytes_)])
+            halves.append(T.Bind(T.reinterpret(f"int16x{self.channels}", both)))
+        return halves
+
+    def add_wide(self, acc: Any, x: Any, w: Any) -> Any:
+        """Pairs of 16-bit products added to the accumulators."""
+        return acc + T.call_llvm_pure_intrin(self.words, self._maddwd, x, w)
+
+    @property
+    def _maddwd(self) -> str:
+        return "llvm.x86.avx512.pmaddw.d.512" if self.lanes == 16 else "llvm.x86.avx2.pmadd.wd"
+
     def order(self) -> NDArray[np.int64]:
         """The channel, within its block, that each lane of the two vectors holds."""
         return lane_order(self.lanes)
@@ -84,9 +103,8 @@ class Quads:
 
     def widened(self, pairs: Any) -> Any:
         """Neighbouring 16-bit sums added into 32 bits."""
-        name = "llvm.x86.avx512.pmaddw.d.512" if self.lanes == 16 else "llvm.x86.avx2.pmadd.wd"
         ones = T.broadcast(tirx.const(1, "int16"), self.channels)
-        return T.call_llvm_pure_intrin(self.words, name, pairs, ones)
+        return T.call_llvm_pure_intrin(self.words, self._maddwd, pairs, ones)
 
 
 def lane_order(lanes: int) -> NDArray[np.int64]:
@@ -139,39 +157,35 @@ def fits_short(x: str, w: str, pairs: int) -> bool:
     return pairs * largest_pair(x, w) <= SHORT
 
 
-def passes(weights: NDArray[Any], needs_split: bool) -> NDArray[np.int8]:
-    """Weights spread over the four slots of every quad, in as many passes as may be needed.
+def slots(weights: NDArray[Any], bounded: bool) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+    """Weights spread over the four slots of every quad.
 
     Args:
         weights: (channels, KH, KW).
-        needs_split: pairs must not exceed `PAIR`.
+        bounded: no pair may exceed `PAIR`; else its first pair takes the whole of a row.
 
     Returns:
-        (1 or 2, channels, quads, KW, 4) int8.
+        (channels, quads, KW, 4), and for each channel whether it fits.
     """
     channels, rows, columns = weights.shape
-    rest = weights.astype(np.int64)
-    found = []
-    for _ in range(2 if needs_split else 1):
-        slots = np.zeros((channels, len(row_pairs(rows)), columns, 4), np.int8)
-        for quad, starts in enumerate(row_pairs(rows)):
-            for pair, first in enumerate(starts):
-                taken = _pair(rest[:, first : first + 2], needs_split)
-                rest[:, first : first + 2] -= taken
-                used = taken.shape[1]
-                slots[:, quad, :, 2 * pair : 2 * pair + used] = taken.transpose(0, 2, 1)
-        found.append(slots)
-    assert not rest.any()
-    return np.stack(found)
+    rest = weights.astype(np.int16)
+    found = np.zeros((channels, len(row_pairs(rows)), columns, 4), np.int16)
+    for quad, starts in enumerate(row_pairs(rows)):
+        for pair, first in enumerate(starts):
+            taken = _pair(rest[:, first : first + 2], bounded)
+            rest[:, first : first + 2] -= taken
+            used = taken.shape[1]
+            found[:, quad, :, 2 * pair : 2 * pair + used] = taken.transpose(0, 2, 1)
+    return found, np.logical_not(np.asarray(rest.any(axis=(1, 2))))
 
 
-def _pair(rows: NDArray[np.int64], needs_split: bool) -> NDArray[np.int64]:
+def _pair(rows: NDArray[np.int16], bounded: bool) -> NDArray[np.int16]:
     """What one pair takes of two rows' weights (channels, 1 or 2, KW): the first row first."""
-    if not needs_split:
+    if not bounded:
         return rows.copy()
     taken = np.zeros_like(rows)
     for sign in (1, -1):
-        room = np.full(rows[:, 0].shape, PAIR)
+        room = np.full(rows[:, 0].shape, PAIR, np.int16)
         for row in range(rows.shape[1]):
             share = np.minimum(np.maximum(sign * rows[:, row], 0), room)
             taken[:, row] += sign * share

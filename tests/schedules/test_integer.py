@@ -12,6 +12,7 @@ from tvm import relax
 from nybble.ir import graph, numerics, ops
 from nybble.schedules.build import build
 from nybble.schedules.lower import lower
+from nybble.schedules.select import Planner
 from nybble.schedules.target import resolve
 from tests.schedules.modules import Compiled, check_exact, inputs_of, module
 
@@ -74,6 +75,11 @@ EVERY_OP = {
     "add": one(
         "add", scale(7) + scale(7, 1), ((5, 6, 7), "uint8"), ((5, 6, 7), "int32"), **clamped("int8")
     ),
+    "table": one(
+        "table",
+        [C(np.random.default_rng(3).integers(-128, 127, 256, np.int8))],
+        ((5, 6, 7), "int8"),
+    ),
     "max_pool2d": one("max_pool2d", [], ((5, 6, 7), "int8"), pool_size=(3, 2), **WINDOW),
     "sum_pool2d": one("sum_pool2d", [], ((5, 6, 7), "uint8"), pool_size=(5, 6), **WINDOW),
     "weight_only": one("weight_only", grouped(21, 33, 10), ((33,), "float32"), group=10),
@@ -90,7 +96,7 @@ def test_fallback_compiles_every_op_of_the_vocabulary(name: str, target: str) ->
 @pytest.mark.parametrize("name", ops.VOCABULARY)
 def test_fallback_generates_code_for_aarch64(name: str, tmp_path: Any) -> None:
     target = resolve("aarch64")
-    scheduled = lower(EVERY_OP[name], target)
+    scheduled = lower(EVERY_OP[name], target, Planner(force=GENERIC))
     assert [layer.kernel for layer in scheduled.layers] == [GENERIC]
     built = build(scheduled.module, target)
     library = built.mod.imports[0]

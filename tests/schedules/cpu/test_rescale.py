@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nybble.ir import graph, numerics
+from nybble.ir import graph, numerics, ops
 from nybble.schedules.target import CpuTarget, host_features, resolve
-from tests.schedules.modules import Compiled, check_exact, inputs_of
-from tests.schedules.test_integer import clamped, one
+from tests.schedules.cpu import narrow
+from tests.schedules.modules import Compiled, check_exact, inputs_of, module
+from tests.schedules.test_integer import clamped
+
+Tensor = tuple[tuple[int, ...], str]
 
 TARGETS = ["x86-64-v3", pytest.param("x86-64-v4", marks=pytest.mark.slow)]
 
@@ -26,6 +29,20 @@ def ratios(channels: int, lowest: float, highest: float) -> list[Any]:
     rng = np.random.default_rng(channels)
     found = numerics.dyadic(np.exp2(rng.uniform(lowest, highest, channels)))
     return [graph.constant(values) for values in found]
+
+
+def one(name: str, constants: list[Any], *inputs: Tensor, **attrs: Any) -> Any:
+    """A module of one op behind inputs of any width; each stands before its share of constants."""
+    share = len(constants) // len(inputs)
+
+    def body(e: graph.Emitter, *given: Any) -> Any:
+        operands = []
+        for i, (x, (_, dtype)) in enumerate(zip(given, inputs, strict=True)):
+            operands.append(narrow.entered(e, x, dtype))
+            operands += constants[i * share : (i + 1) * share]
+        return e.emit(ops.call(name, operands, **attrs), "y")
+
+    return module(body, *((shape, narrow.given(dtype)) for shape, dtype in inputs))
 
 
 def kernel_of(compiled: Compiled) -> str:
