@@ -52,10 +52,10 @@ def family(isa: str, case: Case) -> tuple[Kernel, CpuTarget]:
 
 
 def rows() -> Iterator[Any]:
-    """Every case on one instruction set now, alternating; on the others when there is time."""
+    """Every third case on one instruction set now, alternating; all of them in the slow tests."""
     for i, name in enumerate(CASES):
         for isa in TARGETS:
-            now = isa == ("avx2", "vnni", "avx2", "avx512")[i % 4]
+            now = i % 3 == 0 and isa == ("avx2", "vnni", "avx2", "avx512")[i // 3 % 4]
             yield pytest.param(isa, name, marks=() if now else pytest.mark.slow)
 
 
@@ -66,8 +66,10 @@ def test_equals_the_law(isa: str, name: str) -> None:
     running.check(kernel, CASES[name], target)
 
 
-@pytest.mark.parametrize("isa", TARGETS)
-@pytest.mark.parametrize("knobs", [{"parallel": True}, {"high": 3, "wide": 1}, {"wide": 4}])
+@pytest.mark.parametrize(
+    ("isa", "knobs"),
+    [("avx2", {"parallel": True}), ("avx512", {"high": 3, "wide": 1}), ("vnni", {"wide": 4})],
+)
 def test_knobs_and_threads_do_not_matter(isa: str, knobs: dict[str, Any]) -> None:
     case = few("seven", 7, 1100, 270, weights="int4", epilogue="add")
     kernel, target = family(isa, case)
@@ -85,7 +87,7 @@ def test_the_batch_is_chosen_at_run_time() -> None:
         np.testing.assert_array_equal(got, other.law(arrays))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     m=st.integers(1, 8), k=st.integers(1, 600), o=st.integers(1, 70), bits=st.integers(2, 8),
     x=st.sampled_from(["uint8", "int8", "uint4"]), operands=st.sampled_from(["random", "high"]),
