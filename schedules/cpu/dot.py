@@ -67,6 +67,11 @@ class Dot:
         return "x86_64"
 
     @property
+    def pixels(self) -> int:
+        """Pixels that one application takes: 2 for AArch64's matrix products."""
+        return 1
+
+    @property
     def scaling(self) -> Scaling | None:
         """How the epilogue scales, where not as on x86."""
         return None
@@ -122,8 +127,9 @@ class Dot:
 
 
 def _vnni(dot: Dot, acc: Any, x: Any, w: Any) -> Any:
-    quads = T.reinterpret("int8x64", x)
-    return T.call_llvm_pure_intrin(dot.vector, "llvm.x86.avx512.vpdpbusd.512", acc, quads, w)
+    quads = T.reinterpret(f"int8x{4 * dot.lanes}", x)
+    name = f"llvm.x86.avx512.vpdpbusd.{32 * dot.lanes}"
+    return T.call_llvm_pure_intrin(dot.vector, name, acc, quads, w)
 
 
 def _pairs(dot: Dot, acc: Any, x: Any, w: Any) -> Any:
@@ -149,6 +155,7 @@ AVX2 = ("avx2", "fma")
 AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 
 VNNI = Dot("vnni", (*AVX512, "avx512_vnni"), 16, 4, "uint8", "int8", "int32", 32, 0, 0.5, 5, _vnni)
+AVX_VNNI = Dot("avxvnni", (*AVX2, "avx_vnni"), 8, 4, "uint8", "int8", "int32", 16, 0, 0.5, 5, _vnni)
 PAIRS_AVX512 = Dot(
     "avx512.pairs", AVX512, 16, 4, "uint8", "int8", "int32", 32, 1, 1.0, 2, _pairs, "int16x32"
 )

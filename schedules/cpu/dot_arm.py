@@ -1,5 +1,7 @@
 """Dot products of AArch64, for the blocked template: vectors of four int32 lanes.
 
+    usmmla    Σ_8 u8·s8 of two pixels by two channels  (i8mm; `nybble.schedules.cpu.mmla`)
+    smmla     Σ_8 s8·s8 likewise
     usdot     acc[l] += Σ_4 u8·s8      i8mm
     sdot      acc[l] += Σ_4 s8·s8      dotprod; uint8 activations enter as x - 128
     neon      acc[l] += Σ_2 s8·s8      smull, sadalp; |pair| <= 2·128·128
@@ -56,6 +58,16 @@ class ArmDot(Dot):
         return T.broadcast(T.reinterpret(f"int{8 * self.depth}", few), self.lanes)
 
 
+@dataclass(frozen=True)
+class MatrixDot(ArmDot):
+    """A matrix product of two pixels by two channels."""
+
+    @property
+    def pixels(self) -> int:
+        """Pixels that one application takes."""
+        return 2
+
+
 def scaled(value: Any, multiplier: Any, _rounding: Any, right: Any) -> Any:
     """(high(value·multiplier) + 2^(right-1)) >> right, for vectors of four int32."""
     words = f"int32x{LANES}"
@@ -70,6 +82,14 @@ def _sdot(dot: Dot, acc: Any, x: Any, w: Any) -> Any:
 
 def _usdot(dot: Dot, acc: Any, x: Any, w: Any) -> Any:
     return T.call_llvm_pure_intrin(dot.vector, "llvm.aarch64.neon.usdot", acc, _bytes(x, 16), w)
+
+
+def _usmmla(dot: Dot, acc: Any, x: Any, w: Any) -> Any:
+    return T.call_llvm_pure_intrin(dot.vector, "llvm.aarch64.neon.usmmla", acc, x, w)
+
+
+def _smmla(dot: Dot, acc: Any, x: Any, w: Any) -> Any:
+    return T.call_llvm_pure_intrin(dot.vector, "llvm.aarch64.neon.smmla", acc, x, w)
 
 
 def _mull(dot: Dot, acc: Any, x: Any, w: Any) -> Any:
@@ -93,6 +113,10 @@ NEON = ("asimd",)
 DOTPROD = (*NEON, "asimddp")
 I8MM = (*DOTPROD, "i8mm")
 
+USMMLA = MatrixDot(
+    "usmmla", I8MM, LANES, 8, "uint8", "int8", "int32", REGISTERS, 2, 0.5, 4, _usmmla
+)
+SMMLA = MatrixDot("smmla", I8MM, LANES, 8, "int8", "int8", "int32", REGISTERS, 2, 0.5, 4, _smmla)
 USDOT = ArmDot("usdot", I8MM, LANES, 4, "uint8", "int8", "int32", REGISTERS, 0, 0.5, 4, _usdot)
 SDOT = ArmDot("sdot", DOTPROD, LANES, 4, "int8", "int8", "int32", REGISTERS, 0, 0.5, 4, _sdot)
 MULL = ArmDot("neon", NEON, LANES, 2, "int8", "int8", "int32", REGISTERS, 1, 1.0, 2, _mull)

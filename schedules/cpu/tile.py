@@ -17,7 +17,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import finish, staging, windows
+from nybble.schedules.cpu import finish, mmla, staging, windows
 from nybble.schedules.cpu.blocking import Plan, Tile, vectors_of
 from nybble.schedules.cpu.buffers import Buffers
 from nybble.schedules.cpu.dot import Dot
@@ -116,6 +116,8 @@ class RegisterTile:
                 T.buffer_store(acc, bias, [p * tile.vectors + v])
         if self.layer.dot.sums:
             windows.accumulate(self, acc)
+        elif self.layer.dot.pixels == 2:
+            mmla.accumulate(self, acc)
         else:
             self._accumulate(acc)
         finish.finish(self, acc)

@@ -50,6 +50,8 @@ def inner_loop(lines: list[str], instruction: str) -> list[str]:
 @pytest.mark.parametrize(
     ("target", "kernel", "case", "instruction", "share"),
     [
+        ("aarch64-i8mm", "cpu.int8.usmmla", "3x3", "usmmla", 0.5),
+        ("aarch64-i8mm", "cpu.int8.smmla", "3x3 signed", "smmla", 0.5),
         ("aarch64-i8mm", "cpu.int8.usdot", "3x3", "usdot", 0.5),
         ("aarch64-dotprod", "cpu.int8.sdot", "3x3 signed", "sdot", 0.5),
         ("aarch64", "cpu.int8.neon", "3x3", "sadalp", 0.3),
