@@ -85,7 +85,7 @@ def resolve(target: str | dict[str, Any]) -> CpuTarget:
         return _from_dict(target)
     if target == "native":
         return _native()
-    if isinstance(target, str) and (target == "c" or target.startswith("c-")):
+    if str(target).partition("-")[0] == "c":
         arch = target.removeprefix("c").removeprefix("-") or platform.machine()
         return CpuTarget(target, (("kind", "c"),), frozenset(), arch)
     if target not in _NAMED:
@@ -141,6 +141,7 @@ def _from_dict(target: dict[str, Any]) -> CpuTarget:
         "avx2": "avx2", "fma": "fma", "f16c": "f16c", "bmi": "bmi1", "bmi2": "bmi2",
         "movbe": "movbe", "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512cd": "avx512cd",
         "avx512dq": "avx512dq", "avx512vl": "avx512vl", "avx512vnni": "avx512_vnni",
+        "avxvnni": "avx_vnni",
         "amx-tile": "amx_tile", "amx-int8": "amx_int8",
         "neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "v": "v",
     }  # fmt: skip

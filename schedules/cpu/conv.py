@@ -19,6 +19,7 @@ from tvm import tirx
 from nybble.schedules.cpu import epilogue, excess, headroom, panels, staging, template
 from nybble.schedules.cpu.blocking import vectors_of
 from nybble.schedules.cpu.dot import (
+    AVX_VNNI,
     FMA_AVX2,
     FMA_AVX512,
     MADD_AVX2,
@@ -31,7 +32,7 @@ from nybble.schedules.cpu.dot import (
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
 
-DOTS = (VNNI, PAIRS_AVX512, MADD_AVX512, PAIRS_AVX2, MADD_AVX2, FMA_AVX512, FMA_AVX2)
+DOTS = (VNNI, AVX_VNNI, PAIRS_AVX512, MADD_AVX512, PAIRS_AVX2, MADD_AVX2, FMA_AVX512, FMA_AVX2)
 
 # ---------------------------------------------------------------- supports
 

@@ -16,14 +16,18 @@ from tests.cases import CONV, LINEAR, Case
 from tests.schedules.cpu import running
 
 TARGETS = {"vnni": "x86-64-v4-vnni", "avx512": "x86-64-v4", "avx2": "x86-64-v3"}
-PAIRS = {"avx512.pairs": "x86-64-v4", "avx2.pairs": "x86-64-v3"}
+OTHERS: dict[str, Any] = {
+    "avx512.pairs": "x86-64-v4",
+    "avx2.pairs": "x86-64-v3",
+    "avxvnni": {"kind": "llvm", "mcpu": "alderlake", "mtriple": "x86_64-linux-gnu"},
+}
 CASES = {case.name: case for case in CONV + LINEAR}
 KNOB_CASES = ("3x3 add", "odd everything", "1x1 tails", "grouped odd", "big batch", "one row")
 
 
 def family(isa: str, case: Case) -> tuple[Kernel, CpuTarget]:
     """The int8 kernel of an instruction set, and its target; skips where this CPU lacks it."""
-    target = resolve((TARGETS | PAIRS)[isa])
+    target = resolve((TARGETS | OTHERS)[isa])
     if not target.features <= host_features():
         pytest.skip(f"this CPU lacks {', '.join(sorted(target.features - host_features()))}")
     name = f"cpu.int8.{isa}"
@@ -42,6 +46,14 @@ def rows(names: Iterable[str]) -> Iterator[Any]:
 def test_equals_the_law(isa: str, name: str) -> None:
     case = CASES[name]
     kernel, target = family(isa, case)
+    assert kernel.supports(case.problem(), target) is None
+    running.check(kernel, case, target)
+
+
+@pytest.mark.parametrize("name", ["3x3 signed", "1x1 tails", "grouped odd", "big batch"])
+def test_vnni_of_256_bits(name: str) -> None:
+    case = CASES[name]
+    kernel, target = family("avxvnni", case)
     assert kernel.supports(case.problem(), target) is None
     running.check(kernel, case, target)
 
