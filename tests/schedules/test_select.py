@@ -51,7 +51,7 @@ def test_first_supporting_kernel_wins_and_refusals_are_kept() -> None:
 
 
 def test_default_table_prefers_the_fast_family() -> None:
-    assert choose(V3).candidate.kernel.name == "cpu.int8.avx2"
+    assert choose(V3).candidate.kernel.name.startswith("cpu.int8.")
     baseline = choose(resolve("x86-64"))
     assert baseline.candidate.kernel.name == "cpu.generic"
     assert any("cpu.int8.avx2: needs" in reason for reason in baseline.refusals)
@@ -61,7 +61,7 @@ def test_pattern_forces_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(V3, "cpu.gen*").candidate.kernel.name == "cpu.generic"
     monkeypatch.setenv("NYBBLE_KERNEL", "*.generic")
     assert choose(V3).candidate.kernel.name == "cpu.generic"
-    assert choose(V3, "*.avx2").candidate.kernel.name == "cpu.int8.avx2"
+    assert choose(V3, "*int8.avx2").candidate.kernel.name == "cpu.int8.avx2"
 
 
 def test_pattern_leaves_other_ops_alone() -> None:
@@ -86,7 +86,8 @@ def test_refusals_stand_in_the_error() -> None:
 
 def test_every_op_of_the_table_ends_with_a_kernel_that_takes_anything() -> None:
     last = {kernel.op: kernel for kernel in table.KERNELS}
-    odd = Problem("none", (), TensorSpec((), "int8"), epilogue=Epilogue())
+    spec, attrs = TensorSpec((1, 1), "int8"), (("group", 1),)
+    odd = Problem("none", (), spec, attrs, weights=spec, epilogue=Epilogue())
     for kernel in last.values():
         assert kernel.name == "cpu.generic"
         assert kernel.supports(odd, resolve("aarch64")) is None
