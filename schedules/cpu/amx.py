@@ -22,6 +22,7 @@ FEATURES = (*AVX512, "amx_tile", "amx_int8")
 NAME = "cpu.int8.amx"
 FEW_PIXELS = 8  # below, tiles stay too empty to beat vectors
 FEW_BYTES = 16
+FEW_PRODUCTS = 32  # up to here vectors are faster
 
 
 def supports(problem: Problem, target: Any) -> str | None:
@@ -47,8 +48,10 @@ def _refuse_shape(geometry: Geometry) -> str | None:
         return "the number of rows is symbolic"
     if rows * geometry.cols < FEW_PIXELS:
         return f"{rows * geometry.cols} pixels fill no tile"
-    if geometry.run * geometry.tap_rows < FEW_BYTES:
+    if geometry.run < FEW_BYTES:
         return f"runs of {geometry.run} bytes fill no tile"
+    if depth_of(geometry).taps * geometry.run <= FEW_PRODUCTS:
+        return f"{depth_of(geometry).taps * geometry.run} products an output pay for no tile"
     return None
 
 

@@ -214,7 +214,7 @@ def _blocks(geometry: Geometry) -> Iterator[Block]:
     rows = geometry.static_rows
     assert rows is not None
     lines, pixels = lines_of(geometry, rows)
-    for vectors in range(1, min(vectors_of(geometry), 4) + 1):
+    for vectors in (v for v in (1, 2, 4) if v <= vectors_of(geometry)):  # outputs pack by fours
         for wide in range(1, min(ceil(pixels / ROWS), 6) + 1):
             for high in range(1, min(lines, 6) + 1):
                 tiles = high * wide

@@ -147,6 +147,8 @@ def test_refuses_in_words() -> None:
     assert "amx_int8" in str(kernel.supports(case.problem(), resolve("x86-64-v4-vnni")))
     few = dataclasses.replace(case, x=(1, 1, 4, 32), padding=(0, 0, 0, 0), w=(8, 1, 1, 32))
     assert "4 pixels fill no tile" in str(kernel.supports(few.problem(), TARGET))
+    short = dataclasses.replace(case, padding=(0, 0, 0, 0), w=(8, 1, 1, 32))
+    assert "32 products" in str(kernel.supports(short.problem(), TARGET))
     grouped = dataclasses.replace(case, w=(32, 3, 3, 16), groups=2)
     assert "groups" in str(kernel.supports(grouped.problem(), TARGET))
 
