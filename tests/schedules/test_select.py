@@ -89,5 +89,4 @@ def test_every_op_of_the_table_ends_with_a_kernel_that_takes_anything() -> None:
     spec, attrs = TensorSpec((1, 1), "int8"), (("group", 1),)
     odd = Problem("none", (), spec, attrs, weights=spec, epilogue=Epilogue())
     for kernel in last.values():
-        assert kernel.name == "cpu.generic"
         assert kernel.supports(odd, resolve("aarch64")) is None
