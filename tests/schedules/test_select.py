@@ -86,7 +86,7 @@ def test_refusals_stand_in_the_error() -> None:
 
 def test_every_op_of_the_table_ends_with_a_kernel_that_takes_anything() -> None:
     last = {kernel.op: kernel for kernel in table.KERNELS}
-    spec, attrs = TensorSpec((1, 1), "int8"), (("group", 1),)
+    spec, attrs = TensorSpec((1, 1), "int8"), (("axis", -1), ("group", 1))
     odd = Problem("none", (), spec, attrs, weights=spec, epilogue=Epilogue())
     for kernel in last.values():
         assert kernel.supports(odd, resolve("aarch64")) is None
