@@ -33,6 +33,7 @@ KERNELS: tuple[Kernel, ...] = (
     *amx.KERNELS,
     *winograd.KERNELS,
     *conv.KERNELS,
+    *gemv.EIGHT_BITS,
     *bitserial.KERNELS,
     *arm.KERNELS,
     *riscv.KERNELS,

@@ -11,6 +11,7 @@ groups of some 256, between which sums stay in 32 bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -208,15 +209,23 @@ def _clear(staged: Any, begin: Any, count: Any) -> None:
         T.buffer_store(staged, tirx.const(0, str(staged.dtype)), [begin + i])
 
 
-KERNELS = tuple(
-    Kernel(
-        f"cpu.int{bits}.gemv.{isa}",
-        "linear",
-        partial(_supports, isa, bits),
-        partial(_pack, isa),
-        partial(_build, isa),
+def _families(widths: Iterable[int]) -> tuple[Kernel, ...]:
+    """The kernels for some widths of weights, by preference: VNNI before AVX-512 before AVX2."""
+    return tuple(
+        Kernel(
+            f"cpu.int{bits}.gemv.{isa}",
+            "linear",
+            partial(_supports, isa, bits),
+            partial(_pack, isa),
+            partial(_build, isa),
+        )
+        for isa in INSTRUCTION_SETS
+        for bits in widths
     )
-    for isa in INSTRUCTION_SETS
-    for bits in range(2, 9)
-)
-"""By preference: VNNI before AVX-512 before AVX2."""
+
+
+KERNELS = _families(range(2, 8))
+"""Half the bytes and less: ahead of the blocked template wherever they apply."""
+
+EIGHT_BITS = _families((8,))
+"""The same bytes as the blocked template reads: level with it for one row, behind it for more."""

@@ -48,7 +48,7 @@ def family(isa: str, case: Case) -> tuple[Kernel, CpuTarget]:
     if not target.features <= host_features():
         pytest.skip(f"this CPU lacks {', '.join(sorted(target.features - host_features()))}")
     name = f"cpu.int{numerics.width(case.weights)[1]}.gemv.{isa}"
-    return next(k for k in gemv.KERNELS if k.name == name), target
+    return next(k for k in (*gemv.KERNELS, *gemv.EIGHT_BITS) if k.name == name), target
 
 
 def rows() -> Iterator[Any]:
