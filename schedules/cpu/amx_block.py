@@ -23,7 +23,6 @@ from nybble.schedules.cpu.amx_plan import (
     Plan,
     depth_of,
     is_folded,
-    is_tiled,
 )
 from nybble.schedules.cpu.amx_store import Finish
 from nybble.schedules.cpu.buffers import Buffers
@@ -165,8 +164,7 @@ class Block:
             T.serial(depth.count) as k,
         ):
             index = T.Bind((ky * geometry.tap_cols + kx) * depth.count + k)
-            step_k = self.layer.plan.tall * DEPTH if is_tiled(geometry) else depth.size
-            at = T.Bind(self._tap(ky, kx) + k * step_k)
+            at = T.Bind(self._tap(ky, kx) + k * depth.size)
             self._products([self.source[x + at] for x in starts], index, step)
 
     def _tap(self, ky: Any, kx: Any) -> Any:

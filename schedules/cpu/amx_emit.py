@@ -23,13 +23,11 @@ from tvm.tirx.script.builder import ir as T
 from nybble.schedules.cpu import amx_plan, amx_stage, epilogue, panels, staging
 from nybble.schedules.cpu.amx_block import Block, Layer, intrinsic, panels_of, tile_dot
 from nybble.schedules.cpu.amx_plan import (
-    DEPTH,
     LANES,
     REGISTERS,
     depth_of,
     is_folded,
     is_product,
-    is_tiled,
 )
 from nybble.schedules.cpu.buffers import declare, product
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
@@ -112,7 +110,7 @@ def _task(layer: Layer, where: tuple[Any, Any], blocks: tuple[Any, int]) -> None
     picture = image * (geometry.height * geometry.width * geometry.c)
     source, origin = layer.buffers.x, picture + first * (geometry.stride[0] * layer.pitch)
     if layer.staged:
-        size = amx_stage.staged_size(geometry, layer.dot, plan.rows, plan.tall)
+        size = amx_stage.staged_size(geometry, layer.dot, plan.rows)
         source, origin = T.alloc_buffer((size,), layer.dot.x, layout=None), 0
         _stage(layer, source, (picture, first))
     lines, pixels = amx_plan.lines_of(geometry, plan.rows)
@@ -134,20 +132,13 @@ def _task(layer: Layer, where: tuple[Any, Any], blocks: tuple[Any, int]) -> None
                 for j in range(block.wide):
                     at = (px * block.wide + j) * plan.tall
                     pixel = T.Bind(tirx.min(at, pixels - plan.tall))
-                    if is_tiled(geometry):
-                        last = ceil(pixels / plan.tall) - 1
-                        tile = tirx.min(px * block.wide + j, last)
-                        x = T.Bind(tile * (plan.tall * geometry.c))
-                    else:
-                        x = T.Bind(origin + (line + i) * step_line + pixel * step_x)
+                    x = T.Bind(origin + (line + i) * step_line + pixel * step_x)
                     starts.append((x, T.Bind(base_y + (line + i) * pixels + pixel)))
             Block(layer, source, (weights, row), scratch, vector).emit(starts, step_x)
 
 
 def _pixel_step(geometry: Geometry) -> int:
     """Bytes between the pixels of a tile."""
-    if is_tiled(geometry):
-        return DEPTH
     is_flat = is_product(geometry) or is_folded(geometry)
     return geometry.c if is_flat else geometry.stride[1] * geometry.c
 
@@ -155,10 +146,6 @@ def _pixel_step(geometry: Geometry) -> int:
 def _stage(layer: Layer, scratch: Any, where: tuple[Any, Any]) -> None:
     """The staging copy of a task."""
     geometry, x, rows = layer.geometry, layer.buffers.x, layer.plan.rows
-    if is_tiled(geometry):
-        origin = where[0] + where[1] * geometry.c
-        amx_stage.stage_tiles(geometry, x, scratch, layer.plan.tall, (origin, rows))
-        return
     if is_folded(geometry):
         amx_stage.stage_planes(geometry, x, scratch, rows, where)
         return

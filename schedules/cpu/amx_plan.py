@@ -23,7 +23,6 @@ from nybble.schedules.cpu.geometry import Geometry
 from nybble.schedules.kernel import Knobs
 
 ROWS = 16  # of a tile
-FAR_APART = 2048  # bytes between pixels
 NARROW = 12  # pixels across, below which rows are joined
 DEPTH = 64  # bytes in a row of a tile
 LANES = 16  # channels of a tile of weights
@@ -108,14 +107,6 @@ def is_folded(geometry: Geometry) -> bool:
     return is_small and geometry.groups == 1 and not is_product(geometry)
 
 
-def is_tiled(geometry: Geometry) -> bool:
-    """Whether a product's pixels are so far apart that tasks read a copy tile by tile.
-
-    Sixteen rows a multiple of 4096 bytes apart share one set of the first-level cache.
-    """
-    return is_product(geometry) and geometry.c >= FAR_APART and geometry.c % DEPTH == 0
-
-
 def lines_of(geometry: Geometry, rows: int) -> tuple[int, int]:
     """(lines, pixels of a line) of ``rows`` rows."""
     if is_product(geometry) or is_folded(geometry):
@@ -182,7 +173,7 @@ def _room(geometry: Geometry, staged: bool, packed: bool, block: Block) -> int:
     near = block.vectors * depth.steps * depth.operand
     if not packed and near > NEAR_BYTES and weight_bytes(geometry) < FAR_BYTES:
         return NEAR_BYTES
-    return STAGED_BYTES if staged and not is_tiled(geometry) else FAR_BYTES
+    return STAGED_BYTES if staged else FAR_BYTES
 
 
 def _rows_wanted(geometry: Geometry, block: Block, most: int, room: int) -> int:

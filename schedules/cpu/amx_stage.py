@@ -1,4 +1,4 @@
-"""Staging copies for tiles: rows with their padding, whole tiles, or planes for narrow images.
+"""Staging copies for tiles: rows with their padding, or planes for narrow images.
 
 Narrow images, 7 pixels across, would leave tiles half empty. Their copy holds a plane for every
 kernel column, of just those pixels that meet it, so that the pixels of several rows follow each
@@ -20,11 +20,10 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu import staging
-from nybble.schedules.cpu.amx_plan import DEPTH, depth_of, is_folded, is_tiled
+from nybble.schedules.cpu.amx_plan import DEPTH, depth_of, is_folded
 from nybble.schedules.cpu.dot import Dot
 from nybble.schedules.cpu.geometry import Geometry
 
-Rows = tuple[Any, int]
 SLACK = 16 * DEPTH  # bytes that tiles may read on, against zero weights
 
 
@@ -39,8 +38,7 @@ def needs_staging(geometry: Geometry) -> bool:
     """Whether tiles cannot be loaded from the input as it lies."""
     depth = depth_of(geometry)
     is_ragged = depth.count * depth.size != geometry.run
-    is_moved = is_folded(geometry) or is_tiled(geometry)
-    return is_moved or any(geometry.padding) or is_ragged
+    return is_folded(geometry) or any(geometry.padding) or is_ragged
 
 
 def section_rows(geometry: Geometry, rows: int) -> int:
@@ -53,10 +51,8 @@ def plane_size(geometry: Geometry, rows: int) -> int:
     return geometry.stride[0] * section_rows(geometry, rows) * geometry.cols * geometry.c
 
 
-def staged_size(geometry: Geometry, dot: Dot, rows: int, tall: int) -> int:
-    """Bytes of the copy for ``rows`` output rows in tiles of ``tall``, with room to read on."""
-    if is_tiled(geometry):
-        return ceil(rows / tall) * tall * geometry.c
+def staged_size(geometry: Geometry, dot: Dot, rows: int) -> int:
+    """Bytes of the copy for ``rows`` output rows, with room to read on."""
     if is_folded(geometry):
         return geometry.tap_cols * plane_size(geometry, rows) + SLACK
     return staging.staged_size(geometry, dot, rows)
@@ -69,28 +65,6 @@ def tap_offset(geometry: Geometry, rows: int, ky: Any, kx: Any) -> Any:
     section = tirx.floormod(along, down) * section_rows(geometry, rows)
     start = (section + tirx.floordiv(along, down)) * row
     return kx * plane_size(geometry, rows) + start
-
-
-def stage_tiles(geometry: Geometry, source: Any, scratch: Any, tall: int, rows: Rows) -> None:
-    """Emits the copy of a product's pixels: [tile][step][pixel][64 bytes].
-
-    Args:
-        geometry: of the layer.
-        source: the input as a flat buffer.
-        scratch: the tiles, a flat buffer of `staged_size` bytes.
-        tall: pixels of a tile; the last tile overlaps its predecessor.
-        rows: (first element of the task's first pixel in ``source``, pixels of the task).
-    """
-    origin, pixels = rows
-    steps = geometry.c // DEPTH
-    with T.serial(ceil(pixels / tall)) as tile, T.serial(tall) as p:
-        pixel = T.Bind(tirx.min(tile * tall, pixels - tall) + p)
-        with T.serial(steps) as k:
-            value = source.vload(
-                [origin + pixel * geometry.c + k * DEPTH], f"{source.dtype}x{DEPTH}"
-            )
-            at = ((tile * steps + k) * tall + p) * DEPTH
-            T.buffer_store(scratch, value, [T.ramp(at, 1, DEPTH)])
 
 
 def stage_planes(
