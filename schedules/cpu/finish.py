@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import packing
+from nybble.schedules.cpu import nibbles, packing
 from nybble.schedules.cpu.buffers import load, store
 from nybble.schedules.cpu.epilogue import Column
 
@@ -31,7 +31,7 @@ def finish(tile: RegisterTile, acc: Any) -> None:
         with tile.pixels() as (i, j):
             low, high = (_steps(tile, acc, columns, (i, j, v + n)) for n in (0, 1))
             value = packing.block(low, high, problem.epilogue, problem.output.dtype, natural=True)
-            store(layer.buffers.output, tile.output(i, j, v), value, 2 * dot.lanes)
+            _store(tile, (i, j, v), value, 2 * dot.lanes)
     if whole and vectors % 2:
         _pairs_of_pixels(tile, acc, columns)
     for v in range(0 if not whole else vectors, vectors):
@@ -50,7 +50,7 @@ def _pairs_of_pixels(tile: RegisterTile, acc: Any, columns: list[Column]) -> Non
         value = T.Bind(packing.block(low, high, epilogue, dtype, natural=True))
         for n, pixel in enumerate(pixels):
             half = T.Shuffle([value], list(range(n * lanes, (n + 1) * lanes)))
-            store(layer.buffers.output, tile.output(*pixel, v), half, lanes)
+            _store(tile, (*pixel, v), half, lanes)
     if size.high * size.wide % 2:
         _single(tile, acc, columns, (size.high - 1, size.wide - 1, v))
 
@@ -62,9 +62,18 @@ def _divmod(index: Any, by: int) -> tuple[Any, Any]:
 
 def _single(tile: RegisterTile, acc: Any, columns: list[Column], at: tuple[Any, Any, int]) -> None:
     """One vector of one pixel; narrow groups have fewer channels than lanes."""
-    output, valid = tile.layer.buffers.output, min(tile.layer.geometry.o, tile.layer.dot.lanes)
+    valid = min(tile.layer.geometry.o, tile.layer.dot.lanes)
     value = columns[at[2]].apply(acc[tile.slot(*at)], _other(tile, at, valid))
-    store(output, tile.output(*at), value, valid)
+    _store(tile, at, value, valid)
+
+
+def _store(tile: RegisterTile, at: tuple[Any, Any, int], value: Any, valid: int) -> None:
+    """Stores a vector at the place of pixel (i, j) and vector v, two a byte if so agreed."""
+    output = tile.layer.buffers.output
+    if tile.layer.problem.output.form == "packed":
+        nibbles.store(output, tile.output(*at), value)
+    else:
+        store(output, tile.output(*at), value, valid)
 
 
 def _steps(tile: RegisterTile, acc: Any, columns: list[Column], at: tuple[Any, Any, int]) -> Any:

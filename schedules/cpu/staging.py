@@ -15,12 +15,19 @@ from tvm.tirx.script.builder import ir as T
 from nybble.schedules.cpu.dot import Dot
 from nybble.schedules.cpu.geometry import Geometry
 from nybble.schedules.cpu.loops import stored
+from nybble.schedules.kernel import Problem
 
 
 def needs_staging(geometry: Geometry, dot: Dot, dtype: str) -> bool:
     """Whether the activations must be copied before the dot product can read them."""
     converted = dot.offset(dtype) != 0 or stored(dtype) != dot.x
     return any(geometry.padding) or converted or geometry.run % dot.depth != 0
+
+
+def is_staged(problem: Problem, geometry: Geometry, dot: Dot) -> bool:
+    """Whether a layer reads a staging copy."""
+    x = problem.inputs[0]
+    return x.form != "values" or needs_staging(geometry, dot, x.dtype)
 
 
 def staged_size(geometry: Geometry, dot: Dot, rows: int) -> int:

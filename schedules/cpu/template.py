@@ -10,7 +10,7 @@ parallel task = (image, rows, channel blocks)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import epilogue, panels, staging
+from nybble.schedules.cpu import epilogue, nibbles, panels, staging
 from nybble.schedules.cpu.blocking import Storage, Tile, plan_of, vectors_of
 from nybble.schedules.cpu.buffers import declare, product
 from nybble.schedules.cpu.dot import Dot
@@ -83,7 +83,7 @@ def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
     """The fused function; parameters: input, second branch if any, weights, table, output."""
     dot = dot.paced(problem.flush)
     geometry = geometry_of(problem)
-    staged = staging.needs_staging(geometry, dot, problem.inputs[0].dtype)
+    staged = staging.is_staged(problem, geometry, dot)
     layout = panels_of(problem, geometry, dot)
     plan = plan_of(geometry, dot, Storage(staged, layout is not None), knobs)
     symbols: dict[str, Any] = {}
@@ -95,6 +95,11 @@ def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
             *_excess_specs(geometry, dot),
         )
         buffers = declare(problem, constants, symbols)
+        buffers = replace(
+            buffers,
+            x=nibbles.readable(buffers.x, problem.inputs[0]),
+            other=nibbles.readable(buffers.other, problem.epilogue.other),
+        )
         layer = Layer(problem, geometry, dot, plan, staged, layout, buffers)
         images = product(geometry.images, symbols)
         for segment in _segments(layer, product(geometry.rows, symbols)):
