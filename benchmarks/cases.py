@@ -109,8 +109,8 @@ class Case:
     def limit(self) -> str:
         """Which of the machine's limits bounds it: a key of `limits.Limits.macs`."""
         if self.recipe is None:
-            return "float"
-        return "int4" if self.bits <= 4 else "int8"
+            return "float32"
+        return "int4" if self.bits < 8 else "int8"
 
     @property
     def bytes(self) -> int:

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import hold
-from benchmarks.native import compiled
+from nybble.limits import library, loops, rate
+from nybble.schedules.target import resolve
 
 SIZES = (1 << 20, 16 << 20, 512 << 20)  # a working set in L2, in L3, in memory
-SECONDS = 0.03
 TRIES = 5
 
 
@@ -24,7 +23,7 @@ class Limits:
     """Rates of the whole machine with some threads.
 
     Attributes:
-        macs: multiply-adds a second by kind: ``int8``, ``int4`` (weights), ``float``.
+        macs: multiply-adds a second by kind: ``int8``, ``int4`` (weights), ``float32``.
         by: the instructions behind each kind.
         bandwidth: bytes a second, by size of the working set.
     """
@@ -54,8 +53,8 @@ def measured(isa: str, threads: int) -> Limits:
         isa: ``native`` or a level of `hold.LEVELS`.
         threads: compute limits are multiplied, bandwidth is measured on so many at once.
     """
-    by = loops(isa)
-    rates = {name: threads * _rate(name) for name in set(by.values())}
+    by = loops(resolve(isa).features)
+    rates = {name: threads * rate(name) for name in by.values()}
     return Limits(
         {kind: rates[name] for kind, name in by.items()},
         by,
@@ -69,42 +68,9 @@ def last_cache() -> int:
     return 1024 * int(path.read_text().strip().removesuffix("K")) if path.exists() else 32 << 20
 
 
-def loops(isa: str) -> dict[str, str]:
-    """Which loop of ``limits.c`` bounds which kind of arithmetic."""
-    have = hold.features()
-    register = "zmm" if isa != "x86-64-v3" and "avx512f" in have else "ymm"
-    by = {
-        "int8": f"maddubs_maddwd_{register}",
-        "int4": f"maddubs_paddw_{register}",
-        "float": f"fma_{register}",
-    }
-    if isa in {"native", "x86-64-v4-vnni"} and "avx512_vnni" in have:
-        by["int8"] = by["int4"] = "vpdpbusd_zmm"
-    if isa == "native" and "amx_int8" in have:
-        by["int8"] = by["int4"] = "tdpbusd"
-    return by
-
-
-def _rate(name: str) -> float:
-    loop = getattr(compiled("limits.c"), name)
-    loop.restype, loop.argtypes = ctypes.c_long, [ctypes.c_long]
-    count, seconds = 1000, 0.0
-    while seconds < SECONDS:
-        count *= 4
-        start = time.thread_time()
-        work = loop(count)
-        seconds = time.thread_time() - start
-    times = [seconds]
-    for _ in range(TRIES):
-        start = time.thread_time()
-        loop(count)
-        times.append(time.thread_time() - start)
-    return float(work * count / min(times))
-
-
 def _bandwidth(size: int, threads: int) -> float:
     """Every thread reads its own buffer, together ``size`` bytes; the sum of their rates."""
-    read = compiled("limits.c").read_bytes
+    read = library().read_bytes
     read.restype, read.argtypes = ctypes.c_long, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
     share = size // threads // 512 * 512
     buffers = [np.ones(share, np.uint8) for _ in range(threads)]

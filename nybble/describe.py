@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,11 @@ Border = tuple[float | None, int | None]
 
 
 def describe(
-    mod: tvm.IRModule, layers: Iterable[Layer], target: CpuTarget, recipe: Recipe | None
+    mod: tvm.IRModule,
+    layers: Iterable[Layer],
+    target: CpuTarget,
+    recipe: Recipe | None,
+    rates: Mapping[str, float] | None = None,
 ) -> Manifest:
     """The manifest of a network.
 
@@ -30,6 +34,7 @@ def describe(
         layers: what `lower` chose, in call order.
         target: what it was compiled for.
         recipe: how it was quantized; None for a float model.
+        rates: `nybble.limits.multiply_rates`, where layers were measured.
     """
     attrs = mod["main"].attrs
     kept = attrs.get(specs.KEPT_FLOAT, ())
@@ -47,6 +52,7 @@ def describe(
         versions=_versions(),
         rounding=recipe.rounding if recipe else None,
         kept_float=tuple(map(str, kept)),
+        rates=rates,
         float_ops=tuple(f"{name}: {op}" for name, op in specs.between_borders(mod)),
     )
 

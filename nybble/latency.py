@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from tvm import tirx
 
 import nybble
+from nybble.cache import folder
 from nybble.errors import NybbleError, ScheduleError
 from nybble.ir import numerics
 from nybble.runtime import engine, host
@@ -32,7 +32,6 @@ from nybble.schedules.kernel import Extent, Knobs, Problem, TensorSpec
 from nybble.schedules.select import Candidate
 from nybble.schedules.target import CpuTarget
 
-CACHE = "NYBBLE_CACHE"
 ROUNDS = 7
 ROUND_SECONDS = (
     0.004  # of one candidate in one round: enough for the clock, too short to be noticed
@@ -85,9 +84,8 @@ class Ruler:
 
 
 def default_cache() -> Path:
-    """``latencies.jsonl`` in NYBBLE_CACHE, else in the user's cache directory."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(CACHE) or Path(home) / "nybble") / "latencies.jsonl"
+    """``latencies.jsonl`` in the cache folder."""
+    return folder() / "latencies.jsonl"
 
 
 def _read(file: Path) -> Iterator[tuple[str, float]]:

@@ -15,6 +15,7 @@ from nybble.describe import describe
 from nybble.frontend.onnx import from_onnx
 from nybble.ir import specs
 from nybble.latency import Ruler, default_cache
+from nybble.limits import multiply_rates
 from nybble.model import Artifact, Model, QuantizedModel
 from nybble.passes import pipeline
 from nybble.passes.calibrate import calibrate
@@ -137,8 +138,10 @@ def compile(  # noqa: A001
         build(scheduled.module, cpu, phases.begin())
         for scheduled, cpu in zip(lowered, cpus, strict=True)
     ]
+    limits = [multiply_rates(cpu.features) if measure else None for cpu in cpus]
+    variants = zip(executables, lowered, cpus, limits, strict=True)
     first, *higher = (
-        Artifact(executable, describe(module, scheduled.layers, cpu, recipe))
-        for executable, scheduled, cpu in zip(executables, lowered, cpus, strict=True)
+        Artifact(executable, describe(module, scheduled.layers, cpu, recipe, rates))
+        for executable, scheduled, cpu, rates in variants
     )
     return replace(first, higher=tuple(higher))

@@ -122,6 +122,8 @@ class Manifest:
         rounding: the requantization convention; None for a float model.
         kept_float: layers that stayed float, each with its reason.
         float_ops: float ops between the quantized borders; empty is integer-only.
+        rates: multiply-adds a second that one thread of the compiling machine can do at most, by
+            kind of weights; None where nothing was measured.
         hash: SHA-256 of the ELF part in hex, set on export.
     """
 
@@ -136,6 +138,7 @@ class Manifest:
     rounding: str | None = None
     kept_float: tuple[str, ...] = ()
     float_ops: tuple[str, ...] = ()
+    rates: Mapping[str, float] | None = None
     hash: str = ""
 
     def to_json(self) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nybble import latency
+from nybble import latency, limits
 from nybble.errors import NybbleError, ScheduleError
 from nybble.schedules import select
 from nybble.schedules.cpu import fallback
 from nybble.schedules.kernel import Constants, Problem, TensorSpec
-from nybble.schedules.target import resolve
+from nybble.schedules.target import host_features, resolve
 
 NATIVE = resolve("native")
 PROBLEM = Problem(
@@ -118,3 +118,25 @@ def test_a_foreign_target_cannot_be_measured() -> None:
     candidate = select.Candidate(fallback.LINEAR, PROBLEM, fallback.pack(PROBLEM, CONSTANTS))
     with pytest.raises(NybbleError, match="Cannot measure for aarch64 on this machine: it is"):
         latency.Ruler(None)([candidate], resolve("aarch64"))
+
+
+LIMITS = {
+    "x86-64-v3": ("maddubs_maddwd_ymm", "maddubs_paddw_ymm", "fma_ymm"),
+    "x86-64-v4": ("maddubs_maddwd_zmm", "maddubs_paddw_zmm", "fma_zmm"),
+    "x86-64-v4-vnni": ("vpdpbusd_zmm", "vpdpbusd_zmm", "fma_zmm"),
+    "x86-64-v4-amx": ("tdpbusd", "tdpbusd", "fma_zmm"),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limits_are_those_of_the_target(name: str) -> None:
+    target = resolve(name)
+    loops = limits.loops(target.features)
+    assert tuple(loops[kind] for kind in ("int8", "int4", "float32")) == LIMITS[name]
+    if target.features <= host_features():
+        assert all(1e9 < rate < 1e13 for rate in limits.multiply_rates(target.features).values())
+
+
+def test_limits_of_other_machines_are_unknown() -> None:
+    assert limits.multiply_rates(resolve("aarch64").features) == {}
+    assert [limits.kind_of(d) for d in ("int8", "int3", "float32")] == ["int8", "int4", "float32"]

@@ -130,7 +130,7 @@ class Perceptron(nn.Module):
 def test_weights_alone(recipe: nybble.Recipe, tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = nybble.load_torch(Perceptron().eval(), (torch.zeros(1, 3, SIZE, SIZE),))
-    net = nybble.quantize(model, recipe=recipe)
+    net: Any = nybble.quantize(model, recipe=recipe)
     session: Any = nybble.load(nybble.compile(net, "x86-64-v3").save(tmp_path / "net.so"))
     found = {layer["name"]: layer for layer in session.manifest.layers if layer["weights"]}
     stored = "int2" if recipe.weights == "ternary" else f"int{recipe.weights}"

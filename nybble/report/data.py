@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nybble.limits import kind_of
 from nybble.report.parity import ParityReport
 from nybble.runtime.manifest import Layer, Manifest, Timed
 from nybble.runtime.session import LayerTime
@@ -30,7 +31,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer of the deployed library as a reader sees it; ``seconds`` None: not measured."""
+    """One layer of the deployed library as a reader sees it; ``seconds`` None: not measured.
+
+    ``rate`` is the most multiply-adds a second for the layer's weights, `Manifest.rates`.
+    """
 
     name: str
     op: str
@@ -41,6 +45,14 @@ class LayerRow:
     refusals: tuple[str, ...] = ()
     size: int = 0
     timed: tuple[Timed, ...] = ()
+    rate: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """The chosen kernel's multiply-adds as a share of what the machine can do at most."""
+        if self.chosen is None or not self.rate or not self.macs:
+            return None
+        return self.macs / self.chosen["seconds"] / self.rate
 
     @property
     def chosen(self) -> Timed | None:
@@ -112,9 +124,16 @@ def layer_rows(
                 refusals=tuple(layer["refusals"]),
                 size=layer["size"],
                 timed=tuple(layer["timed"]),
+                rate=_rate(manifest, layer),
             )
         )
     return tuple(rows)
+
+
+def _rate(manifest: Manifest, layer: Layer) -> float | None:
+    if manifest.rates is None or layer["stored"] is None:
+        return None
+    return manifest.rates.get(kind_of(layer["stored"]))
 
 
 def facts(manifest: Manifest, threads: int | None = None) -> tuple[tuple[str, str], ...]:

@@ -177,10 +177,11 @@ def _choices(rows: Sequence[LayerRow]) -> str:
     if not found:
         return ""
     note = (
-        "One image on one thread, when the library was compiled. 8-bit and float: the time of the "
+        "One image on one thread, when the library was compiled. Limit: the share of the "
+        "multiply-adds that the machine can do at most. 8-bit and float: the time of the "
         "same layer's best kernel of that kind, in multiples of the chosen one's."
     )
-    return _section("How the kernels were chosen", _table(choices.COLUMNS, found, 5), note)
+    return _section("How the kernels were chosen", _table(choices.COLUMNS, found, 6), note)
 
 
 def _exceptions(report: Report) -> str:

@@ -87,7 +87,7 @@ def test_what_each_one_needs_is_told_when_none_fits(
 
 def test_variants_of_one_file_open_side_by_side(fat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_cpu(monkeypatch, "one", "two")
-    sessions = {}
+    sessions: dict[str, Any] = {}
     for name in NAMES[::-1]:
         monkeypatch.setenv(host.VARIANT, name)
         sessions[name] = load(fat)
