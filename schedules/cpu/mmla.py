@@ -62,5 +62,6 @@ def _add(
     """Adds two pixels' sums to their accumulators."""
     orders = ([0, 1, 4, 5], [2, 3, 6, 7])
     for at, order in list(zip(pair, orders, strict=True))[: 1 if pair[0] == pair[1] else 2]:
-        slot = tile.slot(*at, v)
+        row, col = at
+        slot = tile.slot(row, col, v)
         T.buffer_store(acc, acc[slot] + T.Shuffle(list(sums), order), [slot])

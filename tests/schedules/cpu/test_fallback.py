@@ -22,7 +22,7 @@ WIDTHS = range(1, 9)
 
 def narrowed(case: Case, w: int, a: int, **changes: Any) -> Case:
     """The case with weights of w bits; inputs, outputs and the second branch of a bits."""
-    dtypes = tuple(f"{d.removesuffix('8')}{a}" if d.endswith("8") else d for d in case.dtypes)
+    dtypes: Any = tuple(f"{d.removesuffix('8')}{a}" if d.endswith("8") else d for d in case.dtypes)
     other = f"{case.other.removesuffix('8')}{a}"
     return replace(case, weights=f"int{w}", dtypes=dtypes, other=other, **changes)
 
