@@ -7,6 +7,7 @@ multiple of the dot product's depth (which then reads a little further, against 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
@@ -38,6 +39,31 @@ def staged_size(geometry: Geometry, dot: Dot, rows: int) -> int:
 def pitch(geometry: Geometry, staged: bool) -> int:
     """Elements between two input rows."""
     return (geometry.reach if staged else geometry.width) * geometry.c
+
+
+def gathered(geometry: Geometry) -> Geometry | None:
+    """The geometry of the copy of a strided 1x1 window, which leaves out what nobody reads.
+
+    None for other windows, whose copies keep every pixel.
+    """
+    single = geometry.tap_rows == geometry.tap_cols == 1
+    single = single and geometry.run * geometry.groups == geometry.c
+    if not single or geometry.stride == (1, 1) or any(geometry.padding):
+        return None
+    return replace(
+        geometry, stride=(1, 1), height=int(geometry.static_rows or 0), width=geometry.cols
+    )
+
+
+def gather(
+    geometry: Geometry, dot: Dot, source: Source, scratch: Any, rows: int, where: tuple[Any, Any]
+) -> None:
+    """Emits the copy of a strided 1x1 window; arguments as for `stage`, of the layer itself."""
+    image, first = where
+    down, right, c = *geometry.stride, geometry.c
+    with T.serial(rows) as y, T.serial(geometry.cols) as x:
+        pixel = (first + y) * (down * geometry.width) + x * right
+        _copy(dot, scratch, (y * geometry.cols + x) * c, source, image + pixel * c, c)
 
 
 Source = tuple[Any, str]

@@ -84,6 +84,8 @@ def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
     dot = dot.paced(problem.flush)
     geometry = geometry_of(problem)
     staged = staging.is_staged(problem, geometry, dot)
+    compact = staging.gathered(geometry) if staged and geometry.static_rows else None
+    geometry = compact or geometry
     layout = panels_of(problem, geometry, dot)
     plan = plan_of(geometry, dot, Storage(staged, layout is not None), knobs)
     symbols: dict[str, Any] = {}
@@ -147,7 +149,10 @@ def _task(layer: Layer, segment: _Segment, where: tuple[Any, Any], blocks: tuple
         size = staging.staged_size(geometry, layer.dot, rows)
         source, origin = T.alloc_buffer((size,), layer.dot.x, layout=None), 0
         given = (layer.buffers.x, layer.problem.inputs[0].dtype)
-        staging.stage(geometry, layer.dot, given, source, rows, (picture, first))
+        whole = geometry_of(layer.problem)
+        picture = image * (whole.height * whole.width * whole.c)
+        copy = staging.stage if whole == geometry else staging.gather
+        copy(whole, layer.dot, given, source, rows, (picture, first))
     channels = geometry.groups * geometry.o
     all_rows = _rows_of_output(layer)
     scratch = None
