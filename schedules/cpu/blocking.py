@@ -146,7 +146,8 @@ def register_tiles(geometry: Geometry, dot: Dot) -> list[Tile]:
     found: list[tuple[float, Tile]] = []
     for vectors in range(1, min(vectors_of(geometry, dot), dot.registers - 2) + 1):
         # Accumulators that fill the register file would be spilled by the epilogue's constants.
-        few = min(vectors, 4) + dot.spare + (vectors > 1)
+        # Sums in 16 bits live beside products in flight: one more, or LLVM spills in the loop.
+        few = min(vectors, 4) + dot.spare + (vectors > 1) * (1 + bool(dot.sums))
         taken = 4 if dot.registers == 32 else few
         room = (dot.registers - taken) // vectors
         for wide in range(1, min(geometry.cols, room) + 1):

@@ -66,7 +66,8 @@ def _long(tile: RegisterTile, acc: Any, where: tuple[Any, Any], count: int) -> N
                 slot, product = tile.slot(i, j, v), dot.products(value, w)
                 T.buffer_store(sums, product if first else sums[slot] + product, [slot])
 
-    unrolled = 2 if count >= LONG else 1
+    roomy = slots + 2 * size.vectors + 2 <= dot.registers  # the weights of both steps may be live
+    unrolled = 2 if count >= LONG and roomy else 1
     head = count % unrolled or unrolled
     for n in range(head):
         add(n, n == 0)
