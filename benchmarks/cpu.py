@@ -235,7 +235,8 @@ def finish(rows: list[Row], lines: dict[str, list[str]], args: argparse.Namespac
     console.print(f"written: {args.json}, {args.plot}")
     if args.markdown:
         command = " ".join(["python -m benchmarks.cpu", *sys.argv[1:]])
-        args.markdown.write_text(results.markdown(rows, command, lines))
+        page = results.markdown(rows, command, lines)
+        args.markdown.write_text(page + results.notes(args.markdown))
     if args.baseline:
         worse = results.regressions(measured, results.load(args.baseline))
         for (case, threads, isa, peer), before in worse.items():

@@ -107,6 +107,7 @@ def _milliseconds(row: Row | None) -> float:
     return float("inf") if row is None or row.peer_ms is None else row.peer_ms
 
 
+NOTES = "## Notes\n"
 COLUMNS = ("case", "Nybble ms", "GOPS", "of the limit", "best peer of its kind", "ratio", "goal")
 
 
@@ -168,6 +169,13 @@ def markdown(rows: Sequence[Row], command: str, limits: dict[str, list[str]]) ->
         parts += ["| " + " | ".join(line) + " |" for line in cells(list(group))]
         parts.append("")
     return "\n".join(parts)
+
+
+def notes(page: Path) -> str:
+    """What people have written at the end of an earlier page, from its heading NOTES on."""
+    text = page.read_text() if page.exists() else ""
+    _, heading, below = text.partition(NOTES)
+    return f"\n{heading}{below}"
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

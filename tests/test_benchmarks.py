@@ -166,6 +166,13 @@ def test_the_limit_is_the_larger_of_work_and_reading() -> None:
     assert bound.seconds("int8", 1, 3_000_000_000) == 3.0  # bound by memory
 
 
+def test_a_new_page_keeps_the_notes(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    assert results.notes(page) == "\n"
+    page.write_text(f"| old | table |\n{results.NOTES}Why so slow.\n")
+    assert results.notes(page) == f"\n{results.NOTES}Why so slow.\n"
+
+
 def test_rows_survive_json(tmp_path: Path) -> None:
     results.save([ROW], tmp_path / "rows.json")
     assert results.load(tmp_path / "rows.json") == [ROW]
