@@ -45,23 +45,49 @@ Library = Annotated[
 Batch = Annotated[int, typer.Option(min=1, help="Images in one call.")]
 
 
+ModelFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="net.onnx, or what torch.export.save wrote: net.pt2.", callback=_file
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        help="Representative inputs: .npy, .npz, or a folder of them.", callback=_existing
+    ),
+]
+FirstLast = Annotated[
+    str | None,
+    typer.Option(help="Bits of the first and the last layer: 8 (the default) or others; none."),
+]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer",
+        metavar="PATTERN=wKaK",
+        help="Bits of some layers, as in 'layer1*=w4a8' or '*fc=wt' (ternary). May be repeated; "
+        "the last one that matches a layer counts.",
+    ),
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="native (the default), x86-64-v3, aarch64-dotprod, …: see docs/targets.md. Given "
+        "several times, the library holds a variant for each and picks when it is loaded."
+    ),
+]
+Prefer = Annotated[
+    str,
+    typer.Option(help="speed: widths below 8 bits only where they are faster; or size: always."),
+]
+
+
 @app.command("compile")
 def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL",
-            help="net.onnx, or what torch.export.save wrote: net.pt2.",
-            callback=_file,
-        ),
-    ],
+    model: ModelFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the library.")],
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            help="Representative inputs: .npy, .npz, or a folder of them.", callback=_existing
-        ),
-    ] = None,
+    calibration: Calibration = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe as JSON.", callback=_file)] = None,
     calibrator: Annotated[
         str | None,
@@ -73,37 +99,16 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     activations: Annotated[
         str | None, typer.Option(help="Bits of activations, 1 to 8; float: weights only.")
     ] = None,
-    first_last: Annotated[
-        str | None,
-        typer.Option(help="Bits of the first and the last layer: 8 (the default) or others; none."),
-    ] = None,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN=wKaK",
-            help="Bits of some layers, as in 'layer1*=w4a8' or '*fc=wt' (ternary). May be "
-            "repeated; the last one that matches a layer counts.",
-        ),
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="native (the default), x86-64-v3, aarch64-dotprod, …: see docs/targets.md. Given "
-            "several times, the library holds a variant for each and picks when it is loaded."
-        ),
-    ] = None,
+    first_last: FirstLast = None,
+    layer: Layers = None,
+    target: Targets = None,
     keep_float: Annotated[
         bool, typer.Option("--float", help="Compile without quantizing.")
     ] = False,
     measure: Annotated[
         bool, typer.Option(help="Time the kernels of every layer here and take the fastest.")
     ] = False,
-    prefer: Annotated[
-        str,
-        typer.Option(
-            help="speed: widths below 8 bits only where they are faster; or size: always."
-        ),
-    ] = "speed",
+    prefer: Prefer = "speed",
 ) -> None:
     """Quantize a network and compile it to a shared library."""
     from nybble import commands
