@@ -63,7 +63,7 @@ def _divmod(index: Any, by: int) -> tuple[Any, Any]:
 def _single(tile: RegisterTile, acc: Any, columns: list[Column], at: tuple[Any, Any, int]) -> None:
     """One vector of one pixel; narrow groups have fewer channels than lanes."""
     valid = min(tile.layer.geometry.o, tile.layer.dot.lanes)
-    value = columns[at[2]].apply(acc[tile.slot(*at)], _other(tile, at, valid))
+    value = columns[at[2]].apply(acc[tile.recalled + tile.slot(*at)], _other(tile, at, valid))
     _store(tile, at, value, valid)
 
 
@@ -79,7 +79,7 @@ def _store(tile: RegisterTile, at: tuple[Any, Any, int], value: Any, valid: int)
 def _steps(tile: RegisterTile, acc: Any, columns: list[Column], at: tuple[Any, Any, int]) -> Any:
     """One vector of one pixel as int32, before zero point and clamp."""
     other = _other(tile, at, tile.layer.dot.lanes)
-    return columns[at[2]].steps(acc[tile.slot(*at)], other)
+    return columns[at[2]].steps(acc[tile.recalled + tile.slot(*at)], other)
 
 
 def _other(tile: RegisterTile, at: tuple[Any, Any, int], valid: int) -> Any:

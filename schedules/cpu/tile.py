@@ -103,6 +103,7 @@ class RegisterTile:
         last = max(geometry.o - dot.lanes, 0)
         starts = [tirx.min((vector + v) * dot.lanes, last) for v in range(tile.vectors)]
         self.starts = [T.Bind(group * geometry.o + start) for start in starts]
+        self.kept, self.recalled = windows.places(layer)
 
     def emit(self) -> None:
         """Emits the whole tile."""
@@ -113,7 +114,7 @@ class RegisterTile:
         for v, start in enumerate(self.starts):
             bias = T.Bind(self.layer.table.vload([tirx.const(0), start], vector))
             with T.unroll(tile.high * tile.wide) as p:
-                T.buffer_store(acc, bias, [p * tile.vectors + v])
+                T.buffer_store(acc, bias, [self.kept + (p * tile.vectors + v)])
         if self.layer.dot.sums:
             windows.accumulate(self, acc)
         elif self.layer.dot.pixels == 2:

@@ -18,7 +18,24 @@ from tvm.tirx.script.builder import ir as T
 LONG = 32  # steps of a window from which its loop is unrolled once
 
 if TYPE_CHECKING:
-    from nybble.schedules.cpu.tile import RegisterTile
+    from nybble.schedules.cpu.tile import Layer, RegisterTile
+
+
+def places(layer: Layer) -> tuple[Any, Any]:
+    """Where the int32 accumulators are written and where they are read: zero both.
+
+    Beside long windows they stay out of registers. LLVM would move a local array into registers,
+    and the widening of sums behind the loops that follow; short of registers, it then spills sums
+    inside the inner loop. So both zeros are read from the library, and LLVM cannot tell that they
+    are equal. The stores do not pay where the reduction is short.
+    """
+    geometry = layer.geometry
+    steps = geometry.tap_rows * geometry.tap_cols * geometry.runs(layer.dot.depth)
+    if not layer.dot.sums or layer.problem.flush <= 2 or steps < LONG:
+        return 0, 0
+    _, _, windows, begin = layer.excess
+    kept, recalled = (T.Bind(tirx.Cast("int64", zeros[0])) for zeros in (windows, begin))
+    return kept, recalled
 
 
 def accumulate(tile: RegisterTile, acc: Any) -> None:
@@ -76,7 +93,7 @@ def _long(tile: RegisterTile, acc: Any, where: tuple[Any, Any], count: int) -> N
             for n in range(unrolled):
                 add(head + chunk * unrolled + n, False)
     with T.unroll(slots) as slot:
-        T.buffer_store(acc, acc[slot] + dot.widened(sums[slot]), [slot])
+        _widen(tile, acc, slot, sums[slot])
 
 
 def _start(tile: RegisterTile, where: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -109,7 +126,13 @@ def _further(tile: RegisterTile, acc: Any, v: int) -> None:
             add(start + 1 + m, False)
         with tile.pixels() as (i, j):
             slot = tile.slot(i, j, v)
-            T.buffer_store(acc, acc[slot] + dot.widened(sums[i * size.wide + j]), [slot])
+            _widen(tile, acc, slot, sums[i * size.wide + j])
+
+
+def _widen(tile: RegisterTile, acc: Any, slot: Any, sums: Any) -> None:
+    """Adds a vector of sums to its accumulators."""
+    total = acc[tile.recalled + slot] + tile.layer.dot.widened(sums)
+    T.buffer_store(acc, total, [tile.kept + slot])
 
 
 def _span(begin: Any, index: Any) -> tuple[Any, Any]:
