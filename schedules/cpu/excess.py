@@ -7,6 +7,8 @@ pixel. The further steps of a panel stand one behind the other, in windows of th
     weights (steps, chunk), offsets (steps,)    the further steps of all panels
     windows (windows + 1,)                      where each window begins
     begin   (panels + 1,)                       the first window of each panel
+
+Both lists of beginnings start with 0, which `nybble.schedules.cpu.windows.places` relies on.
 """
 
 from __future__ import annotations

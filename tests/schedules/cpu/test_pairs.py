@@ -1,15 +1,19 @@
 """Kernels that add pairs of products in 16 bits equal the law, at the limits and beyond."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import pytest
+import tvm
 
 from nybble.errors import ScheduleError
+from nybble.schedules.build import kernel_library
 from nybble.schedules.cpu import excess
-from tests.cases import CONV, LINEAR
+from nybble.schedules.kernel import Knobs
+from tests.cases import CONV, LINEAR, Case
 from tests.schedules.cpu import running
 from tests.schedules.cpu.test_conv import family
 
@@ -52,3 +56,28 @@ def test_too_many_further_steps_are_refused() -> None:
     kernel, _ = family("avx2.pairs", case)
     with pytest.raises(ScheduleError, match="beyond 16 bits"):
         running.arguments(kernel, case, case.data())
+
+
+def inner_loops(assembly: str) -> Iterator[str]:
+    """The loops of a single basic block."""
+    for block in re.split(r"^(?=\.LBB)", assembly, flags=re.MULTILINE):
+        label = block.split(":", 1)[0]
+        again = re.search(rf"\sj\w+\s+{re.escape(label)}$", block, re.MULTILINE)
+        if label.startswith(".LBB") and again:
+            yield block[: again.end()]
+
+
+@pytest.mark.parametrize("tile", ["2x1x4", "5x1x2", "14x1x1"])
+def test_sums_of_long_windows_stay_in_registers(tile: str) -> None:
+    high, _, vectors = (int(extent) for extent in tile.split("x"))
+    case = Case("1x1", "conv2d", (1, 28, 28, 512), (128, 1, 1, 512), weights="int4")
+    case = replace(case, operands="normal")
+    kernel, target = family("avx2.pairs", case)
+    function = kernel.build(case.problem(), target, Knobs({"tile": tile}))
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    loops = list(inner_loops(kernel_library(module, target).inspect_source("asm")))
+    main = [loop for loop in loops if loop.count("vpmaddubsw") % (high * vectors) == 0]
+    main = [loop for loop in main if loop.count("vpaddw") >= high * vectors]
+    assert main
+    for loop in main:
+        assert not re.search(r"\(%r[sb]p\).*%ymm|%ymm.*\(%r[sb]p\)", loop)
