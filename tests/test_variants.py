@@ -24,6 +24,9 @@ V3 = frozenset(("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"))
 pytestmark = pytest.mark.skipif(host.arch() != "x86_64", reason="compiles for x86-64 and runs it")
 
 
+pytestmark = pytest.mark.whole
+
+
 @pytest.fixture(scope="module")
 def network() -> nybble.QuantizedModel:
     return nybble.quantize(tiny(), [models.images(4, (3, SMALL, SMALL), seed=5)])
