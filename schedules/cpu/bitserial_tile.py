@@ -14,9 +14,9 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu import epilogue
 from nybble.schedules.cpu.bitserial_planes import BitStaging, Planes
-from nybble.schedules.cpu.blocking import Tile
+from nybble.schedules.cpu.blocking import Plan, Tile
 from nybble.schedules.cpu.buffers import Buffers, load, store
-from nybble.schedules.cpu.lut_plan import Isa, Plan, blocks_of, cut_of
+from nybble.schedules.cpu.lut_plan import Isa, blocks_of, cut_of
 from nybble.schedules.kernel import Problem
 
 BYTE_COUNTS = 31  # counts of up to 8 that fit a byte

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from nybble.ir import numerics
-from nybble.schedules.cpu.blocking import SERIAL_CYCLES, TASKS, Tile
+from nybble.schedules.cpu.blocking import SERIAL_CYCLES, TASKS, Plan, Tile
 from nybble.schedules.cpu.geometry import Geometry
 from nybble.schedules.cpu.lut_stage import Staging
 from nybble.schedules.kernel import Knobs, Problem
@@ -38,25 +38,6 @@ class Isa:
     lanes: int
     registers: int
     ports: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The decisions for one kernel.
-
-    Attributes:
-        tile: the register tile.
-        single: the tile for the single rows that remain of a symbolic number of rows.
-        rows: output rows of a task; None when the number of rows is symbolic.
-        splits: tasks that share the channel blocks of the same rows.
-        parallel: whether tasks run on several threads.
-    """
-
-    tile: Tile
-    single: Tile
-    rows: int | None
-    splits: int
-    parallel: bool
 
 
 def blocks_of(geometry: Geometry, isa: Isa) -> int:

@@ -9,8 +9,7 @@ Where all tasks share one run of rows, the copy is made once, before them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from math import ceil
 from typing import Any, Protocol
 
@@ -19,10 +18,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu import epilogue
-from nybble.schedules.cpu.blocking import Tile
+from nybble.schedules.cpu.blocking import Plan, Tile
 from nybble.schedules.cpu.buffers import Buffers, declare, product
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
-from nybble.schedules.cpu.lut_plan import Plan
+from nybble.schedules.cpu.segments import Segment, segments
 from nybble.schedules.kernel import Problem, TensorSpec
 
 
@@ -86,16 +85,6 @@ class Layer(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """Tasks of the same shape: ``count`` runs of ``rows`` output rows, cut into ``tile``s."""
-
-    tile: Tile
-    rows: int
-    count: Any
-    first: Callable[[Any], Any]
-
-
 def table_shape(problem: Problem, geometry: Geometry, lanes: int) -> tuple[int, int]:
     """Shape of the packed table; groups narrower than a block read beyond the last channel."""
     spare = lanes if geometry.o < lanes else 0
@@ -111,26 +100,12 @@ def build(
         T.func_attr({"tirx.noalias": True})
         layer = layer_of(declare(problem, constants, symbols))
         images = product(geometry.images, symbols)
-        for segment in _segments(layer.plan, product(geometry.rows, symbols)):
+        for segment in segments(layer.plan, product(geometry.rows, symbols)):
             _tasks(layer, segment, images)
     return builder.get()
 
 
-def _segments(plan: Plan, rows: Any) -> Iterator[_Segment]:
-    """All rows; a symbolic number of rows is cut into full tiles and single rows."""
-    if plan.rows is not None:
-        last = rows - plan.rows
-        size = plan.rows
-        yield _Segment(plan.tile, size, ceil(rows / size), lambda i: tirx.min(i * size, last))
-        return
-    high = plan.tile.high
-    full = tirx.floordiv(rows, high)
-    yield _Segment(plan.tile, high, full, lambda i: i * high)
-    if high > 1:
-        yield _Segment(plan.single, 1, rows - full * high, lambda i: full * high + i)
-
-
-def _tasks(layer: Layer, segment: _Segment, images: Any) -> None:
+def _tasks(layer: Layer, segment: Segment, images: Any) -> None:
     """All tasks of a segment."""
     blocks = ceil(layer.blocks / segment.tile.vectors)
     splits = min(layer.plan.splits, blocks)
@@ -153,7 +128,7 @@ def _tasks(layer: Layer, segment: _Segment, images: Any) -> None:
         _task(layer, segment, scratch, where, part(tirx.floormod(task, splits)))
 
 
-def _staged(layer: Layer, segment: _Segment, where: tuple[Any, Any]) -> Any:
+def _staged(layer: Layer, segment: Segment, where: tuple[Any, Any]) -> Any:
     """The scratch buffer with the copy of a run of rows."""
     staging, (image, first) = layer.staging, where
     geometry = staging.geometry
@@ -164,7 +139,7 @@ def _staged(layer: Layer, segment: _Segment, where: tuple[Any, Any]) -> Any:
 
 
 def _task(
-    layer: Layer, segment: _Segment, scratch: Any, where: tuple[Any, Any], part: tuple[Any, int]
+    layer: Layer, segment: Segment, scratch: Any, where: tuple[Any, Any], part: tuple[Any, int]
 ) -> None:
     """All tiles of one task."""
     tile, staging = segment.tile, layer.staging

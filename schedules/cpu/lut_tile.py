@@ -19,7 +19,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu import epilogue
-from nybble.schedules.cpu.blocking import Tile
+from nybble.schedules.cpu.blocking import Plan, Tile
 from nybble.schedules.cpu.buffers import Buffers, load, store
 from nybble.schedules.cpu.geometry import Geometry
 from nybble.schedules.cpu.lut_plan import (
@@ -27,7 +27,6 @@ from nybble.schedules.cpu.lut_plan import (
     WORD_FLUSHES,
     Cut,
     Isa,
-    Plan,
     blocks_of,
     cut_of,
     fits_words,

@@ -9,8 +9,7 @@ parallel task = (image, rows, channel blocks)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -23,18 +22,9 @@ from nybble.schedules.cpu.blocking import Storage, Tile, plan_of, vectors_of
 from nybble.schedules.cpu.buffers import declare, product
 from nybble.schedules.cpu.dot import Dot
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
+from nybble.schedules.cpu.segments import Segment, segments
 from nybble.schedules.cpu.tile import Layer, RegisterTile, Weights
 from nybble.schedules.kernel import Knobs, Problem, TensorSpec
-
-
-@dataclass(frozen=True)
-class _Segment:
-    """Tasks of the same shape: ``count`` runs of ``rows`` output rows, cut into ``tile``s."""
-
-    tile: Tile
-    rows: int
-    count: Any
-    first: Callable[[Any], Any]
 
 
 def table_shape(problem: Problem, geometry: Geometry, dot: Dot) -> tuple[int, int]:
@@ -104,27 +94,12 @@ def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
         )
         layer = Layer(problem, geometry, dot, plan, staged, layout, buffers)
         images = product(geometry.images, symbols)
-        for segment in _segments(layer, product(geometry.rows, symbols)):
+        for segment in segments(layer.plan, product(geometry.rows, symbols)):
             _tasks(layer, segment, images)
     return builder.get()
 
 
-def _segments(layer: Layer, rows: Any) -> Iterator[_Segment]:
-    """All rows; a symbolic number of rows is cut into full tiles and single rows."""
-    plan = layer.plan
-    if plan.rows is not None:
-        last = rows - plan.rows
-        size = plan.rows
-        yield _Segment(plan.tile, size, ceil(rows / size), lambda i: tirx.min(i * size, last))
-        return
-    high = plan.tile.high
-    full = tirx.floordiv(rows, high)
-    yield _Segment(plan.tile, high, full, lambda i: i * high)
-    if high > 1:
-        yield _Segment(plan.single, 1, rows - full * high, lambda i: full * high + i)
-
-
-def _tasks(layer: Layer, segment: _Segment, images: Any) -> None:
+def _tasks(layer: Layer, segment: Segment, images: Any) -> None:
     """All tasks of a segment, on one or several threads."""
     blocks = ceil(layer.vectors / segment.tile.vectors)
     splits = min(layer.plan.splits, blocks)
@@ -138,7 +113,7 @@ def _tasks(layer: Layer, segment: _Segment, images: Any) -> None:
         _task(layer, segment, (image, first), (block, share))
 
 
-def _task(layer: Layer, segment: _Segment, where: tuple[Any, Any], blocks: tuple[Any, int]) -> None:
+def _task(layer: Layer, segment: Segment, where: tuple[Any, Any], blocks: tuple[Any, int]) -> None:
     """One task: its staging copy and its tiles."""
     geometry, tile, (image, first) = layer.geometry, segment.tile, where
     rows, cols = segment.rows, geometry.cols
