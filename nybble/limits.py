@@ -81,19 +81,28 @@ def _timed(loop: Any, count: int) -> tuple[int, float]:
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled loops, made anew when their source changes.
+    """The loops, compiled into the cache folder; errors as of `compiled`."""
+    return compiled(SOURCE, folder())
+
+
+def compiled(source: Path, into: Path) -> ctypes.CDLL:
+    """Loads a small C file as a library, made anew when the source changes.
+
+    Args:
+        source: the C file.
+        into: the folder that keeps the library; made if it does not exist.
 
     Raises:
         ArtifactError: there is no C compiler.
         subprocess.CalledProcessError: it refused.
     """
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    path = folder() / f"limits-{digest}.so"
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    path = into / f"{source.stem}-{digest}.so"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        into.mkdir(parents=True, exist_ok=True)
         half = path.with_suffix(f".{os.getpid()}")  # never load what another process is writing
         compiler = artifact.find_compiler(host.arch())
-        command = [*compiler, "-O2", "-shared", "-fPIC", "-o", str(half), str(SOURCE)]
+        command = [*compiler, "-O2", "-shared", "-fPIC", "-pthread", "-o", str(half), str(source)]
         subprocess.run(command, check=True, capture_output=True)
         half.rename(path)
     return ctypes.CDLL(str(path))
