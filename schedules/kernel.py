@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from nybble.errors import ScheduleError
 from nybble.ir import numerics
 
 T = TypeVar("T")
+LEAST_ENTRIES = 16  # of a table: whole vectors can be loaded
 Extent = int | str  # a string names a symbolic extent (the batch)
 
 
@@ -64,6 +66,8 @@ class Epilogue:
         rounding: the requantization convention.
         small_ratios: every ratio of the accumulators' requantization is below 1/4, which a kernel
             may use (and must check when it packs); never needed for being right.
+        table: the dtype that ``requantize`` or ``add`` gives where a `nybble.ir.numerics.table` of
+            it follows; zero point and clamp are of this dtype then. None without a table.
     """
 
     kind: Literal["none", "requantize", "add", "float"] = "none"
@@ -74,6 +78,7 @@ class Epilogue:
     zero_point_other: int = 0
     rounding: str = "half_up"
     small_ratios: bool = False
+    table: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,19 @@ class Problem:
     def attr(self, name: str) -> Any:
         """One attribute of the anchor."""
         return dict(self.attrs)[name]
+
+    @property
+    def rescaled(self) -> str:
+        """The dtype that the epilogue clamps to: the output's, or that of the table's index."""
+        return self.epilogue.table or self.output.dtype
+
+    @property
+    def entries(self) -> TensorSpec | None:
+        """The table behind the epilogue, None without: int32, from the index's lowest value on."""
+        if self.epilogue.table is None:
+            return None
+        low, high = numerics.limits(self.epilogue.table)
+        return TensorSpec((max(high - low + 1, LEAST_ENTRIES),), "int32")
 
     @property
     def macs(self) -> int:
@@ -156,11 +174,13 @@ class Kernel:
         name: ``cpu.int8.avx2``; what the user reads and may force.
         op: the anchor op that it implements.
         supports: None when it can compile the problem on the target, else the reason in words.
-        pack: the layer's constants in the kernel's own layout, in the order of its parameters.
+        pack: the layer's constants in the kernel's own layout, in the order of its parameters,
+            without the epilogue's table.
         build: the fused TensorIR function: parameters are the activations (inputs, then
-            ``epilogue.other``), the packed constants, and the output.
+            ``epilogue.other``), the packed constants, `Problem.entries` if any, and the output.
         forms: the storage forms of activations that it can read or write; ``supports`` is asked
             about no others.
+        arch: of the machines that it is for, None for any; others do not hear of its refusals.
     """
 
     name: str
@@ -169,6 +189,15 @@ class Kernel:
     pack: Callable[[Problem, Constants], list[NDArray[Any]]]
     build: Callable[[Problem, Any, Knobs], Any]
     forms: frozenset[Form] = frozenset({"values"})
+    arch: str | None = None
+
+    def constants(self, problem: Problem, unpacked: Constants) -> list[NDArray[Any]]:
+        """All constants in the order of the parameters: ``pack``'s, and the epilogue's table."""
+        packed = self.pack(problem, unpacked)
+        if problem.entries is None:
+            return packed
+        values, length = np.asarray(unpacked["entries"], np.int32), int(problem.entries.shape[0])
+        return [*packed, np.pad(values, (0, length - len(values)))]
 
     def refuses(self, problem: Problem, target: Any) -> str | None:
         """Why it cannot compile a problem on a target, None when it can."""

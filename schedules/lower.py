@@ -135,7 +135,7 @@ class _Lowering:
             made = taken.kernel.build(problem, self.target, Knobs())
             self.built[key] = self._define(made, problem.op)
         same = problem == taken.problem  # else the storage of an activation has changed
-        packed = taken.packed if same else taken.kernel.pack(problem, group.constants)
+        packed = taken.packed if same else taken.kernel.constants(problem, group.constants)
         args = [graph.substitute(a, self.replace) for a in group.activations]
         self._call(group, self.built[key], [*args, *map(graph.constant, packed)], problem)
         self._record(group, self.built[key], taken.kernel.name, choice, problem)

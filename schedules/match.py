@@ -2,6 +2,7 @@
 
 Integer:   conv2d | linear | sum_pool2d -> requantize
            conv2d | linear -> add              (the accumulator becomes branch a)
+           … -> requantize | add -> table
            permute_dims -> quantize
 Float:     conv2d | matmul -> add(bias) -> add(other) -> relu | clip   (each step optional)
 
@@ -22,7 +23,7 @@ from tvm import relax
 from nybble.ir import graph, ops
 from nybble.schedules import match_float, match_weight_only
 from nybble.schedules.cpu import concat
-from nybble.schedules.cpu.epilogue import ratios_are_small
+from nybble.schedules.cpu.epilogue import is_narrow, ratios_are_small
 from nybble.schedules.cpu.headroom import flush_of
 from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
@@ -75,7 +76,8 @@ def _integer_anchor(matcher: Matcher, binding: relax.VarBinding) -> Group | None
     )
     problem = replace(problem, flush=flush_of(problem, w))
     group = Group((binding,), problem, (call.args[0],), {"w": w, "bias": bias})
-    return _with_requantize(matcher, group) or _with_add(matcher, group) or group
+    rescaled = _with_requantize(matcher, group) or _with_add(matcher, group)
+    return _with_table(matcher, rescaled) if rescaled else group
 
 
 def _short(call: relax.Call) -> str:
@@ -86,7 +88,8 @@ def _short(call: relax.Call) -> str:
 
 def _sum_pool(matcher: Matcher, binding: relax.VarBinding) -> Group:
     group = _plain(matcher, binding)
-    return _with_requantize(matcher, group) or group
+    rescaled = _with_requantize(matcher, group)
+    return _with_table(matcher, rescaled) if rescaled else group
 
 
 def _with_requantize(matcher: Matcher, group: Group) -> Group | None:
@@ -128,6 +131,18 @@ def _with_add(matcher: Matcher, group: Group) -> Group | None:
         small_ratios=ratios_are_small(scales["multiplier_a"], scales["shift_a"]),
     )  # fmt: skip
     return fused(group, reader, epilogue, scales, args[other])
+
+
+def _with_table(matcher: Matcher, group: Group) -> Group:
+    """The group with the table behind it as the end of its epilogue; as it is without one."""
+    assert group.problem is not None
+    index = group.problem.output.dtype
+    reader = matcher.follower(group.bindings[-1], "nybble.table")
+    if reader is None or not (is_narrow(index) and is_narrow(graph.dtype_of(reader.var))):
+        return group
+    entries = constant_of(reader.value.args[1], str(reader.var.name), "values")
+    epilogue = replace(group.problem.epilogue, table=index)
+    return fused(group, reader, epilogue, {"entries": entries})
 
 
 def _scales(reader: relax.VarBinding, positions: Mapping[str, int]) -> Arrays:

@@ -131,11 +131,12 @@ def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Plan
     if first is None:
         raise ScheduleError(_nothing(problem, target, plan, refusals))
     if plan.ruler is None:
-        return Choice(first, tuple(refusals))
+        return Choice(first, _heard(refusals, target, plan))
     candidates = [first, *found]
     rivals = [*candidates, *_in_float(problem, target, plan)]
+    heard = _heard(refusals, target, plan)
     if len(rivals) == 1:
-        return Choice(first, tuple(refusals))
+        return Choice(first, heard)
     seconds = plan.ruler(rivals, target)
     timed = tuple(
         Timed(c.kernel.name, c.weights, c.size, s) for c, s in zip(rivals, seconds, strict=True)
@@ -143,7 +144,13 @@ def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Plan
     limit = TIE * min(seconds[: len(candidates)])
     level = [i for i in range(len(candidates)) if seconds[i] <= limit]
     taken = candidates[min(level, key=lambda i: (candidates[i].size, seconds[i]))]
-    return Choice(taken, tuple(refusals), timed)
+    return Choice(taken, heard, timed)
+
+
+def _heard(refusals: Sequence[str], target: CpuTarget, plan: Planner) -> tuple[str, ...]:
+    """The refusals without those of kernels for other architectures."""
+    foreign = {k.name for k in plan.kernels if k.arch not in (None, target.arch)}
+    return tuple(line for line in refusals if line.partition(":")[0] not in foreign)
 
 
 def _candidates(
@@ -195,7 +202,7 @@ def _attempt(
     reason = kernel.refuses(problem, target)
     if reason is None:
         try:
-            return Candidate(kernel, problem, kernel.pack(problem, constants))
+            return Candidate(kernel, problem, kernel.constants(problem, constants))
         except ScheduleError as error:  # the values, not the shapes, are beyond the kernel
             reason = str(error)
     if f"{kernel.name}: {reason}" not in refusals:

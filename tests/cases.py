@@ -37,6 +37,7 @@ class Case:
         weights: dtype of the weights.
         ternary: the weights are -1, 0 and 1 only (``weights`` is ``int2``).
         epilogue: ``none``, ``requantize``, ``add`` or ``float``.
+        table: dtype of the index of a table of random entries behind the epilogue.
         other: dtype of the second branch.
         symbolic: the batch extent is the shape variable ``n``.
         operands: ``random``, or extremes: ``high``, ``low``, ``alternating``; ``normal`` is random
@@ -59,6 +60,7 @@ class Case:
     weights: str = "int8"
     ternary: bool = False
     epilogue: str = "requantize"
+    table: str | None = None
     other: str = "int8"
     symbolic: bool = False
     operands: str = "random"
@@ -79,11 +81,16 @@ class Case:
         return (self.x[0], *size, self.w[0])
 
     @property
+    def rescaled(self) -> str:
+        """What the epilogue clamps to: the output's dtype, or that of the table's index."""
+        return self.table or self.dtypes[1]
+
+    @property
     def bounds(self) -> tuple[int, int]:
         """The clamp: everything for odd numbers of channels, inside the dtype's limits for even."""
         if self.epilogue not in ("requantize", "add"):
             return 0, 0
-        lo, hi = numerics.limits(self.dtypes[1])
+        lo, hi = numerics.limits(self.rescaled)
         return (lo, hi) if self.w[0] % 2 or hi - lo < 16 else (lo + 3, hi - 5)
 
     @property
@@ -96,7 +103,7 @@ class Case:
         """The requantization ratios' middle: accumulators fill about half of the output's range."""
         spread = [float(np.ptp(numerics.limits(d))) / 2 for d in (self.dtypes[0], self.weights)]
         deviation = 0.58 * spread[0] * spread[1] * float(np.sqrt(np.prod(self.w[1:])))
-        return 0.47 * float(np.ptp(numerics.limits(self.dtypes[1]))) / 2 / deviation * self.gain
+        return 0.47 * float(np.ptp(numerics.limits(self.rescaled))) / 2 / deviation * self.gain
 
     def problem(self) -> Problem:
         """The problem that a kernel is asked to compile."""
@@ -107,7 +114,9 @@ class Case:
         epilogue = Epilogue(self.epilogue, *self.bounds)  # type: ignore[arg-type]
         if self.epilogue in ("requantize", "add"):
             small = self.gain == 1 and self.ratio * np.exp(2) < 1 / 4
-            epilogue = replace(epilogue, zero_point=self.zero_points[0], small_ratios=small)
+            epilogue = replace(
+                epilogue, zero_point=self.zero_points[0], small_ratios=small, table=self.table
+            )
         if self.epilogue == "add":
             epilogue = replace(
                 epilogue, other=spec(self.y, self.other), zero_point_other=self.zero_points[1]
@@ -140,6 +149,9 @@ class Case:
             arrays["w"] = np.maximum(arrays["w"], -1)
         if self.epilogue not in ("requantize", "add"):
             return arrays
+        if self.table is not None:
+            every = int(np.ptp(numerics.limits(self.table))) + 1
+            arrays["entries"] = _draw(rng, (every,), self.dtypes[1], "random")
         size = o if self.vectors else ()
         ratio = self.ratio * np.exp(np.clip(rng.normal(0, 1, size), -2, 2))
         names = ("multiplier", "shift") if self.epilogue == "requantize" else _ADD[:2]
@@ -166,14 +178,14 @@ class Case:
         """The law of the epilogue."""
         lo, hi = self.bounds
         after, before = self.zero_points
-        kept: dict[str, Any] = {"dtype": self.dtypes[1], "lo": lo, "hi": hi, "zero_point": after}
+        kept: dict[str, Any] = {"dtype": self.rescaled, "lo": lo, "hi": hi, "zero_point": after}
         if self.epilogue == "requantize":
             scale = arrays["multiplier"], arrays["shift"]
-            return numerics.requantize(acc, *scale, **kept)
+            acc = numerics.requantize(acc, *scale, **kept)
         if self.epilogue == "add":
             ma, sa, mb, sb = (arrays[name] for name in _ADD)
-            return numerics.add(acc, ma, sa, arrays["b"], mb, sb, zero_point_b=before, **kept)
-        return acc
+            acc = numerics.add(acc, ma, sa, arrays["b"], mb, sb, zero_point_b=before, **kept)
+        return acc if self.table is None else numerics.table(acc, arrays["entries"])
 
 
 _ADD = ("multiplier_a", "shift_a", "multiplier_b", "shift_b")
@@ -393,3 +405,26 @@ LOW_LINEAR = (
     ),
 )  # fmt: skip
 """Linear layers of 1- to 4-bit weights."""
+
+TABLES = ("int8 uint8", "uint8 int8", "uint4 uint4", "int4 uint2", "int1 int3", "uint6 int1")
+"""Widths of index and entries behind an epilogue."""
+
+TABLED = tuple(
+    replace(case, name=f"{case.name}, table {widths}", table=widths.split()[0],
+        dtypes=(case.dtypes[0], widths.split()[1]))
+    for i, case in enumerate((
+        _conv("3x3", (1, 9, 9, 32), (48, 3, 3, 32)),
+        _conv("1x1 tails", (1, 7, 5, 31), (33, 1, 1, 31), epilogue="add"),
+        _conv("grouped odd", (1, 9, 9, 21), (27, 3, 3, 7), groups=3),
+        _conv("1x1 few channels", (1, 5, 5, 24), (10, 1, 1, 24), epilogue="add", other="uint8"),
+        _conv("large", (1, 24, 24, 64), (64, 3, 3, 64)),
+        _low("1x1", (1, 9, 9, 64), (96, 1, 1, 64), "int2 uint2 uint2"),
+        _low("3x3", (1, 7, 7, 32), (40, 3, 3, 32), "int1 uint1 uint1", epilogue="add"),
+        _depthwise("dw", (1, 8, 9, 40), (3, 3), epilogue="add"),
+        _depthwise("dw few channels", (1, 8, 9, 5), (3, 3)),
+        _narrow("one row", (1, 257), 72, "int4 int8 int8"),
+        _narrow("rows", (5, 96), 40, "int4 uint4 int8", symbolic=True),
+    ))
+    for widths in (TABLES[i % 6], TABLES[(i + 1) % 6])
+)  # fmt: skip
+"""A table as the end of the epilogue, behind every kind of kernel."""

@@ -88,4 +88,6 @@ def build(problem: Problem, _target: Any, knobs: Knobs) -> Any:
     return amx_emit.build(problem, knobs)
 
 
-KERNELS = tuple(Kernel(NAME, op, supports, pack, build) for op in ("conv2d", "linear"))
+KERNELS = tuple(
+    Kernel(NAME, op, supports, pack, build, arch="x86_64") for op in ("conv2d", "linear")
+)

@@ -69,8 +69,11 @@ class Finish:
         return is_whole and self.problem.output.dtype not in {"int32", "int1"}
 
     def _columns(self, vectors: range) -> list[epilogue.Column]:
-        table = self.buffers.constants[1]
-        return [epilogue.Column(self.problem, table, self.channels[v], LANES) for v in vectors]
+        table, entries = self.buffers.constants[1], self.buffers.entries
+        return [
+            epilogue.Column(self.problem, table, self.channels[v], LANES, entries=entries)
+            for v in vectors
+        ]
 
     def _acc(self, tile: int, pixel: Any, vector: int) -> Any:
         at = (tile * self.tall + pixel) * (self.vectors * LANES) + vector * LANES
@@ -85,7 +88,8 @@ class Finish:
     def _packed(self, tile: int, pixel: Any, columns: Sequence[epilogue.Column]) -> None:
         """All pixels of a tile, ``group`` at a time; the last groups may overlap."""
         group, count = 4 // self.vectors, -(-self.tall * self.vectors // 4)
-        zero = T.broadcast(tirx.const(self.problem.epilogue.zero_point, "int32"), LANES)
+        zero = epilogue.pending(self.problem).zero_point
+        zero = T.broadcast(tirx.const(zero, "int32"), LANES)
         with T.serial(count) as g:
             first = T.Bind(tirx.min(g * group, self.tall - group))
             steps = []
@@ -105,7 +109,8 @@ class Finish:
         """The clamp, as far as saturation has left it undone."""
         dtype = stored(self.problem.output.dtype)
         lowest, highest = numerics.limits(dtype)
-        lo, hi = int(self.problem.epilogue.lo), int(self.problem.epilogue.hi)
+        bounds = epilogue.pending(self.problem)
+        lo, hi = int(bounds.lo), int(bounds.hi)
         if hi < highest:
             packed = tirx.min(packed, T.broadcast(tirx.const(hi, dtype), 64))
         if lo > lowest:

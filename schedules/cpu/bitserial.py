@@ -150,7 +150,7 @@ ISAS = (
 KERNELS = tuple(
     Kernel(
         f"cpu.bitserial.{isa.name}", op, partial(_supports, isa), partial(_pack, isa),
-        partial(_build, isa),
+        partial(_build, isa), arch="x86_64",
     )
     for isa in ISAS
     for op in ("conv2d", "linear")

@@ -164,7 +164,9 @@ class _TileCode:
         channels, valid = geometry.groups * geometry.o, min(geometry.o, lanes)
         for v, start in enumerate(self.starts):
             bias = T.Bind(table.vload([tirx.const(0), start], f"int32x{lanes}"))
-            column = epilogue.Column(layer.problem, table, start, lanes)
+            column = epilogue.Column(
+                layer.problem, table, start, lanes, entries=layer.buffers.entries
+            )
             for p, (i, j) in enumerate(self.pixels):
                 index = T.Bind(self.y + (i * geometry.cols + j) * channels + start)
                 value = bias + T.broadcast(self.sums[p], lanes) if layer.needs_sum else bias

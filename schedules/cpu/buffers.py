@@ -23,16 +23,18 @@ class Buffers:
         other: the second branch of the epilogue, flat, or None.
         constants: the packed constants.
         output: the output, flat.
+        entries: the table behind the epilogue, or None.
     """
 
     x: Any
     other: Any
     constants: tuple[Any, ...]
     output: Any
+    entries: Any = None
 
 
 def declare(problem: Problem, constants: Sequence[TensorSpec], symbols: Symbols) -> Buffers:
-    """Declares input, second branch, constants and output, in this order."""
+    """Declares input, second branch, constants, table and output, in this order."""
 
     def parameter(name: str, spec: TensorSpec) -> Any:
         held = spec.stored
@@ -48,12 +50,14 @@ def declare(problem: Problem, constants: Sequence[TensorSpec], symbols: Symbols)
     x = parameter("x", problem.inputs[0])
     second = parameter("other", other) if other else None
     packed = tuple(parameter(f"packed_{i}", spec) for i, spec in enumerate(constants))
+    entries = parameter("entries", problem.entries) if problem.entries else None
     y = parameter("output", problem.output)
     return Buffers(
         flat(x, problem.inputs[0]),
         flat(second, other) if other else None,
         packed,
         flat(y, problem.output),
+        entries,
     )
 
 

@@ -156,6 +156,7 @@ def families(dots: Sequence[Dot]) -> tuple[Kernel, ...]:
             partial(_supports, dot),
             partial(_pack, dot),
             partial(_build, dot),
+            arch=dot.arch,
         )
         for dot in dots
         for op in ("conv2d", "linear")

@@ -235,7 +235,9 @@ def _tile(layer: _Layer, source: Any, at: tuple[Any, Any], block: tuple[Any, Any
             for output, tap in uses:
                 w = weights.vload([panel + tap, tirx.const(0)], f"{dot.w}x{dot.lanes * dot.depth}")
                 T.buffer_store(acc, dot.apply(dot, acc[output], value, w), [output])
-    column_epilogue = epilogue.Column(layer.problem, table, block[1], dot.lanes, dot.scaling)
+    column_epilogue = epilogue.Column(
+        layer.problem, table, block[1], dot.lanes, dot.scaling, layer.buffers.entries
+    )
     valid = min(geometry.c, dot.lanes)
     for p in range(layer.wide):
         index, other = y + p * geometry.c, None
@@ -272,6 +274,7 @@ def families(dots: Sequence[Dot]) -> tuple[Kernel, ...]:
             partial(_supports, dot),
             partial(_pack, dot),
             partial(_build, dot),
+            arch=dot.arch,
         )
         for dot in dots
     )

@@ -324,7 +324,10 @@ class _Tile:
     def _finish(self, acc: Any) -> None:
         """Epilogue and store; int32 is brought back into its order."""
         layer, isa, problem = self.layer, self.layer.isa, self.layer.problem
-        scale = [epilogue.Column(problem, self.table, start, isa.lanes) for start in self.columns]
+        scale = [
+            epilogue.Column(problem, self.table, start, isa.lanes, entries=layer.buffers.entries)
+            for start in self.columns
+        ]
         order = isa.order()
         for p in range(layer.wide):
             index = self.y + p * layer.geometry.c
@@ -334,7 +337,8 @@ class _Tile:
             else:
                 others = self._others(index, order)
                 steps = [s.steps(a, o) for s, a, o in zip(scale, values, others, strict=True)]
-                value = packing.block(steps[0], steps[1], problem.epilogue, problem.output.dtype)
+                bounds = epilogue.pending(problem)
+                value = packing.block(steps[0], steps[1], bounds, problem.output.dtype)
             T.buffer_store(layer.buffers.output, value, [T.ramp(index, 1, isa.channels)])
 
     def _others(self, index: Any, order: NDArray[np.int64]) -> list[Any]:
@@ -354,6 +358,7 @@ KERNELS = tuple(
         partial(_supports, isa),
         partial(_pack, isa),
         partial(_build, isa),
+        arch="x86_64",
     )
     for isa in quads.FAMILIES
 )

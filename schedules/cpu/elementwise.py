@@ -74,7 +74,7 @@ def branch(value: Any, zero_point: int, scale: Sequence[Any], rounding: str) -> 
     return scaled(centred, multiplier, shift, rounding)
 
 
-def epilogue(problem: Problem, acc: Any, other: Any, read: Read) -> Any:
+def epilogue(problem: Problem, acc: Any, other: Any, read: Read, entries: Any = None) -> Any:
     """What is stored for one accumulator, in the output's storage dtype.
 
     Args:
@@ -82,6 +82,7 @@ def epilogue(problem: Problem, acc: Any, other: Any, read: Read) -> Any:
         acc: the accumulator, bias included.
         other: the second branch's value, None without one.
         read: gives the named constant at the accumulator's channel.
+        entries: the table behind the epilogue, None without one.
     """
     fused = problem.epilogue
     if fused.kind == "float":
@@ -93,7 +94,11 @@ def epilogue(problem: Problem, acc: Any, other: Any, read: Read) -> Any:
     if fused.kind == "add":
         total = total + branch(other, fused.zero_point_other, second, fused.rounding)
     total = total + i64(fused.zero_point)
-    return settled(total, int(fused.lo), int(fused.hi), problem.output.dtype)
+    total = settled(total, int(fused.lo), int(fused.hi), problem.rescaled)
+    if entries is None:
+        return total
+    found = entries[total.astype("int32") - numerics.limits(problem.rescaled)[0]]
+    return found.astype(loops.stored(problem.output.dtype))
 
 
 def epilogue_names(fused: Epilogue) -> tuple[str, ...]:

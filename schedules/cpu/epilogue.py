@@ -24,6 +24,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.errors import ScheduleError
 from nybble.ir import numerics
+from nybble.schedules.cpu.entries import look_up
 from nybble.schedules.cpu.loops import stored
 from nybble.schedules.kernel import Constants, Epilogue, Problem
 
@@ -44,6 +45,13 @@ def refuse(problem: Problem) -> str | None:
     if epilogue.other is not None and not is_narrow(epilogue.other.dtype):
         return f"second branch {epilogue.other.dtype}: only integers of up to 8 bits are added"
     return None
+
+
+def pending(problem: Problem) -> Epilogue:
+    """Zero point and clamp that `Column.steps` leaves to be done: none behind a table."""
+    if problem.epilogue.table is None:
+        return problem.epilogue
+    return Epilogue("requantize", *numerics.limits(problem.output.dtype))
 
 
 def is_narrow(dtype: str) -> bool:
@@ -175,12 +183,16 @@ class Column:
         lanes: length of the vector.
         scaling: (value, multiplier, rounding, right shift) -> (high(value·multiplier) + rounding)
             >> right shift in instructions of another machine; None for those of x86.
+        entries: `nybble.schedules.cpu.buffers.Buffers.entries`.
     """
 
     def __init__(
-        self, problem: Problem, table: Any, start: Any, lanes: int, scaling: Scaling | None = None
-    ):
+        self, problem: Problem, table: Any, start: Any, lanes: int,
+        scaling: Scaling | None = None, entries: Any = None,
+    ):  # fmt: skip
         self.problem, self.lanes, self._scaling = problem, lanes, scaling
+        assert (entries is None) == (problem.entries is None)
+        self._entries = entries
         self._rows = [
             T.Bind(table.vload([tirx.const(row), start], f"{table.dtype}x{lanes}"))
             for row in range(1, int(table.shape[0]))
@@ -193,13 +205,31 @@ class Column:
             return acc
         if epilogue.kind == "float":
             return self._float(acc, other)
-        value = self.steps(acc, other) + self._all(epilogue.zero_point)
-        value = tirx.max(tirx.min(value, self._all(int(epilogue.hi))), self._all(int(epilogue.lo)))
-        if self.problem.output.dtype == "int1":  # the sign, 0 counts as +1
-            value = T.shift_right(value, self._all(31)) | self._all(1)
+        value = self.steps(acc, other)
+        if epilogue.table is None:
+            value = self._settled(value, 0)
         return T.Cast(f"{stored(self.problem.output.dtype)}x{self.lanes}", value)
 
     def steps(self, acc: Any, other: Any) -> Any:
+        """int32 to which what `pending` says remains to be done."""
+        value = self._steps(acc, other)
+        if self.problem.epilogue.table is None:
+            return value
+        low = numerics.limits(self.problem.epilogue.table)[0]
+        return look_up(self._entries, self._settled(value, low), self._scaling is None)
+
+    def _settled(self, value: Any, low: int) -> Any:
+        """Zero point, clamp and sign, as int32 from ``low`` on."""
+        epilogue, signs = self.problem.epilogue, self.problem.rescaled == "int1"
+        base = 0 if signs else low
+        value = value + self._all(epilogue.zero_point - base)
+        value = tirx.min(value, self._all(int(epilogue.hi) - base))
+        value = tirx.max(value, self._all(int(epilogue.lo) - base))
+        if signs:  # 0 counts as +1
+            value = (T.shift_right(value, self._all(31)) | self._all(1)) - self._all(low)
+        return value
+
+    def _steps(self, acc: Any, other: Any) -> Any:
         """``requantize`` and ``add`` before zero point and clamp: int32, within ±2^31."""
         epilogue = self.problem.epilogue
         if epilogue.small_ratios:

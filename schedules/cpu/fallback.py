@@ -69,6 +69,7 @@ def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
     names = ("bias", *elementwise.epilogue_names(problem.epilogue))
     dtypes = {"bias": "float32" if is_float else "int32"}
     constants = elementwise.vectors(names, out_channels, dtypes)
+    entries = symbols.optional(problem.entries, "entries")
     lead = symbols.extents(problem.output.shape[:-1])
     padded = _padded(problem, x)
     acc = _accumulate(problem, lead, padded, weights)
@@ -79,10 +80,11 @@ def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
         if problem.epilogue.kind == "none":
             return total
         beside = None if other is None else other(*index)
-        return elementwise.epilogue(problem, total, beside, read)
+        return elementwise.epilogue(problem, total, beside, read, entries)
 
     out = te.compute([*lead, out_channels], value, "out")
-    sch = loops.function([x, *([] if other is None else [other]), given, *constants.values(), out])
+    tensors = [x, other, given, *constants.values(), entries, out]
+    sch = loops.function([tensor for tensor in tensors if tensor is not None])
     _schedule(sch, problem, padded is not x, weights is not given)
     return sch.mod["main"]
 

@@ -14,7 +14,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu import nibbles, packing
 from nybble.schedules.cpu.buffers import load, store
-from nybble.schedules.cpu.epilogue import Column
+from nybble.schedules.cpu.epilogue import Column, pending
 
 if TYPE_CHECKING:
     from nybble.schedules.cpu.tile import RegisterTile
@@ -26,11 +26,12 @@ def finish(tile: RegisterTile, acc: Any) -> None:
     problem, dot = layer.problem, layer.dot
     packs = problem.epilogue.kind in ("requantize", "add") and dot.scaling is None
     whole = packs and layer.geometry.o % dot.lanes == 0
-    columns = [Column(problem, layer.table, s, dot.lanes, dot.scaling) for s in tile.starts]
+    table, entries = layer.table, layer.buffers.entries
+    columns = [Column(problem, table, s, dot.lanes, dot.scaling, entries) for s in tile.starts]
     for v in range(0, vectors - vectors % 2 if whole else 0, 2):
         with tile.pixels() as (i, j):
             low, high = (_steps(tile, acc, columns, (i, j, v + n)) for n in (0, 1))
-            value = packing.block(low, high, problem.epilogue, problem.output.dtype, natural=True)
+            value = packing.block(low, high, pending(problem), problem.output.dtype, natural=True)
             _store(tile, (i, j, v), value, 2 * dot.lanes)
     if whole and vectors % 2:
         _pairs_of_pixels(tile, acc, columns)
@@ -42,7 +43,7 @@ def finish(tile: RegisterTile, acc: Any) -> None:
 def _pairs_of_pixels(tile: RegisterTile, acc: Any, columns: list[Column]) -> None:
     """The last vector of channels: two pixels at a time, an odd one by itself."""
     layer, size, v = tile.layer, tile.tile, tile.tile.vectors - 1
-    lanes, epilogue = layer.dot.lanes, layer.problem.epilogue
+    lanes, epilogue = layer.dot.lanes, pending(layer.problem)
     with T.unroll(size.high * size.wide // 2) as pair:
         pixels = [_divmod(2 * pair + n, size.wide) for n in (0, 1)]
         low, high = (_steps(tile, acc, columns, (*pixel, v)) for pixel in pixels)

@@ -154,7 +154,8 @@ class _Integers:
         at, other = T.Bind(row * o + start), None
         if self.buffers.other is not None:
             other = load(self.buffers.other, at, lanes, valid)
-        column = epilogue.Column(self.problem, table, start, lanes)
+        entries = self.buffers.entries
+        column = epilogue.Column(self.problem, table, start, lanes, entries=entries)
         store(self.buffers.output, at, column.apply(acc, other), valid)
 
 
@@ -218,6 +219,7 @@ def _families(widths: Iterable[int]) -> tuple[Kernel, ...]:
             partial(_supports, isa, bits),
             partial(_pack, isa),
             partial(_build, isa),
+            arch="x86_64",
         )
         for isa in INSTRUCTION_SETS
         for bits in widths

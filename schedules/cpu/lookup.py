@@ -146,6 +146,7 @@ KERNELS = tuple(
         partial(_supports, lanes, features),
         partial(_pack, emit is _chains),
         partial(_build, lanes, emit, _rows if emit is _chains else _four),
+        arch="x86_64",
     )
     for name, lanes, features, emit in (
         ("vbmi", 64, VBMI, _permutes),

@@ -138,7 +138,7 @@ ISAS = (Isa("avx512", AVX512, 64, 32, 2.0), Isa("avx2", AVX2, 32, 16, 3.0))
 
 KERNELS = tuple(
     Kernel(f"cpu.lut.{isa.name}", op, partial(_supports, isa), partial(_pack, isa),
-           partial(_build, isa))
+           partial(_build, isa), arch="x86_64")
     for isa in ISAS
     for op in ("conv2d", "linear")
 )  # fmt: skip

@@ -274,7 +274,8 @@ class _TileCode:
                         break
                     start = T.Bind(first + q * quarter)
                     bias = table.vload([tirx.const(0), start], f"int32x{quarter}")
-                    column = epilogue.Column(layer.problem, table, start, quarter)
+                    entries = layer.buffers.entries
+                    column = epilogue.Column(layer.problem, table, start, quarter, entries=entries)
                     index = T.Bind(pixel + start)
                     other = None
                     if layer.buffers.other is not None:

@@ -23,15 +23,16 @@ def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
     shape = symbols.extents(problem.output.shape)
     names = elementwise.epilogue_names(problem.epilogue)
     constants = elementwise.vectors(names, problem.output.shape[-1], {})
+    entries = symbols.optional(problem.entries, "entries")
     pooled = _pool(problem, x, shape, attrs)
 
     def value(*index: Any) -> Any:
         read = elementwise.reader(constants, index[-1])
-        return elementwise.epilogue(problem, pooled(*index), None, read)
+        return elementwise.epilogue(problem, pooled(*index), None, read, entries)
 
     is_fused = problem.epilogue.kind != "none"
     out = te.compute(shape, value, "out") if is_fused else pooled
-    sch = loops.function([x, *constants.values(), out])
+    sch = loops.function([x, *constants.values(), *([] if entries is None else [entries]), out])
     window = attrs["pool_size"][0] * attrs["pool_size"][1]
     _schedule(sch, is_fused, window * loops.static_size(shape))
     return sch.mod["main"]

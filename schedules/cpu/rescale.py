@@ -131,6 +131,7 @@ KERNELS = tuple(
         partial(_supports, lanes, features),
         _pack,
         partial(_build, lanes),
+        arch="x86_64",
     )
     for name, lanes, features in (("avx512", 16, AVX512), ("avx2", 8, AVX2))
     for op in ("requantize", "add")

@@ -220,6 +220,7 @@ KERNELS = tuple(
         partial(_supports, isa, bits),
         partial(_pack, isa),
         partial(_build, isa),
+        arch="x86_64",
     )
     for isa in INSTRUCTION_SETS
     for bits in range(2, 9)

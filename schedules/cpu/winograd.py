@@ -184,6 +184,7 @@ KERNELS = tuple(
         partial(_supports, dot),
         partial(_pack, dot),
         partial(_build, dot),
+        arch="x86_64",
     )
     for dot in (MADD_AVX512, MADD_AVX2)
 )

@@ -212,7 +212,7 @@ def _finish(layer: Layer, sums: Any, block: tuple[int, Any], tile: Any, out: Any
     start = T.Bind(tirx.min(vector * lanes, geometry.o - lanes))
     table = layer.buffers.constants[1]
     bias = T.Bind(table.vload([tirx.const(0), start], dot.vector))
-    column = epilogue.Column(layer.problem, table, start, lanes)
+    column = epilogue.Column(layer.problem, table, start, lanes, entries=layer.buffers.entries)
     with T.serial(layer.wide) as p:
         row, col = layer.place(tile + p)
         index = T.Bind(out + (row * geometry.cols + col) * geometry.o + start)

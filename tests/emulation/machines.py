@@ -117,7 +117,7 @@ def arguments(kernel: Kernel, case: Case, arrays: Arrays) -> list[NDArray[Any]]:
     """Activations and packed constants in the order of the parameters."""
     constants = {name: values for name, values in arrays.items() if name not in ("x", "b")}
     activations = [arrays[name] for name in ("x", "b") if name in arrays]
-    return [*activations, *kernel.pack(case.problem(), constants)]
+    return [*activations, *kernel.constants(case.problem(), constants)]
 
 
 def check(

@@ -27,7 +27,7 @@ def arguments(kernel: Kernel, case: Case, arrays: Arrays) -> list[Any]:
     """Activations and packed constants as tensors, in the order of the parameters."""
     constants = {name: values for name, values in arrays.items() if name not in ("x", "b")}
     activations = [arrays[name] for name in ("x", "b") if name in arrays]
-    packed = kernel.pack(case.problem(), constants)
+    packed = kernel.constants(case.problem(), constants)
     return [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*activations, *packed)]
 
 
