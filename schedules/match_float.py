@@ -56,9 +56,13 @@ def _float_group(
     )  # fmt: skip
     bias = np.zeros(w.shape[0], np.float32)
     group = Group((binding,), problem, (x,), {"w": w, "bias": bias})
-    for step in (_with_bias, _with_other, _with_clamp):
-        group = step(matcher, group) or group
-    return group
+    return with_sum_and_clamp(matcher, _with_bias(matcher, group) or group)
+
+
+def with_sum_and_clamp(matcher: Matcher, group: Group) -> Group:
+    """The group with the residual add and the clamp behind it, as far as they are there."""
+    group = _with_other(matcher, group) or group
+    return _with_clamp(matcher, group) or group
 
 
 def _with_bias(matcher: Matcher, group: Group) -> Group | None:

@@ -1,4 +1,7 @@
-"""The rule for weight-only layers: float activations, integer weights with a scale per group."""
+"""The rule for weight-only layers: float activations, integer weights with a scale per group.
+
+weight_only -> add(other) -> relu | clip    (each step optional)
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ from tvm import relax
 from nybble.errors import ScheduleError
 from nybble.ir import graph
 from nybble.schedules.group import Group, Matcher, constant_of, spec_of
-from nybble.schedules.kernel import Problem, TensorSpec
+from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
+from nybble.schedules.match_float import with_sum_and_clamp
 
 OPERANDS = ("w", "scale", "zero_point", "bias")
 
 
-def weight_only(_matcher: Matcher, binding: relax.VarBinding) -> Group:
+def weight_only(matcher: Matcher, binding: relax.VarBinding) -> Group:
     """One layer. The attribute ``zero_point`` is the groups' common one, None if they differ.
 
     Raises:
@@ -36,5 +40,7 @@ def weight_only(_matcher: Matcher, binding: relax.VarBinding) -> Group:
         spec_of(binding.var),
         (("group", group), ("zero_point", common)),
         TensorSpec((o, k), graph.dtype_of(call.args[1])),
+        epilogue=Epilogue("float", -np.inf, np.inf),
     )
-    return Group((binding,), problem, (call.args[0],), constants)
+    group = Group((binding,), problem, (call.args[0],), constants)
+    return with_sum_and_clamp(matcher, group)

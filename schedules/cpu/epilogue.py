@@ -204,7 +204,7 @@ class Column:
         if epilogue.kind == "none":
             return acc
         if epilogue.kind == "float":
-            return self._float(acc, other)
+            return floats(epilogue, acc, other)
         value = self.steps(acc, other)
         if epilogue.table is None:
             value = self._settled(value, 0)
@@ -242,15 +242,6 @@ class Column:
             value = value + self._scaled(centred, self._rows[-4:])
         return value
 
-    def _float(self, acc: Any, other: Any) -> Any:
-        epilogue = self.problem.epilogue
-        value = acc if other is None else acc + other
-        if epilogue.lo > -inf:
-            value = tirx.max(value, self._all(epilogue.lo, "float32"))
-        if epilogue.hi < inf:
-            value = tirx.min(value, self._all(epilogue.hi, "float32"))
-        return value
-
     def _scaled(self, value: Any, rows: list[Any]) -> Any:
         if self._scaling is None:
             return scaled(value, rows, self.lanes)
@@ -259,8 +250,20 @@ class Column:
             value = T.shift_left(value, rows[0])
         return self._scaling(T.Bind(value), multiplier, rounding, right)
 
-    def _all(self, value: float, dtype: str = "int32") -> Any:
-        return T.broadcast(tirx.const(value, dtype), self.lanes)
+    def _all(self, value: int) -> Any:
+        return T.broadcast(tirx.const(value, "int32"), self.lanes)
+
+
+def floats(epilogue: Epilogue, value: Any, other: Any) -> Any:
+    """Residual sum and clamp of a vector of float32; NaN stays, as in the law."""
+    value, lanes = T.Bind(value if other is None else value + other), value.ty.dtype.lanes
+    if epilogue.lo > -inf:
+        bound = T.broadcast(tirx.const(epilogue.lo, "float32"), lanes)
+        value = T.Bind(T.Select(value < bound, bound, value))
+    if epilogue.hi < inf:
+        bound = T.broadcast(tirx.const(epilogue.hi, "float32"), lanes)
+        value = T.Select(value > bound, bound, value)
+    return value
 
 
 def scaled(value: Any, rows: list[Any], lanes: int) -> Any:

@@ -21,14 +21,15 @@ from nybble.errors import ScheduleError
 from nybble.ir import numerics
 from nybble.ir.weight_only import MOST
 from nybble.schedules.cpu import gemv_template, weight_only_rows
-from nybble.schedules.cpu.buffers import declare, product, store
+from nybble.schedules.cpu.buffers import declare, load, product, store
+from nybble.schedules.cpu.epilogue import floats
 from nybble.schedules.cpu.gemv_codes import Codes
 from nybble.schedules.cpu.gemv_dot import INSTRUCTION_SETS, multiply
 from nybble.schedules.cpu.gemv_layout import Layout
 from nybble.schedules.cpu.gemv_template import Plan
 from nybble.schedules.cpu.gemv_tile import Job, Where
 from nybble.schedules.cpu.weight_only_generic import LONGEST
-from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
+from nybble.schedules.kernel import Constants, Epilogue, Kernel, Knobs, Problem, TensorSpec
 
 PARALLEL_ROWS = 32  # a row takes some microseconds to quantize, a launch 13-18
 
@@ -111,6 +112,8 @@ class _Floats:
         rows: quantized rows.
         weights: packed.
         bias: padded to a vector.
+        epilogue: residual add and clamp.
+        other: its second branch, flat, or None.
         y: the output, flat.
     """
 
@@ -120,6 +123,8 @@ class _Floats:
     rows: weight_only_rows.Rows
     weights: Any
     bias: Any
+    epilogue: Epilogue
+    other: Any
     y: Any
 
     @property
@@ -148,11 +153,15 @@ class _Floats:
         return T.Cast(f"int32x{lanes}", T.reinterpret(f"{dtype}x{lanes}", zero))
 
     def store(self, running: Any, row: Any, start: Any) -> None:
-        """fma(running, row_scale, bias)."""
+        """fma(running, row_scale, bias), and what is fused behind it."""
         lanes, o = self.layout.dot.lanes, self.layout.o
         scale = T.broadcast(self.rows.scale[row], lanes)
         bias = self.bias.vload([start], f"float32x{lanes}")
-        store(self.y, row * o + start, _fma(running, scale, bias), min(o, lanes))
+        value, at, valid = _fma(running, scale, bias), T.Bind(row * o + start), min(o, lanes)
+        other = None if self.other is None else load(self.other, at, lanes, valid)
+        if self.epilogue.kind == "float":
+            value = floats(self.epilogue, value, other)
+        store(self.y, at, value, valid)
 
 
 def _fma(a: Any, b: Any, c: Any) -> Any:
@@ -179,10 +188,11 @@ def _build(isa: str, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimF
         factor = zero if not is_uniform(problem) else zero - _base(problem, layout)
         _quantize_rows(layout, buffers.x, rows, (plan, count), factor)
         weights, bias = buffers.constants
-        floats = _Floats(
-            layout, is_uniform(problem), factor != 0, rows, weights, bias, buffers.output
-        )
-        job = Job(layout, MOST, rows.x, weights, floats)
+        finish = _Floats(
+            layout, is_uniform(problem), factor != 0, rows, weights, bias,
+            problem.epilogue, buffers.other, buffers.output,
+        )  # fmt: skip
+        job = Job(layout, MOST, rows.x, weights, finish)
         gemv_template.emit(job, plan, count)
     return builder.get()
 

@@ -19,7 +19,8 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.ir.weight_only import LEAST, MOST
 from nybble.schedules.cpu import elementwise
-from nybble.schedules.cpu.buffers import declare, product, store
+from nybble.schedules.cpu.buffers import declare, load, product, store
+from nybble.schedules.cpu.epilogue import floats
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
 LANES = 16
@@ -75,7 +76,13 @@ def _build(problem: Problem, _target: Any, _knobs: Knobs) -> tirx.PrimFunc:
                 first = T.Bind(tirx.min(block * LANES, max(o - LANES, 0)))
                 addend = bias.vload([first], FLOATS)
                 value = _fma(acc, T.broadcast(row_scale, LANES), addend)
-                store(buffers.output, row * o + first, value, min(o, LANES))
+                at, valid = T.Bind(row * o + first), min(o, LANES)
+                other = buffers.other
+                if other is not None:
+                    other = load(other, at, LANES, valid)
+                if problem.epilogue.kind == "float":
+                    value = floats(problem.epilogue, value, other)
+                store(buffers.output, at, value, valid)
     return builder.get()
 
 

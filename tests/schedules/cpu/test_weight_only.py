@@ -12,6 +12,7 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tvm import relax
 
 from nybble.errors import ScheduleError
 from nybble.ir import graph, numerics, ops
@@ -160,6 +161,33 @@ def test_through_the_compiler(dtype: str, zeros: str) -> None:
     compiled = check_exact(layer(Case((1, 96), 40, 32, dtype, zeros)))
     bits = numerics.width(dtype)[1]
     assert compiled.kernels == [("weight_only", f"cpu.w{bits}.avx2")]
+
+
+@pytest.mark.parametrize("target", ["x86-64", *TARGETS.values()])
+@pytest.mark.parametrize("clamp", ["relu", "clip", ""])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_residual_and_clamp_are_fused(rows: int, clamp: str, target: str) -> None:
+    cpu, case = resolve(target), Case((rows, 70), 33, 32)
+    if not cpu.features <= host_features():
+        pytest.skip(f"this CPU lacks {', '.join(sorted(cpu.features - host_features()))}")
+    arrays = case.data()
+
+    def body(emitter: graph.Emitter, x: Any, other: Any) -> Any:
+        names = ("scale", "zero_point", "bias")
+        constants = (graph.constant(arrays[name]) for name in names)
+        w = graph.constant(arrays["w"], case.weights)
+        y = emitter.emit(ops.call("weight_only", [x, w, *constants], group=case.group), "y")
+        y = emitter.emit(relax.op.add(other, y), "sum")
+        if clamp == "relu":
+            y = emitter.emit(relax.op.nn.relu(y), "relu")
+        return emitter.emit(relax.op.clip(y, -1.5, 6.0), "clip") if clamp == "clip" else y
+
+    other = np.random.default_rng(1).normal(size=case.y).astype(np.float32)
+    arrays["x"][-1, 3] = np.nan  # all of its row's outputs are NaN
+    mod = module(body, (case.x[1:], "float32"), (case.y[1:], "float32"))
+    compiled = check_exact(mod, cpu, None, arrays["x"], other)
+    fused = "weight_only+add" + (f"+{clamp}" if clamp else "")
+    assert [op for op, _ in compiled.kernels] == [fused]
 
 
 def test_refuses_in_words() -> None:
