@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
@@ -34,12 +35,18 @@ class Buffers:
 
 
 def declare(problem: Problem, constants: Sequence[TensorSpec], symbols: Symbols) -> Buffers:
-    """Declares input, second branch, constants, table and output, in this order."""
+    """Declares input, second branch, constants, table and output, in this order.
 
-    def parameter(name: str, spec: TensorSpec) -> Any:
+    Activations may begin anywhere; constants begin on a cache line.
+    """
+
+    def parameter(name: str, spec: TensorSpec, align: int = 0) -> Any:
         held = spec.stored
         extents = [product((extent,), symbols) for extent in held.shape]
-        return T.arg(name, T.buffer(extents, held.dtype, layout=None))
+        return T.arg(name, T.buffer(extents, held.dtype, align=align, layout=None))
+
+    def activation(name: str, spec: TensorSpec) -> Any:
+        return parameter(name, spec, np.dtype(spec.stored.dtype).itemsize)
 
     def flat(buffer: Any, spec: TensorSpec) -> Any:
         held = spec.stored
@@ -47,11 +54,11 @@ def declare(problem: Problem, constants: Sequence[TensorSpec], symbols: Symbols)
         return T.decl_buffer(size, held.dtype, data=buffer.data, layout=None)
 
     other = problem.epilogue.other
-    x = parameter("x", problem.inputs[0])
-    second = parameter("other", other) if other else None
+    x = activation("x", problem.inputs[0])
+    second = activation("other", other) if other else None
     packed = tuple(parameter(f"packed_{i}", spec) for i, spec in enumerate(constants))
     entries = parameter("entries", problem.entries) if problem.entries else None
-    y = parameter("output", problem.output)
+    y = activation("output", problem.output)
     return Buffers(
         flat(x, problem.inputs[0]),
         flat(second, other) if other else None,
