@@ -22,7 +22,7 @@ from tvm import relax
 
 from nybble.ir import graph, ops
 from nybble.schedules import match_float, match_weight_only
-from nybble.schedules.cpu import concat
+from nybble.schedules.cpu import concat, winograd_range
 from nybble.schedules.cpu.epilogue import is_narrow, ratios_are_small
 from nybble.schedules.cpu.headroom import flush_of
 from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
@@ -74,7 +74,8 @@ def _integer_anchor(matcher: Matcher, binding: relax.VarBinding) -> Group | None
         attrs=_attrs(call),
         weights=TensorSpec(w.shape, dtype),
     )
-    problem = replace(problem, flush=flush_of(problem, w))
+    tile_flush = winograd_range.flush_of(problem, w)
+    problem = replace(problem, flush=flush_of(problem, w), tile_flush=tile_flush)
     group = Group((binding,), problem, (call.args[0],), {"w": w, "bias": bias})
     rescaled = _with_requantize(matcher, group) or _with_add(matcher, group)
     return _with_table(matcher, rescaled) if rescaled else group

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nybble.ir import numerics
+from nybble.schedules.cpu import winograd_range
 from nybble.schedules.cpu.headroom import flush_of
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 
@@ -133,8 +134,10 @@ class Case:
             TensorSpec(self.w, self.weights),
             epilogue=epilogue,
         )
-        flush = flush_of(problem, self.data()["w"]) if self.flush is None else self.flush
-        return replace(problem, flush=flush)
+        weights = self.data()["w"]
+        flush = flush_of(problem, weights) if self.flush is None else self.flush
+        tile_flush = winograd_range.flush_of(problem, weights)
+        return replace(problem, flush=flush, tile_flush=tile_flush)
 
     def data(self, seed: int = 0) -> Arrays:
         """Input, second branch and constants by operand name."""

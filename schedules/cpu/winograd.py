@@ -10,16 +10,24 @@ A tile of 2x2 outputs takes 16 multiplications for each pair of channels instead
          0  1  0 -1          0  0  2
 
 G is twice the usual matrix, so that all is integer and the result four times Y, which a shift by
-two divides exactly. Inputs of 8 bits become at most 1020, weights at most 1152: s16, multiplied by
-``vpmaddwd``. The sums between may wrap around (they are computed unsigned), 4·Y fits 32 bits.
+two divides exactly. There are two ways to multiply:
+
+    s16    8-bit activations become at most 1020, 8-bit weights at most 1152: ``vpmaddwd``.
+           The sums between may wrap around (they are computed unsigned), 4·Y fits 32 bits.
+    bytes  activations of up to 6 bits, moved up to be unsigned, and weights that are bytes when
+           transformed, as those of 4 bits always are: ``vpmaddubsw``, summed in 16 bits as long as
+           `nybble.schedules.cpu.winograd_range` proves from the weights; or ``vpdpbusd``.
 
     parallel task = (image, band of output rows, share of the channel blocks)
-      staging copy of the band's input rows; its tiles transformed to V[tile][16][C]
+      staging copy of the band's input rows; its tiles transformed to V[group][16][wide][C]
       block of channels
-        weights decoded and transformed to U[vector][16][C/2][lanes][2]
+        weights decoded and transformed to U[vector][16][C/depth][lanes][depth]
         group of ``wide`` tiles
           for each of the 16 positions: acc[wide][vectors] = Σ_C V·U, stored to M
           M transformed to 2x2 accumulators a tile; epilogue, store
+
+Weights are transformed in every task, for the cost of two tiles of bytes: stored transformed, those
+of 4 bits would take 3.6 times the memory.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308).
 """
@@ -37,27 +45,29 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from nybble.errors import ScheduleError
 from nybble.ir import numerics
-from nybble.schedules.cpu import epilogue, panels
-from nybble.schedules.cpu.blocking import SERIAL_CYCLES, TASKS
+from nybble.schedules.cpu import epilogue, nibbles, panels, winograd_range
 from nybble.schedules.cpu.buffers import declare, product
-from nybble.schedules.cpu.dot import MADD_AVX2, MADD_AVX512, Dot
-from nybble.schedules.cpu.geometry import Geometry, geometry_of
-from nybble.schedules.cpu.winograd_emit import (
-    SPOTS,
-    TAPS,
-    Layer,
-    emit_task,
-    layout_of,
-    pairs_of,
-    vectors_of,
+from nybble.schedules.cpu.dot import (
+    AVX_VNNI,
+    MADD_AVX2,
+    MADD_AVX512,
+    PAIRS_AVX2,
+    PAIRS_AVX512,
+    VNNI,
+    Dot,
 )
+from nybble.schedules.cpu.geometry import geometry_of
+from nybble.schedules.cpu.winograd_emit import emit_task
+from nybble.schedules.cpu.winograd_finish import CORNERS
+from nybble.schedules.cpu.winograd_plan import TAPS, Layer, Shape, cut_of
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
 MOST_CHANNELS = 1024  # 4·Σ|x·w| < 2^31 for 9·1024 products of u8 and s8
-FEWEST_TILES = 64  # fewer: 28x28 gains 20 % over the direct kernel, 14x14 nothing, 7x7 loses 30 %
+FEWEST_TILES = 64  # of s16: 28x28 gains 20 % over the direct kernel, 14x14 nothing, 7x7 loses 30 %
+FEWEST_TILES_OF_BYTES = 16
 FEWEST_BITS = 7
-V_BYTES = 192 * 1024  # the transformed inputs of a task should stay in the second-level cache
 
 
 # ---------------------------------------------------------------- supports and pack
@@ -66,119 +76,126 @@ V_BYTES = 192 * 1024  # the transformed inputs of a task should stay in the seco
 def _supports(dot: Dot, problem: Problem, target: Any) -> str | None:
     if target.arch != "x86_64" or not target.has(*dot.features):
         return f"needs {', '.join(dot.features)}"
-    if target.has("avx512_vnni"):
+    if dot.w == "int16" and target.has("avx512_vnni"):
         return "vpdpbusd is as fast without transforms"
-    return _refuse_window(dot, problem) or _refuse_dtypes(problem) or epilogue.refuse(problem)
-
-
-def _refuse_window(dot: Dot, problem: Problem) -> str | None:
-    assert problem.weights is not None
-    o, height, width, c = (int(extent) for extent in problem.weights.shape)
-    attrs = dict(problem.attrs)
-    plain = tuple(attrs["strides"]) == tuple(attrs["dilation"]) == (1, 1) and attrs["groups"] == 1
-    if (height, width) != (3, 3) or not plain:
+    if not winograd_range.is_plain(problem):
         return "only 3x3 with stride 1, no dilation, no groups"
+    return _refuse_size(dot, problem) or _refuse_dtypes(dot, problem) or epilogue.refuse(problem)
+
+
+def _refuse_size(dot: Dot, problem: Problem) -> str | None:
+    assert problem.weights is not None
+    o, c = (int(problem.weights.shape[axis]) for axis in (0, 3))
     if any(isinstance(extent, str) for extent in problem.inputs[0].shape[1:]):
         return "more than the batch is symbolic"
-    if not (2 * dot.lanes <= c <= MOST_CHANNELS) or o < dot.lanes:
-        return f"takes {2 * dot.lanes} to {MOST_CHANNELS} channels, at least {dot.lanes} filters"
+    chunk = dot.lanes * dot.depth
+    if not (chunk <= c <= MOST_CHANNELS) or o < dot.lanes:
+        return f"takes {chunk} to {MOST_CHANNELS} channels, at least {dot.lanes} filters"
     rows, cols = (int(extent) for extent in problem.output.shape[1:3])
-    if min(rows, cols) < 2 or ceil(rows / 2) * ceil(cols / 2) < FEWEST_TILES:
+    fewest = FEWEST_TILES if dot.w == "int16" else FEWEST_TILES_OF_BYTES
+    if min(rows, cols) < 2 or ceil(rows / 2) * ceil(cols / 2) < fewest:
         return "too small an image to repay transforming the weights"
     return None
 
 
-def _refuse_dtypes(problem: Problem) -> str | None:
+def _refuse_dtypes(dot: Dot, problem: Problem) -> str | None:
     assert problem.weights is not None
     x, w, y = problem.inputs[0].dtype, problem.weights.dtype, problem.output.dtype
     if not (epilogue.is_narrow(x) and epilogue.is_narrow(w)) or w.startswith("u"):
         return f"computes integers of up to 8 bits by signed weights, not {x} x {w}"
-    if numerics.width(w)[1] < FEWEST_BITS:
+    if dot.w == "int16" and numerics.width(w)[1] < FEWEST_BITS:
         return f"{w} is faster multiplied directly, summed in 16 bits"
+    if dot.w == "int8" and not problem.tile_flush:
+        return "transformed activations or weights, or sums of their products, are too large"
     return None if y == "int32" or epilogue.is_narrow(y) else f"cannot store {y}"
 
 
+def _supports_packed(dot: Dot, problem: Problem, target: Any) -> str | None:
+    return nibbles.refuse(problem, dot.lanes) or _supports(dot, problem, target)
+
+
 def _pack(dot: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any]]:
-    """Weights as [vectors][C/2][9][lanes][2], and the table of per-channel numbers."""
-    geometry = geometry_of(problem)
+    """Weights as [vectors][C/depth][9][lanes][depth], and the table of per-channel numbers.
+
+    For bytes a third one: the biases of the last three outputs of a tile; the first is the table's.
+    """
+    shape = Shape(problem, geometry_of(problem), dot)
+    geometry, lanes, depth = shape.geometry, dot.lanes, dot.depth
     weights = np.asarray(constants["w"])
-    pairs, lanes = pairs_of(geometry), dot.lanes
-    padded = np.zeros((geometry.o, TAPS, 2 * pairs), np.int8)
+    padded = np.zeros((geometry.o, TAPS, shape.steps * depth), np.int8)
     padded[..., : geometry.c] = weights.reshape(geometry.o, TAPS, geometry.c)
-    starts = np.minimum(np.arange(vectors_of(geometry, dot)) * lanes, geometry.o - lanes)
+    starts = np.minimum(np.arange(shape.columns) * lanes, geometry.o - lanes)
     chosen = padded[np.add.outer(starts, np.arange(lanes))]
-    chosen = chosen.reshape(len(starts), lanes, TAPS, pairs, 2).transpose(0, 3, 2, 1, 4)
-    rows = [np.asarray(constants["bias"]), *epilogue.scaling_rows(problem, constants, geometry.o)]
-    table = np.stack([epilogue.wrapped(row, "int32") for row in rows])
-    layout = layout_of(problem, geometry, dot)
-    if layout is None:
-        return [np.ascontiguousarray(chosen).reshape(-1, 2 * lanes), table]
-    return [panels.pack(layout, chosen.reshape(len(starts), -1)), table]
+    chosen = chosen.reshape(len(starts), lanes, TAPS, -1, depth).transpose(0, 3, 2, 1, 4)
+    first, *others = _biases(dot, problem, weights, np.asarray(constants["bias"]))
+    rows = [first, *epilogue.scaling_rows(problem, constants, geometry.o)]
+    tables = [np.stack([epilogue.wrapped(row, "int32") for row in rows])]
+    if others:
+        tables.append(np.stack([epilogue.wrapped(row, "int32") for row in others]))
+    if shape.layout is None:
+        return [np.ascontiguousarray(chosen).reshape(-1, shape.chunk), *tables]
+    return [panels.pack(shape.layout, chosen.reshape(len(starts), -1)), *tables]
 
 
-def _specs(problem: Problem, geometry: Geometry, dot: Dot) -> tuple[TensorSpec, TensorSpec]:
-    layout, vectors = layout_of(problem, geometry, dot), vectors_of(geometry, dot)
+def _biases(
+    dot: Dot, problem: Problem, weights: NDArray[Any], bias: NDArray[Any]
+) -> list[NDArray[Any]]:
+    """The bias, for bytes one for each output of a tile: without what offsets and shifts add.
+
+    Raises:
+        ScheduleError: windows of ``tile_flush`` steps may overflow.
+    """
+    if dot.w == "int16":
+        return [bias]
+    u = winograd_range.transformed(weights)
+    if not winograd_range.fits(problem, u, problem.tile_flush):
+        raise ScheduleError(f"windows of {problem.tile_flush} steps go beyond 16 bits")
+    dtype = problem.inputs[0].dtype
+    moved = dot.offset(dtype) * weights.reshape(len(weights), -1).sum(1, dtype=np.int64)
+    return list(bias.astype(np.int64) - moved - winograd_range.surplus(dtype, u))
+
+
+def _specs(shape: Shape) -> tuple[TensorSpec, ...]:
+    layout, o = shape.layout, shape.geometry.o
     if layout is None:
-        weights = TensorSpec((vectors * pairs_of(geometry) * TAPS, 2 * dot.lanes), "int8")
+        weights = TensorSpec((shape.columns * shape.steps * TAPS, shape.chunk), "int8")
     else:
-        weights = TensorSpec((vectors, layout.packed), "uint8")
-    return weights, TensorSpec((epilogue.table_rows(problem.epilogue), geometry.o), "int32")
+        weights = TensorSpec((shape.columns, layout.packed), "uint8")
+    table = TensorSpec((epilogue.table_rows(shape.problem.epilogue), o), "int32")
+    corners = () if shape.dot.w == "int16" else (TensorSpec((CORNERS - 1, o), "int32"),)
+    return (weights, table, *corners)
 
 
 # ---------------------------------------------------------------- build
 
 
-def _build(base: Dot, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
-    """The fused function; parameters: input, second branch if any, weights, table, output."""
-    geometry = geometry_of(problem)
-    dot = replace(base, w="int16")
-    total = int(geometry.static_rows or 2)
-    parallel = knobs.pick("parallel", (False, True), _cycles(geometry, dot) > SERIAL_CYCLES)
-    rows = knobs.pick("rows", _row_choices(total), _rows_wanted(geometry, total, parallel))
-    bands = ceil(total / rows)
-    vectors = min(2, vectors_of(geometry, dot))
-    blocks = ceil(vectors_of(geometry, dot) / vectors)
-    counts = [count for count in range(1, blocks + 1) if count in (1, 2, 4, 8, blocks)]
-    missing = TASKS // bands if parallel else 1
-    splits = knobs.pick("splits", counts, max(c for c in counts if c <= max(missing, 1)))
+def _build(dot: Dot, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
+    """The fused function; parameters: input, second branch if any, constants, output."""
+    shape = Shape(problem, geometry_of(problem), dot)
+    cut = cut_of(shape, knobs)
+    bands, blocks = ceil(shape.total / cut.rows), ceil(shape.columns / cut.vectors)
+    splits = min(cut.splits, blocks)
+    share = ceil(blocks / splits)
     symbols: dict[str, Any] = {}
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
-        buffers = declare(problem, _specs(problem, geometry, dot), symbols)
-        layer = Layer(problem, geometry, dot, rows, 1, vectors, buffers)
-        wide = (dot.registers - vectors - 2) // vectors
-        layer = replace(layer, wide=min(wide, layer.tiles))
-        share = ceil(blocks / splits)
-        loop = T.parallel if parallel else T.serial
-        with loop(product(geometry.images, symbols) * bands * splits) as task:
+        buffers = declare(problem, _specs(shape), symbols)
+        layer = Layer(problem, shape.geometry, dot, cut, buffers)
+        loop = T.parallel if cut.parallel else T.serial
+        with loop(product(shape.geometry.images, symbols) * bands * splits) as task:
             run = tirx.floordiv(task, splits)
             block = tirx.min(tirx.floormod(task, splits) * share, blocks - share)
-            first = tirx.min(tirx.floormod(run, bands) * rows, total - rows)
+            first = tirx.min(tirx.floormod(run, bands) * cut.rows, shape.total - cut.rows)
             emit_task(layer, (tirx.floordiv(run, bands), first), (block, share))
     return builder.get()
 
 
-def _cycles(geometry: Geometry, dot: Dot) -> float:
-    tiles = ceil(int(geometry.static_rows or 2) / 2) * ceil(geometry.cols / 2)
-    return tiles * SPOTS * geometry.c * geometry.o / (2 * dot.lanes) * dot.cost
+WIDE_MADDS = tuple(replace(dot, w="int16") for dot in (MADD_AVX512, MADD_AVX2))
+BYTES = (VNNI, AVX_VNNI, PAIRS_AVX512, PAIRS_AVX2)
 
 
-def _row_choices(total: int) -> list[int]:
-    """Rows of a band: all, or an even number."""
-    return sorted({total, *range(2, total, 2)})
-
-
-def _rows_wanted(geometry: Geometry, total: int, parallel: bool) -> int:
-    """Rows whose transformed inputs fit; in equal bands, enough of them for a few threads."""
-    pair = ceil(geometry.cols / 2) * SPOTS * geometry.c * 2  # bytes of two rows
-    most = max(2, V_BYTES // pair * 2)
-    bands = max(ceil(total / most), min(TASKS // 4, total // 8) if parallel else 1)
-    even = ceil(total / bands / 2) * 2
-    return total if even >= total else even
-
-
-KERNELS = tuple(
-    Kernel(
+def _family(dot: Dot) -> Kernel:
+    return Kernel(
         f"cpu.int8.winograd.{dot.name}",
         "conv2d",
         partial(_supports, dot),
@@ -186,6 +203,20 @@ KERNELS = tuple(
         partial(_build, dot),
         arch="x86_64",
     )
-    for dot in (MADD_AVX512, MADD_AVX2)
-)
-"""By preference; where VNNI is there, its direct convolution is as fast."""
+
+
+def _packed(dot: Dot) -> Kernel:
+    """Also reads and writes 4 bits two a byte."""
+    family = _family(dot)
+    return replace(
+        family,
+        name=f"{family.name}.packed",
+        supports=partial(_supports_packed, dot),
+        forms=frozenset({"values", "packed"}),
+    )
+
+
+KERNELS = (*map(_family, (*BYTES, *WIDE_MADDS)),)
+"""By preference."""
+PACKED = tuple(map(_packed, (VNNI, PAIRS_AVX2)))
+"""Taken where the direct kernels for packed activations would be."""

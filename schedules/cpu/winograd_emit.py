@@ -2,233 +2,189 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import epilogue, panels, staging
-from nybble.schedules.cpu.buffers import Buffers, load, store
-from nybble.schedules.cpu.dot import Dot
-from nybble.schedules.cpu.geometry import Geometry
-from nybble.schedules.kernel import Problem
+from nybble.schedules.cpu import nibbles, panels, staging
+from nybble.schedules.cpu.loops import stored
+from nybble.schedules.cpu.winograd_finish import finish
+from nybble.schedules.cpu.winograd_plan import TAPS, Layer
+from nybble.schedules.cpu.winograd_range import SPOTS, shift_of
 
-SPOTS = 16  # positions of a transformed 4x4 tile
-TAPS = 9
-Grid = list[list[Any]]
-
-
-def pairs_of(geometry: Geometry) -> int:
-    """Pairs of input channels."""
-    return ceil(geometry.c / 2)
-
-
-def _spot(geometry: Geometry, dot: Dot) -> int:
-    """Elements between two positions of U; without the extra line they would share cache sets."""
-    return (pairs_of(geometry) * 2 + 4) * dot.lanes
-
-
-def vectors_of(geometry: Geometry, dot: Dot) -> int:
-    """Vectors of output channels."""
-    return ceil(geometry.o / dot.lanes)
-
-
-def layout_of(problem: Problem, geometry: Geometry, dot: Dot) -> panels.Panels | None:
-    """How the weights of a vector of channels are packed; None for 8 bits."""
-    assert problem.weights is not None
-    chunk = 2 * dot.lanes
-    length = pairs_of(geometry) * TAPS * chunk
-    return panels.panels_of(problem.weights.dtype, length, chunk, geometry.c % 2 == 1)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Everything that the emitting functions share.
-
-    Attributes:
-        dot: on s16 operands.
-        rows: output rows of a task's band.
-        wide: tiles that are multiplied together.
-        vectors: vectors of channels in a block.
-    """
-
-    problem: Problem
-    geometry: Geometry
-    dot: Dot
-    rows: int
-    wide: int
-    vectors: int
-    buffers: Buffers
-
-    @property
-    def across(self) -> int:
-        """Tiles in a row; the last one overlaps its predecessor where the width is odd."""
-        return ceil(self.geometry.cols / 2)
-
-    @property
-    def tiles(self) -> int:
-        """Tiles of a band."""
-        return ceil(self.rows / 2) * self.across
-
-    def place(self, tile: Any) -> tuple[Any, Any]:
-        """First output row (in the band) and column of a tile."""
-        row = tirx.min(tirx.floordiv(tile, self.across) * 2, self.rows - 2)
-        return row, tirx.min(tirx.floormod(tile, self.across) * 2, self.geometry.cols - 2)
+Line = list[Any]
 
 
 def emit_task(layer: Layer, where: tuple[Any, Any], blocks: tuple[Any, int]) -> None:
     """One task: its staging copy, the transforms, and the blocks of channels."""
-    geometry, (image, first) = layer.geometry, where
-    v = T.alloc_buffer((layer.tiles * SPOTS * geometry.c + 2,), "int16", layout=None)
-    size = layer.vectors * SPOTS * _spot(geometry, layer.dot)
-    u = T.alloc_buffer((size,), "int16", layout=None)
-    sums = T.alloc_buffer(
-        (SPOTS * layer.wide * layer.vectors * layer.dot.lanes,), "int32", layout=None
-    )
+    geometry, (image, first), dot, cut = layer.geometry, where, layer.dot, layer.cut
+    size = layer.groups * cut.wide * SPOTS * geometry.c + dot.depth
+    v = T.alloc_buffer((size,), dot.x, layout=None)
+    u = T.alloc_buffer((cut.vectors * SPOTS * layer.spot,), dot.w, layout=None)
+    dtype, _, lanes = layer.held.partition("x")
+    slots = SPOTS * cut.wide * cut.vectors
+    sums = T.alloc_buffer((slots * int(lanes),), dtype, layout=None)
     _transform_input(layer, v, image * (geometry.height * geometry.width * geometry.c), first)
-    total, groups = int(geometry.static_rows or 2), ceil(layer.tiles / layer.wide)
-    out = (image * total + first) * (geometry.cols * geometry.o)
+    out = (image * layer.total + first) * (geometry.cols * geometry.o)
     with T.serial(blocks[1]) as b:
-        last = vectors_of(geometry, layer.dot) - layer.vectors
-        vector = T.Bind(tirx.min((blocks[0] + b) * layer.vectors, last))
+        last = layer.columns - cut.vectors
+        vector = T.Bind(tirx.min((blocks[0] + b) * cut.vectors, last))
         _transform_weights(layer, u, vector)
-        with T.serial(groups) as group:
-            tile = T.Bind(tirx.min(group * layer.wide, layer.tiles - layer.wide))
-            _multiply(layer, v, u, sums, tile)
-            for i in range(layer.vectors):
-                _finish(layer, sums, (i, vector + i), tile, out)
+        with T.serial(layer.groups) as group:
+            _multiply(layer, v, u, sums, group)
+            finish(layer, sums, vector, (T.Bind(layer.first(group)), out))
 
 
 # ---------------------------------------------------------------- transforms
 
 
 def _transform_input(layer: Layer, v: Any, image: Any, first: Any) -> None:
-    """The band's tiles as V[tile][16][C], by way of a padded copy of its input rows."""
-    geometry, dtype = layer.geometry, layer.problem.inputs[0].stored.dtype
-    plain = replace(layer.dot, x=dtype)  # the copy keeps the input's type
-    size = staging.staged_size(geometry, plain, layer.rows)
-    rows = T.alloc_buffer((size,), dtype, layout=None)
-    source = (layer.buffers.x, layer.problem.inputs[0].dtype)
-    staging.stage(geometry, plain, source, rows, layer.rows, (image, first))
-    lanes = 2 * layer.dot.lanes
-    pitch = staging.pitch(geometry, True)
-    with T.serial(layer.tiles) as tile, T.serial(ceil(geometry.c / lanes)) as part:
-        row, col = layer.place(tile)
+    """The band's tiles as V[group][16][wide][C], by way of a padded copy of its input rows."""
+    geometry, cut, lanes = layer.geometry, layer.cut, layer.chunk
+    spec = layer.problem.inputs[0]
+    narrow = layer.dot.x == "uint8"
+    held = layer.dot.x if narrow else stored(spec.dtype)
+    plain = replace(layer.dot, x=held)  # s16 widens what the copy keeps in the input's type
+    size = staging.staged_size(geometry, plain, cut.rows)
+    rows = T.alloc_buffer((size,), held, layout=None)
+    source = (nibbles.readable(layer.buffers.x, spec), spec.dtype)
+    staging.stage(geometry, plain, source, rows, cut.rows, (image, first))
+    pitch, shift = staging.pitch(geometry, True), shift_of(spec.dtype) if narrow else 0
+    parts = ceil(geometry.c / lanes)
+    with T.serial(layer.groups) as group, T.serial(cut.wide) as p, T.serial(parts) as part:
+        row, col = layer.place(T.Bind(layer.first(group) + p))
         channel = tirx.min(part * lanes, geometry.c - lanes)
         base = T.Bind(row * pitch + col * geometry.c + channel)
-        inputs = [
-            [
-                T.Cast(f"int16x{lanes}", rows.vload([base + i * pitch + j * geometry.c],
-                                                    f"{dtype}x{lanes}"))
-                for j in range(4)
-            ]
-            for i in range(4)
-        ]  # fmt: skip
-        start = T.Bind(tile * (SPOTS * geometry.c) + channel)
-        for spot, value in enumerate(_both(_bt, inputs)):
-            T.buffer_store(v, value, [T.ramp(start + spot * geometry.c, 1, lanes)])
+
+        def at(i: int, j: int) -> Any:
+            raw = rows.vload([base + i * pitch + j * geometry.c], f"{held}x{lanes}")
+            return T.Bind(raw if narrow else T.Cast(f"{layer.dot.x}x{lanes}", raw))
+
+        start = T.Bind((group * (SPOTS * cut.wide) + p) * geometry.c + channel)
+        for spot, value in enumerate(
+            _tile([[at(i, j) for j in range(4)] for i in range(4)], shift)
+        ):
+            T.buffer_store(v, value, [T.ramp(start + spot * (cut.wide * geometry.c), 1, lanes)])
+
+
+def _tile(d: Sequence[Line], shift: int) -> Line:
+    """Bᵀ·d·B, row by row, all but the spot (1, 1) moved up by ``shift``."""
+    found = []
+    for i in range(4):
+        c = [_difference([d[k][j] for k in range(4)], i) for j in range(4)]
+        if shift:  # what is added to the columns comes together in the spots
+            low = -shift // 2 if i == 1 else 0
+            ups = (low + 2 * shift, low, low + shift if i != 1 else shift // 2, low - shift)
+            c = [_moved(value, up) for value, up in zip(c, ups, strict=True)]
+        found += [_difference(c, j) for j in range(4)]
+    return found
+
+
+def _difference(d: Line, spot: int) -> Any:
+    """One row of Bᵀ·d."""
+    return T.Bind((d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3])[spot])
+
+
+def _moved(value: Any, up: int) -> Any:
+    dtype = value.ty.dtype
+    return T.Bind(value + T.broadcast(tirx.const(up % 256, "uint8"), dtype.lanes)) if up else value
 
 
 def _transform_weights(layer: Layer, u: Any, vector: Any) -> None:
-    """A block of weights as U[vector][16][C/2][lanes][2]."""
-    geometry, lanes = layer.geometry, 2 * layer.dot.lanes
-    pairs, layout = pairs_of(geometry), layout_of(layer.problem, geometry, layer.dot)
+    """A block of weights as U[vector][16][C/depth][lanes][depth]."""
+    dot, lanes, steps, layout = layer.dot, layer.chunk, layer.steps, layer.layout
+    packed = layer.buffers.constants[0]
     decoded = None
     if layout is not None:
         decoded = T.alloc_buffer((layout.decoded,), "int8", layout=None)
-    for i in range(layer.vectors):
+    for i in range(layer.cut.vectors):
         if layout is not None:
-            panels.decode(layout, layer.buffers.constants[0], vector + i, decoded, 0)
-        with T.serial(pairs) as pair:
+            panels.decode(layout, packed, vector + i, decoded, 0)
+        with T.serial(steps) as step:
 
-            def tap(at: int, pair: Any = pair, i: int = i) -> Any:
+            def tap(at: int, step: Any = step, i: int = i) -> Any:
                 if decoded is not None:
-                    raw = decoded.vload([(pair * TAPS + at) * lanes], f"int8x{lanes}")
+                    raw = decoded.vload([(step * TAPS + at) * lanes], f"int8x{lanes}")
                 else:
-                    row = ((vector + i) * pairs + pair) * TAPS + at
-                    raw = layer.buffers.constants[0].vload([row, tirx.const(0)], f"int8x{lanes}")
-                return T.Bind(T.Cast(f"int16x{lanes}", raw))
+                    row = ((vector + i) * steps + step) * TAPS + at
+                    raw = packed.vload([row, tirx.const(0)], f"int8x{lanes}")
+                return T.Bind(raw if dot.w == "int8" else T.Cast(f"{dot.w}x{lanes}", raw))
 
-            grid = [[tap(3 * y + x) for x in range(3)] for y in range(3)]
-            for spot, value in enumerate(_both(_g, grid)):
-                at = (i * SPOTS + spot) * _spot(geometry, layer.dot) + pair * lanes
+            columns = [_doubled([tap(3 * y + x) for y in range(3)]) for x in range(3)]
+            spots = [value for row in zip(*columns, strict=True) for value in _doubled(row)]
+            for spot, value in enumerate(spots):
+                at = (i * SPOTS + spot) * layer.spot + step * lanes
                 T.buffer_store(u, value, [T.ramp(at, 1, lanes)])
 
 
-def _both(line: Any, grid: Grid) -> list[Any]:
-    """Applies a transform to the columns, then to the rows; row by row."""
-    columns = [line([row[j] for row in grid]) for j in range(len(grid[0]))]
-    turned = [[column[i] for column in columns] for i in range(len(columns[0]))]
-    return [value for row in turned for value in line(row)]
-
-
-def _bt(d: Sequence[Any]) -> list[Any]:
-    return [T.Bind(x) for x in (d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3])]
-
-
-def _g(w: Sequence[Any]) -> list[Any]:
+def _doubled(w: Sequence[Any]) -> Line:
+    """G·w."""
     ends = T.Bind(w[0] + w[2])
     return [T.Bind(x) for x in (w[0] + w[0], ends + w[1], ends - w[1], w[2] + w[2])]
 
 
-def _at(m: Sequence[Any]) -> list[Any]:
-    return [T.Bind(m[0] + m[1] + m[2]), T.Bind(m[1] - m[2] - m[3])]
+# ---------------------------------------------------------------- products
 
 
-# ---------------------------------------------------------------- products and outputs
-
-
-def _multiply(layer: Layer, v: Any, u: Any, sums: Any, tile: Any) -> None:
-    """M[16][wide][vectors] of a group of tiles."""
-    geometry, dot, wide, vectors = layer.geometry, layer.dot, layer.wide, layer.vectors
-    pairs, lanes = pairs_of(geometry), 2 * layer.dot.lanes
+def _multiply(layer: Layer, v: Any, u: Any, sums: Any, group: Any) -> None:
+    """M[16][wide][vectors] of a group of tiles; of several windows their widened sum."""
+    slots = layer.cut.wide * layer.cut.vectors
+    width = int(layer.held.partition("x")[2])
+    full, rest = divmod(layer.steps, layer.window)
     with T.serial(SPOTS) as spot:
-        acc = T.alloc_buffer((wide * vectors,), dot.vector, scope="local", layout=None)
-        with T.unroll(wide * vectors) as slot:
-            T.buffer_store(acc, T.broadcast(tirx.const(0, "int32"), dot.lanes), [slot])
-        x = T.Bind(tile * (SPOTS * geometry.c) + spot * geometry.c)
-        size = _spot(geometry, dot)
-        panel = T.Bind(spot * size)
-        with T.serial(pairs) as pair:
-            step = [panel + i * (SPOTS * size) + pair * lanes for i in range(vectors)]
-            weights = [T.Bind(u.vload([at], f"int16x{lanes}")) for at in step]
-            with T.unroll(wide) as p:
-                value = T.Bind(dot.broadcast(v, x + p * (SPOTS * geometry.c) + pair * 2))
-                for i, w in enumerate(weights):
-                    slot = p * vectors + i
+        x = T.Bind((group * SPOTS + spot) * (layer.cut.wide * layer.geometry.c))
+        panel = T.Bind(spot * layer.spot)
+
+        def place(slot: Any, spot: Any = spot) -> Any:
+            return T.ramp((spot * slots + slot) * width, 1, width)
+
+        def keep(slot: Any, value: Any) -> None:
+            T.buffer_store(sums, value, [place(slot)])
+
+        def add(slot: Any, value: Any) -> None:
+            before = sums.vload([place(slot).base], layer.held)
+            T.buffer_store(sums, before + layer.dot.widened(value), [place(slot)])
+
+        def window(start: Any, count: int, use: Callable[[Any, Any], None]) -> None:
+            step = T.Bind(start)
+            at = (x + step * layer.dot.depth, panel + step * layer.chunk)
+            _window(layer, (v, u), at, count, use)
+
+        if layer.held != layer.dot.vector or not layer.dot.sums:
+            window(0, layer.steps, keep)
+        else:
+            window(0, layer.window, lambda slot, value: keep(slot, layer.dot.widened(value)))
+            with T.serial(full - 1) as after:
+                window((after + 1) * layer.window, layer.window, add)
+            if rest:
+                window(full * layer.window, rest, add)
+
+
+def _window(
+    layer: Layer, operands: tuple[Any, Any], first: tuple[Any, Any], steps: int,
+    use: Callable[[Any, Any], None],
+) -> None:  # fmt: skip
+    """The sums of ``steps`` steps from ``first`` in V and U; ``use`` gets each slot's."""
+    (v, u), dot, cut = operands, layer.dot, layer.cut
+    dtype = dot.sums or dot.vector
+    acc = T.alloc_buffer((cut.wide * cut.vectors,), dtype, scope="local", layout=None)
+    kind, _, width = dtype.partition("x")
+    with T.unroll(cut.wide * cut.vectors) as slot:
+        T.buffer_store(acc, T.broadcast(tirx.const(0, kind), int(width)), [slot])
+    with T.serial(steps) as step:
+        at = [first[1] + i * (SPOTS * layer.spot) + step * layer.chunk for i in range(cut.vectors)]
+        weights = [T.Bind(u.vload([i], f"{dot.w}x{layer.chunk}")) for i in at]
+        with T.unroll(cut.wide) as p:
+            value = T.Bind(dot.broadcast(v, first[0] + p * layer.geometry.c + step * dot.depth))
+            for i, w in enumerate(weights):
+                slot = p * cut.vectors + i
+                if dot.sums:
+                    T.buffer_store(acc, acc[slot] + dot.products(value, w), [slot])
+                else:
                     T.buffer_store(acc, dot.apply(dot, acc[slot], value, w), [slot])
-        with T.unroll(wide * vectors) as slot:
-            at = (spot * (wide * vectors) + slot) * dot.lanes
-            T.buffer_store(sums, acc[slot], [T.ramp(at, 1, dot.lanes)])
-
-
-def _finish(layer: Layer, sums: Any, block: tuple[int, Any], tile: Any, out: Any) -> None:
-    """The outputs of a group of tiles in one vector of channels."""
-    geometry, dot = layer.geometry, layer.dot
-    lanes, (i, vector) = dot.lanes, block
-    start = T.Bind(tirx.min(vector * lanes, geometry.o - lanes))
-    table = layer.buffers.constants[1]
-    bias = T.Bind(table.vload([tirx.const(0), start], dot.vector))
-    column = epilogue.Column(layer.problem, table, start, lanes, entries=layer.buffers.entries)
-    with T.serial(layer.wide) as p:
-        row, col = layer.place(tile + p)
-        index = T.Bind(out + (row * geometry.cols + col) * geometry.o + start)
-        base = T.Bind((p * layer.vectors + i) * lanes)
-        step = layer.wide * layer.vectors * lanes
-
-        def sum_at(spot: int, base: Any = base, step: int = step) -> Any:
-            found = sums.vload([base + spot * step], dot.vector)
-            return T.reinterpret(f"uint32x{lanes}", found)  # these sums may wrap around
-
-        grid = [[sum_at(4 * y + x) for x in range(4)] for y in range(4)]
-        for spot, value in enumerate(_both(_at, grid)):
-            total = T.reinterpret(dot.vector, value)
-            acc = T.shift_right(total, T.broadcast(tirx.const(2, "int32"), lanes)) + bias
-            there = index + ((spot // 2) * geometry.cols + spot % 2) * geometry.o
-            other = None
-            if layer.buffers.other is not None:
-                other = load(layer.buffers.other, there, lanes, lanes)
-            store(layer.buffers.output, there, column.apply(T.Bind(acc), other), lanes)
+    with T.unroll(cut.wide * cut.vectors) as slot:
+        use(slot, acc[slot])

@@ -78,7 +78,7 @@ def test_every_choice_gives_the_same_bits() -> None:
     kernel, target = family("avx2")
     knobs = Knobs()
     kernel.build(case.problem(), target, knobs)
-    assert set(knobs.space) == {"parallel", "rows", "splits"}
+    assert set(knobs.space) == {"parallel", "rows", "splits", "tile"}
     for name, choices in knobs.space.items():
         for choice in choices:
             running.check(kernel, case, target, Knobs({name: choice}))
