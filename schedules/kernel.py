@@ -95,8 +95,8 @@ class Problem:
         epilogue: what is fused behind the anchor.
         flush: steps of four products that are added up in 16 bits, proven from the weights by
             `nybble.schedules.cpu.headroom`; 0 if that does not pay. Never needed for being right.
-        tile_flush: the same for tiles of 3x3 windows transformed by `nybble.schedules.cpu.winograd`,
-            proven by `nybble.schedules.cpu.winograd_range`; 0 if they do not fit.
+        tile_flush: the same for what `nybble.schedules.cpu.winograd` makes of 3x3 windows, proven
+            by `nybble.schedules.cpu.winograd_range`; 0 if they do not fit.
     """
 
     op: str
