@@ -1,9 +1,13 @@
-# Bare `make` lists the targets. PYTHON=python3.12 chooses another interpreter for .venv.
+# Bare `make` lists the targets. PYTHON=python3.12 chooses another interpreter for .venv,
+# WORKERS=8 runs the tests in as many processes (2 GiB each).
 PYTHON ?= python3
 ISA ?= native
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# One thread each: NumPy's and torch's own would only wait for one another.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -28,17 +32,17 @@ demo: $(STAMP)  ## compile the embedded network, print the tables, write report.
 	$(BIN)/nybble demo
 
 test: $(STAMP)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(STAMP)  ## the slow tests: minutes each
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: $(STAMP)  ## lint, types, import layers, a sample of the quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not slow and not whole" --thin 12
+	$(PYTEST) -q -m "not slow and not whole" --thin 12
 
 bench: $(STAMP)  ## speed beside every peer, cost, accuracy; ISA=x86-64-v3, ARGS="--threads 1 2"
 	$(PIP) install --quiet --group bench -c constraints.txt

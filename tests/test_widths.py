@@ -15,7 +15,7 @@ import nybble
 from nybble.ir import graph, numerics
 from nybble.recipe import Weights
 from tests import models
-from tests.walking import compared
+from tests.walking import compared, law_of
 
 SIZE = 9
 WEIGHTS: tuple[Weights, ...] = (1, 2, "ternary", 3, 4, 5, 6, 7, 8)
@@ -82,7 +82,8 @@ def test_the_library_equals_the_law(weights: Weights, activations: int, tmp_path
     assert {numerics.width(a)[1] for _, a in widths(net).values()} == {activations}
     path = nybble.compile(net, "x86-64-v3", prefer="size").save(tmp_path / "net.so")
     for threads, batch in ((1, 3), (2, 1)):
-        report, session = compared(net, path, models.images(batch, (3, SIZE, SIZE), 9), threads)
+        x = models.images(batch, (3, SIZE, SIZE), 9)
+        report, session = compared(law_of(net, x), path, x, threads)
         assert report.equal
         assert all(row.exact for row in report.rows)
     shown = [layer for layer in session.manifest.layers if layer["weights"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -34,19 +34,29 @@ def imported(net: nn.Module, size: int, source: str, channels: int = 3) -> nybbl
     return nybble.load_onnx(models.export_onnx(net, example))
 
 
-def compared(quantized: Any, path: Path, x: Any, threads: int) -> tuple[ParityReport, Any]:
-    """The law against the library: the outputs bit for bit, and the report of every layer."""
+class Law(NamedTuple):
+    """What the law makes of an input: every binding's value, and the outputs."""
+
+    values: dict[str, Any]
+    outputs: Any
+
+
+def law_of(quantized: Any, x: Any) -> Law:
     values: dict[str, Any] = {}
-    law: Any = quantized.run(x, values.__setitem__)
+    return Law(values, quantized.run(x, values.__setitem__))
+
+
+def compared(law: Law, path: Path, x: Any, threads: int) -> tuple[ParityReport, Any]:
+    """The law against the library: the outputs bit for bit, and the report of every layer."""
     session: Any = nybble.load(path, threads=threads)
-    report = parity(values, session, x)
+    report = parity(law.values, session, x)
     called = [layer for layer in session.manifest.layers if layer["symbol"]]
     assert [row.layer for row in report.rows] == [layer["name"] for layer in called]
     assert report.threads == threads
     if not session.manifest.kept_float:
         deployed = session(x)
-        assert deployed.dtype == law.dtype
-        np.testing.assert_array_equal(deployed, law)
+        assert deployed.dtype == law.outputs.dtype
+        np.testing.assert_array_equal(deployed, law.outputs)
     return report, session
 
 
@@ -57,8 +67,9 @@ def assert_equal_to_the_law(
     nybble.compile(quantized, target).save(path)
     for batch in (1, 3):
         x = models.images(batch, shape, seed=9)
+        law = law_of(quantized, x)
         for threads in (1, 2):
-            report, session = compared(quantized, path, x, threads)
+            report, session = compared(law, path, x, threads)
             assert [row for row in report.rows if row.differing] == []
             assert report.equal
             assert all(row.exact for row in report.rows)
