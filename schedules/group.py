@@ -14,6 +14,7 @@ from tvm import relax
 from nybble.errors import ScheduleError
 from nybble.ir import graph
 from nybble.schedules.kernel import Epilogue, Extent, Problem, TensorSpec
+from nybble.schedules.target import CpuTarget
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Group:
 class Matcher:
     """What the rules need to know about the module around a binding."""
 
-    def __init__(self, mod: tvm.IRModule):
+    def __init__(self, mod: tvm.IRModule, target: CpuTarget):
+        self.target = target
         self.users = graph.users(mod)
         self.outputs = set(graph.outputs(mod))
         self.bindings = {b.var: b for b in graph.bindings(mod)}

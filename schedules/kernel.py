@@ -14,7 +14,7 @@ from nybble.errors import ScheduleError
 from nybble.ir import numerics
 
 T = TypeVar("T")
-LEAST_ENTRIES = 16  # of a table: whole vectors can be loaded
+FEW_ENTRIES = 16  # of a table that fits a vector; it is repeated to fill the widest
 Extent = int | str  # a string names a symbolic extent (the batch)
 
 
@@ -68,6 +68,7 @@ class Epilogue:
             may use (and must check when it packs); never needed for being right.
         table: the dtype that ``requantize`` or ``add`` gives where a `nybble.ir.numerics.table` of
             it follows; zero point and clamp are of this dtype then. None without a table.
+        permutes: the machine can look up 128 bytes at once, which changes the code for a table.
     """
 
     kind: Literal["none", "requantize", "add", "float"] = "none"
@@ -79,6 +80,7 @@ class Epilogue:
     rounding: str = "half_up"
     small_ratios: bool = False
     table: str | None = None
+    permutes: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,11 @@ class Problem:
 
     @property
     def entries(self) -> TensorSpec | None:
-        """The table behind the epilogue, None without: int32, from the index's lowest value on."""
+        """The table behind the epilogue, None without one; more is loaded than is looked up."""
         if self.epilogue.table is None:
             return None
         low, high = numerics.limits(self.epilogue.table)
-        return TensorSpec((max(high - low + 1, LEAST_ENTRIES),), "int32")
+        return TensorSpec((64 if high - low < FEW_ENTRIES else 320,), self.output.stored.dtype)
 
     @property
     def macs(self) -> int:
@@ -199,8 +201,11 @@ class Kernel:
         packed = self.pack(problem, unpacked)
         if problem.entries is None:
             return packed
-        values, length = np.asarray(unpacked["entries"], np.int32), int(problem.entries.shape[0])
-        return [*packed, np.pad(values, (0, length - len(values)))]
+        values = np.array(unpacked["entries"])
+        if problem.rescaled == "int1":
+            values[1] = values[2]  # what is neither -1 nor 1 yet counts as 1
+        values = np.pad(values, (0, -len(values) % FEW_ENTRIES))
+        return [*packed, np.resize(values, problem.entries.shape)]
 
     def refuses(self, problem: Problem, target: Any) -> str | None:
         """Why it cannot compile a problem on a target, None when it can."""

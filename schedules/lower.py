@@ -84,7 +84,7 @@ def lower(
     Raises:
         ScheduleError: no kernel compiles a layer, or the plan's pattern excludes them all.
     """
-    found = match.groups(mod)
+    found = match.groups(mod, target)
     steps, choices = list[Step](), list[Choice | None]()
     for done, group in enumerate(found, 1):
         problem = group.problem

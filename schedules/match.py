@@ -22,22 +22,23 @@ from tvm import relax
 
 from nybble.ir import graph, ops
 from nybble.schedules import match_float, match_weight_only
-from nybble.schedules.cpu import concat, winograd_range
+from nybble.schedules.cpu import concat, entries, winograd_range
 from nybble.schedules.cpu.epilogue import is_narrow, ratios_are_small
 from nybble.schedules.cpu.headroom import flush_of
 from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
+from nybble.schedules.target import CpuTarget
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def groups(mod: tvm.IRModule) -> list[Group]:
+def groups(mod: tvm.IRModule, target: CpuTarget) -> list[Group]:
     """The layers of a module, in an order in which they can run; dead bindings are left out.
 
     Raises:
         ScheduleError: an operand that must be a constant is none, or has no per-channel shape.
     """
-    matcher = Matcher(mod)
+    matcher = Matcher(mod, target)
     bindings = graph.bindings(mod)
     found = []
     for rules in (_ANCHORS, _OTHERS):
@@ -141,9 +142,12 @@ def _with_table(matcher: Matcher, group: Group) -> Group:
     reader = matcher.follower(group.bindings[-1], "nybble.table")
     if reader is None or not (is_narrow(index) and is_narrow(graph.dtype_of(reader.var))):
         return group
-    entries = constant_of(reader.value.args[1], str(reader.var.name), "values")
-    epilogue = replace(group.problem.epilogue, table=index)
-    return fused(group, reader, epilogue, {"entries": entries})
+    if not entries.pays(index, matcher.target):
+        return group
+    values = constant_of(reader.value.args[1], str(reader.var.name), "values")
+    permutes = entries.permutes(matcher.target)
+    epilogue = replace(group.problem.epilogue, table=index, permutes=permutes)
+    return fused(group, reader, epilogue, {"entries": values})
 
 
 def _scales(reader: relax.VarBinding, positions: Mapping[str, int]) -> Arrays:

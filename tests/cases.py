@@ -39,6 +39,7 @@ class Case:
         ternary: the weights are -1, 0 and 1 only (``weights`` is ``int2``).
         epilogue: ``none``, ``requantize``, ``add`` or ``float``.
         table: dtype of the index of a table of random entries behind the epilogue.
+        permutes: `Epilogue.permutes`.
         other: dtype of the second branch.
         symbolic: the batch extent is the shape variable ``n``.
         operands: ``random``, or extremes: ``high``, ``low``, ``alternating``; ``normal`` is random
@@ -62,6 +63,7 @@ class Case:
     ternary: bool = False
     epilogue: str = "requantize"
     table: str | None = None
+    permutes: bool = False
     other: str = "int8"
     symbolic: bool = False
     operands: str = "random"
@@ -116,8 +118,9 @@ class Case:
         if self.epilogue in ("requantize", "add"):
             small = self.gain == 1 and self.ratio * np.exp(2) < 1 / 4
             epilogue = replace(
-                epilogue, zero_point=self.zero_points[0], small_ratios=small, table=self.table
-            )
+                epilogue, zero_point=self.zero_points[0], small_ratios=small, table=self.table,
+                permutes=self.permutes,
+            )  # fmt: skip
         if self.epilogue == "add":
             epilogue = replace(
                 epilogue, other=spec(self.y, self.other), zero_point_other=self.zero_points[1]

@@ -18,8 +18,9 @@ from nybble.ir import numerics
 from nybble.schedules.cpu import epilogue
 from nybble.schedules.cpu.amx_plan import LANES
 from nybble.schedules.cpu.buffers import Buffers, load, store
+from nybble.schedules.cpu.entries import of_bytes, takes_bytes
 from nybble.schedules.cpu.loops import stored
-from nybble.schedules.kernel import Problem
+from nybble.schedules.kernel import Epilogue, Problem
 
 _ORDER = [4 * quarter + vector for vector in range(4) for quarter in range(4)]
 
@@ -88,8 +89,8 @@ class Finish:
     def _packed(self, tile: int, pixel: Any, columns: Sequence[epilogue.Column]) -> None:
         """All pixels of a tile, ``group`` at a time; the last groups may overlap."""
         group, count = 4 // self.vectors, -(-self.tall * self.vectors // 4)
-        zero = epilogue.pending(self.problem).zero_point
-        zero = T.broadcast(tirx.const(zero, "int32"), LANES)
+        bounds, dtype = epilogue.pending(self.problem)
+        zero = T.broadcast(tirx.const(bounds.zero_point, "int32"), LANES)
         with T.serial(count) as g:
             first = T.Bind(tirx.min(g * group, self.tall - group))
             steps = []
@@ -97,7 +98,9 @@ class Finish:
                 p, v = first + i // self.vectors, i % self.vectors
                 other = self._other(pixel + p, v)
                 steps.append(T.Bind(columns[v].steps(self._acc(tile, p, v), other) + zero))
-            packed = T.Bind(self._clamped(_pack(steps, stored(self.problem.output.dtype))))
+            packed = T.Bind(_clamped(_pack(steps, stored(dtype)), bounds))
+            if self.buffers.entries is not None:
+                packed = T.Bind(self._looked_up(packed))
             for i in range(group):
                 width = 64 // group
                 lanes = list(range(i * width, (i + 1) * width))
@@ -105,17 +108,21 @@ class Finish:
                 at = (pixel + first + i) * self.o + self.channels[0]
                 store(self.buffers.output, at, part, width)
 
-    def _clamped(self, packed: Any) -> Any:
-        """The clamp, as far as saturation has left it undone."""
-        dtype = stored(self.problem.output.dtype)
-        lowest, highest = numerics.limits(dtype)
-        bounds = epilogue.pending(self.problem)
-        lo, hi = int(bounds.lo), int(bounds.hi)
-        if hi < highest:
-            packed = tirx.min(packed, T.broadcast(tirx.const(hi, dtype), 64))
-        if lo > lowest:
-            packed = tirx.max(packed, T.broadcast(tirx.const(lo, dtype), 64))
-        return packed
+    def _looked_up(self, packed: Any) -> Any:
+        if not takes_bytes(self.problem):
+            return packed
+        return of_bytes(self.problem, self.buffers.entries, packed)
+
+
+def _clamped(packed: Any, bounds: Epilogue) -> Any:
+    """The clamp, as far as saturation has left it undone."""
+    dtype = str(packed.ty.dtype).partition("x")[0]
+    lowest, highest = numerics.limits(dtype)
+    if bounds.hi < highest:
+        packed = tirx.min(packed, T.broadcast(tirx.const(int(bounds.hi), dtype), 64))
+    if bounds.lo > lowest:
+        packed = tirx.max(packed, T.broadcast(tirx.const(int(bounds.lo), dtype), 64))
+    return packed
 
 
 def _pack(values: Sequence[Any], dtype: str) -> Any:

@@ -13,7 +13,7 @@ first clamped to where y is already beyond the final bounds, so acc·2^s fits 32
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
@@ -24,7 +24,8 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.errors import ScheduleError
 from nybble.ir import numerics
-from nybble.schedules.cpu.entries import look_up
+from nybble.schedules.cpu import packing
+from nybble.schedules.cpu.entries import of_bytes, of_lanes, takes_bytes
 from nybble.schedules.cpu.loops import stored
 from nybble.schedules.kernel import Constants, Epilogue, Problem
 
@@ -47,11 +48,31 @@ def refuse(problem: Problem) -> str | None:
     return None
 
 
-def pending(problem: Problem) -> Epilogue:
-    """Zero point and clamp that `Column.steps` leaves to be done: none behind a table."""
-    if problem.epilogue.table is None:
-        return problem.epilogue
-    return Epilogue("requantize", *numerics.limits(problem.output.dtype))
+def pending(problem: Problem) -> tuple[Epilogue, str]:
+    """Zero point, clamp and dtype of the bytes that `Column.steps` leaves to be packed."""
+    epilogue, dtype = problem.epilogue, problem.output.dtype
+    if epilogue.table is None:
+        return epilogue, dtype
+    if not takes_bytes(problem):
+        return Epilogue("requantize", *numerics.limits(dtype)), dtype
+    low = numerics.limits(problem.rescaled)[0]
+    zero, bounds = epilogue.zero_point - low, (epilogue.lo - low, epilogue.hi - low)
+    return Epilogue("requantize", *bounds, zero_point=zero), "uint8"
+
+
+def packed(problem: Problem, entries: Any, halves: Sequence[Any], natural: bool = False) -> Any:
+    """What x86 stores for two vectors of `Column.steps`: packed, and looked up.
+
+    Args:
+        problem: the layer.
+        entries: the table behind the epilogue, None without one.
+        halves: the vectors.
+        natural: see `nybble.schedules.cpu.packing.block`.
+    """
+    value = packing.block(*halves, *pending(problem), natural)
+    if entries is None or not takes_bytes(problem):
+        return value
+    return of_bytes(problem, entries, T.Bind(value))
 
 
 def is_narrow(dtype: str) -> bool:
@@ -205,29 +226,35 @@ class Column:
             return acc
         if epilogue.kind == "float":
             return floats(epilogue, acc, other)
-        value = self.steps(acc, other)
-        if epilogue.table is None:
-            value = self._settled(value, 0)
-        return T.Cast(f"{stored(self.problem.output.dtype)}x{self.lanes}", value)
+        value, dtype = self.steps(acc, other), stored(self.problem.output.dtype)
+        if epilogue.table is not None:
+            if not self._takes_bytes:
+                return T.Cast(f"{dtype}x{self.lanes}", value)
+            index = T.Cast(f"uint8x{self.lanes}", self._index(value))
+            return of_bytes(self.problem, self._entries, index)
+        value = value + self._all(epilogue.zero_point)
+        value = tirx.max(tirx.min(value, self._all(int(epilogue.hi))), self._all(int(epilogue.lo)))
+        if self.problem.output.dtype == "int1":  # the sign, 0 counts as +1
+            value = T.shift_right(value, self._all(31)) | self._all(1)
+        return T.Cast(f"{dtype}x{self.lanes}", value)
 
     def steps(self, acc: Any, other: Any) -> Any:
-        """int32 to which what `pending` says remains to be done."""
+        """int32 to which what `pending` says remains to be done, and then `of_bytes`."""
         value = self._steps(acc, other)
-        if self.problem.epilogue.table is None:
+        if self.problem.epilogue.table is None or self._takes_bytes:
             return value
-        low = numerics.limits(self.problem.epilogue.table)[0]
-        return look_up(self._entries, self._settled(value, low), self._scaling is None)
+        return of_lanes(self._entries, self._index(value), self._scaling is None)
 
-    def _settled(self, value: Any, low: int) -> Any:
-        """Zero point, clamp and sign, as int32 from ``low`` on."""
-        epilogue, signs = self.problem.epilogue, self.problem.rescaled == "int1"
-        base = 0 if signs else low
-        value = value + self._all(epilogue.zero_point - base)
-        value = tirx.min(value, self._all(int(epilogue.hi) - base))
-        value = tirx.max(value, self._all(int(epilogue.lo) - base))
-        if signs:  # 0 counts as +1
-            value = (T.shift_right(value, self._all(31)) | self._all(1)) - self._all(low)
-        return value
+    @property
+    def _takes_bytes(self) -> bool:
+        return self._scaling is None and takes_bytes(self.problem)
+
+    def _index(self, value: Any) -> Any:
+        """Zero point and clamp, as int32 from the table's first entry on."""
+        epilogue, low = self.problem.epilogue, numerics.limits(self.problem.rescaled)[0]
+        value = value + self._all(epilogue.zero_point - low)
+        value = tirx.min(value, self._all(int(epilogue.hi) - low))
+        return tirx.max(value, self._all(int(epilogue.lo) - low))
 
     def _steps(self, acc: Any, other: Any) -> Any:
         """``requantize`` and ``add`` before zero point and clamp: int32, within ±2^31."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import nibbles, packing
+from nybble.schedules.cpu import nibbles
 from nybble.schedules.cpu.buffers import load, store
-from nybble.schedules.cpu.epilogue import Column, pending
+from nybble.schedules.cpu.epilogue import Column, packed
 
 if TYPE_CHECKING:
     from nybble.schedules.cpu.tile import RegisterTile
@@ -30,8 +30,8 @@ def finish(tile: RegisterTile, acc: Any) -> None:
     columns = [Column(problem, table, s, dot.lanes, dot.scaling, entries) for s in tile.starts]
     for v in range(0, vectors - vectors % 2 if whole else 0, 2):
         with tile.pixels() as (i, j):
-            low, high = (_steps(tile, acc, columns, (i, j, v + n)) for n in (0, 1))
-            value = packing.block(low, high, pending(problem), problem.output.dtype, natural=True)
+            halves = [_steps(tile, acc, columns, (i, j, v + n)) for n in (0, 1)]
+            value = packed(problem, entries, halves, natural=True)
             _store(tile, (i, j, v), value, 2 * dot.lanes)
     if whole and vectors % 2:
         _pairs_of_pixels(tile, acc, columns)
@@ -43,12 +43,11 @@ def finish(tile: RegisterTile, acc: Any) -> None:
 def _pairs_of_pixels(tile: RegisterTile, acc: Any, columns: list[Column]) -> None:
     """The last vector of channels: two pixels at a time, an odd one by itself."""
     layer, size, v = tile.layer, tile.tile, tile.tile.vectors - 1
-    lanes, epilogue = layer.dot.lanes, pending(layer.problem)
+    lanes, entries = layer.dot.lanes, layer.buffers.entries
     with T.unroll(size.high * size.wide // 2) as pair:
         pixels = [_divmod(2 * pair + n, size.wide) for n in (0, 1)]
-        low, high = (_steps(tile, acc, columns, (*pixel, v)) for pixel in pixels)
-        dtype = layer.problem.output.dtype
-        value = T.Bind(packing.block(low, high, epilogue, dtype, natural=True))
+        halves = [_steps(tile, acc, columns, (*pixel, v)) for pixel in pixels]
+        value = T.Bind(packed(layer.problem, entries, halves, natural=True))
         for n, pixel in enumerate(pixels):
             half = T.Shuffle([value], list(range(n * lanes, (n + 1) * lanes)))
             _store(tile, (*pixel, v), half, lanes)

@@ -13,9 +13,9 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import nibbles, packing
+from nybble.schedules.cpu import nibbles
 from nybble.schedules.cpu.buffers import load, store
-from nybble.schedules.cpu.epilogue import Column, pending
+from nybble.schedules.cpu.epilogue import Column, packed
 from nybble.schedules.cpu.winograd_plan import Layer
 from nybble.schedules.cpu.winograd_range import SPOTS
 
@@ -63,8 +63,7 @@ def _pairs_of_outputs(layer: Layer, tile: _Tile) -> None:
 
 
 def _packed(layer: Layer, low: Any, high: Any) -> Any:
-    problem = layer.problem
-    return packing.block(low, high, pending(problem), problem.output.dtype, natural=True)
+    return packed(layer.problem, layer.buffers.entries, (low, high), natural=True)
 
 
 class _Outputs:

@@ -1,6 +1,7 @@
 """A table fused behind an epilogue equals the law in every kernel that can have one."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from nybble.ir import graph, numerics, ops
 from nybble.schedules import table
+from nybble.schedules.cpu import entries
 from nybble.schedules.kernel import Kernel
 from nybble.schedules.target import CpuTarget, host_features, resolve
 from tests.cases import TABLED, Case
@@ -47,7 +49,7 @@ def test_equals_the_law(level: str, case: Case, kernel: Kernel) -> None:
     target = resolve(level)
     if not target.features <= host_features():
         pytest.skip(f"this CPU lacks {', '.join(sorted(target.features - host_features()))}")
-    running.check(kernel, case, target)
+    running.check(kernel, replace(case, permutes=entries.permutes(target)), target)
 
 
 def test_the_rows_cover_the_families() -> None:
@@ -56,11 +58,20 @@ def test_the_rows_cover_the_families() -> None:
         assert any(family in name for name in names), family
 
 
-@pytest.mark.parametrize("target", ["x86-64", "x86-64-v3"])
+@pytest.mark.parametrize(
+    ("target", "index", "fuses"),
+    [
+        ("x86-64", "int8", True), ("x86-64-v3", "int8", False), ("x86-64-v3", "int4", True),
+        ("x86-64-v4", "uint5", False), ("x86-64-v4-amx", "uint8", True),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("anchor", ["conv2d", "linear", "sum_pool2d"])
-def test_the_matcher_fuses_it(anchor: str, target: str) -> None:
-    rng = np.random.default_rng(0)
-    entries = graph.constant(rng.integers(-128, 127, 256, np.int8, endpoint=True))
+def test_the_matcher_fuses_what_pays(anchor: str, target: str, index: str, fuses: bool) -> None:
+    cpu, rng = resolve(target), np.random.default_rng(0)
+    if not cpu.features <= host_features():
+        pytest.skip(f"this CPU lacks {', '.join(sorted(cpu.features - host_features()))}")
+    low, high = numerics.limits(index)
+    drawn = rng.integers(-128, 127, high - low + 1, np.int8, endpoint=True)
     weights = {"conv2d": (24, 3, 3, 16), "linear": (24, 16)}
     window = {"strides": (1, 1), "padding": (1, 1, 1, 1)}
 
@@ -73,10 +84,12 @@ def test_the_matcher_fuses_it(anchor: str, target: str) -> None:
             attrs["pool_size"] = (3, 3)
         acc = e.emit(ops.call(anchor, operands, **attrs), "acc")
         scale = map(graph.constant, numerics.dyadic(np.asarray(0.01)))
-        kept = {"dtype": "int8", "lo": -128, "hi": 127}
+        kept = {"dtype": index, "lo": low, "hi": high}
         q = e.emit(ops.call("requantize", [acc, *scale], **kept), "q")
-        return e.emit(ops.call("table", [q, entries]), "y")
+        return e.emit(ops.call("table", [q, graph.constant(drawn)]), "y")
 
     shape = (16,) if anchor == "linear" else (7, 7, 16)
-    compiled = check_exact(module(body, (shape, "uint8")), resolve(target))
-    assert [op for op, _ in compiled.kernels] == [f"{anchor}+requantize+table"]
+    compiled = check_exact(module(body, (shape, "uint8")), cpu)
+    found = [op for op, _ in compiled.kernels]
+    rescaled = f"{anchor}+requantize"
+    assert found == ([f"{rescaled}+table"] if fuses else [rescaled, "table"])
