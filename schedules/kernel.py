@@ -66,9 +66,9 @@ class Epilogue:
         rounding: the requantization convention.
         small_ratios: every ratio of the accumulators' requantization is below 1/4, which a kernel
             may use (and must check when it packs); never needed for being right.
+        singles: `nybble.schedules.cpu.singles` has proven that float32 rescales exactly; the same.
         table: the dtype that ``requantize`` or ``add`` gives where a `nybble.ir.numerics.table` of
             it follows; zero point and clamp are of this dtype then. None without a table.
-        permutes: the machine can look up 128 bytes at once, which changes the code for a table.
     """
 
     kind: Literal["none", "requantize", "add", "float"] = "none"
@@ -79,8 +79,8 @@ class Epilogue:
     zero_point_other: int = 0
     rounding: str = "half_up"
     small_ratios: bool = False
+    singles: bool = False
     table: str | None = None
-    permutes: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ class Problem:
 
     @property
     def entries(self) -> TensorSpec | None:
-        """The table behind the epilogue, None without one; more is loaded than is looked up."""
+        """The table behind the epilogue, None without one; a short one fills the widest vector."""
         if self.epilogue.table is None:
             return None
         low, high = numerics.limits(self.epilogue.table)
-        return TensorSpec((64 if high - low < FEW_ENTRIES else 320,), self.output.stored.dtype)
+        return TensorSpec((64 if high - low < FEW_ENTRIES else 256,), self.output.stored.dtype)
 
     @property
     def macs(self) -> int:
@@ -205,7 +205,7 @@ class Kernel:
         if problem.rescaled == "int1":
             values[1] = values[2]  # what is neither -1 nor 1 yet counts as 1
         values = np.pad(values, (0, -len(values) % FEW_ENTRIES))
-        return [*packed, np.resize(values, problem.entries.shape)]
+        return [*packed, np.resize(values, int(problem.entries.shape[0]))]
 
     def refuses(self, problem: Problem, target: Any) -> str | None:
         """Why it cannot compile a problem on a target, None when it can."""

@@ -22,7 +22,7 @@ from tvm import relax
 
 from nybble.ir import graph, ops
 from nybble.schedules import match_float, match_weight_only
-from nybble.schedules.cpu import concat, entries, winograd_range
+from nybble.schedules.cpu import concat, entries, singles, winograd_range
 from nybble.schedules.cpu.epilogue import is_narrow, ratios_are_small
 from nybble.schedules.cpu.headroom import flush_of
 from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
@@ -79,7 +79,15 @@ def _integer_anchor(matcher: Matcher, binding: relax.VarBinding) -> Group | None
     problem = replace(problem, flush=flush_of(problem, w), tile_flush=tile_flush)
     group = Group((binding,), problem, (call.args[0],), {"w": w, "bias": bias})
     rescaled = _with_requantize(matcher, group) or _with_add(matcher, group)
-    return _with_table(matcher, rescaled) if rescaled else group
+    return _with_table(matcher, _in_singles(rescaled)) if rescaled else group
+
+
+def _in_singles(group: Group) -> Group:
+    """The group, with what is proven of its epilogue's ratios."""
+    assert group.problem is not None
+    exact = singles.is_exact(group.problem, group.constants)
+    epilogue = replace(group.problem.epilogue, singles=exact)
+    return replace(group, problem=replace(group.problem, epilogue=epilogue))
 
 
 def _short(call: relax.Call) -> str:
@@ -145,8 +153,7 @@ def _with_table(matcher: Matcher, group: Group) -> Group:
     if not entries.pays(index, matcher.target):
         return group
     values = constant_of(reader.value.args[1], str(reader.var.name), "values")
-    permutes = entries.permutes(matcher.target)
-    epilogue = replace(group.problem.epilogue, table=index, permutes=permutes)
+    epilogue = replace(group.problem.epilogue, table=index)
     return fused(group, reader, epilogue, {"entries": values})
 
 

@@ -42,5 +42,5 @@ def weight_only(matcher: Matcher, binding: relax.VarBinding) -> Group:
         TensorSpec((o, k), graph.dtype_of(call.args[1])),
         epilogue=Epilogue("float", -np.inf, np.inf),
     )
-    group = Group((binding,), problem, (call.args[0],), constants)
-    return with_sum_and_clamp(matcher, group)
+    layer = Group((binding,), problem, (call.args[0],), constants)
+    return with_sum_and_clamp(matcher, layer)

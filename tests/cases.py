@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nybble.ir import numerics
-from nybble.schedules.cpu import winograd_range
+from nybble.schedules.cpu import singles, winograd_range
 from nybble.schedules.cpu.headroom import flush_of
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 
@@ -39,7 +39,6 @@ class Case:
         ternary: the weights are -1, 0 and 1 only (``weights`` is ``int2``).
         epilogue: ``none``, ``requantize``, ``add`` or ``float``.
         table: dtype of the index of a table of random entries behind the epilogue.
-        permutes: `Epilogue.permutes`.
         other: dtype of the second branch.
         symbolic: the batch extent is the shape variable ``n``.
         operands: ``random``, or extremes: ``high``, ``low``, ``alternating``; ``normal`` is random
@@ -63,7 +62,6 @@ class Case:
     ternary: bool = False
     epilogue: str = "requantize"
     table: str | None = None
-    permutes: bool = False
     other: str = "int8"
     symbolic: bool = False
     operands: str = "random"
@@ -118,9 +116,8 @@ class Case:
         if self.epilogue in ("requantize", "add"):
             small = self.gain == 1 and self.ratio * np.exp(2) < 1 / 4
             epilogue = replace(
-                epilogue, zero_point=self.zero_points[0], small_ratios=small, table=self.table,
-                permutes=self.permutes,
-            )  # fmt: skip
+                epilogue, zero_point=self.zero_points[0], small_ratios=small, table=self.table
+            )
         if self.epilogue == "add":
             epilogue = replace(
                 epilogue, other=spec(self.y, self.other), zero_point_other=self.zero_points[1]
@@ -137,7 +134,11 @@ class Case:
             TensorSpec(self.w, self.weights),
             epilogue=epilogue,
         )
-        weights = self.data()["w"]
+        data = self.data()
+        weights = data["w"]
+        if self.epilogue in ("requantize", "add"):
+            exact = singles.is_exact(problem, data)
+            problem = replace(problem, epilogue=replace(epilogue, singles=exact))
         flush = flush_of(problem, weights) if self.flush is None else self.flush
         tile_flush = winograd_range.flush_of(problem, weights)
         return replace(problem, flush=flush, tile_flush=tile_flush)

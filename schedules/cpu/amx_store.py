@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
-from nybble.schedules.cpu import epilogue
+from nybble.schedules.cpu import epilogue, packing
 from nybble.schedules.cpu.amx_plan import LANES
 from nybble.schedules.cpu.buffers import Buffers, load, store
 from nybble.schedules.cpu.entries import of_bytes, takes_bytes
@@ -89,7 +89,7 @@ class Finish:
     def _packed(self, tile: int, pixel: Any, columns: Sequence[epilogue.Column]) -> None:
         """All pixels of a tile, ``group`` at a time; the last groups may overlap."""
         group, count = 4 // self.vectors, -(-self.tall * self.vectors // 4)
-        bounds, dtype = epilogue.pending(self.problem)
+        bounds, dtype = packing.pending(self.problem)
         zero = T.broadcast(tirx.const(bounds.zero_point, "int32"), LANES)
         with T.serial(count) as g:
             first = T.Bind(tirx.min(g * group, self.tall - group))
@@ -99,19 +99,14 @@ class Finish:
                 other = self._other(pixel + p, v)
                 steps.append(T.Bind(columns[v].steps(self._acc(tile, p, v), other) + zero))
             packed = T.Bind(_clamped(_pack(steps, stored(dtype)), bounds))
-            if self.buffers.entries is not None:
-                packed = T.Bind(self._looked_up(packed))
+            if self.buffers.entries is not None and takes_bytes(self.problem):
+                packed = T.Bind(of_bytes(self.buffers.entries, packed))
             for i in range(group):
                 width = 64 // group
                 lanes = list(range(i * width, (i + 1) * width))
                 part = packed if group == 1 else T.Shuffle([packed], lanes)
                 at = (pixel + first + i) * self.o + self.channels[0]
                 store(self.buffers.output, at, part, width)
-
-    def _looked_up(self, packed: Any) -> Any:
-        if not takes_bytes(self.problem):
-            return packed
-        return of_bytes(self.problem, self.buffers.entries, packed)
 
 
 def _clamped(packed: Any, bounds: Epilogue) -> Any:

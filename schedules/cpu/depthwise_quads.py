@@ -23,7 +23,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import epilogue, quads
+from nybble.schedules.cpu import epilogue, packing, quads
 from nybble.schedules.cpu.blocking import TASKS
 from nybble.schedules.cpu.buffers import Buffers, declare, product
 from nybble.schedules.cpu.depthwise import geometry_of, touched
@@ -337,7 +337,7 @@ class _Tile:
             else:
                 others = self._others(index, order)
                 steps = [s.steps(a, o) for s, a, o in zip(scale, values, others, strict=True)]
-                value = epilogue.packed(problem, layer.buffers.entries, steps)
+                value = packing.packed(problem, layer.buffers.entries, steps)
             T.buffer_store(layer.buffers.output, value, [T.ramp(index, 1, isa.channels)])
 
     def _others(self, index: Any, order: NDArray[np.int64]) -> list[Any]:

@@ -13,7 +13,7 @@ first clamped to where y is already beyond the final bounds, so acc·2^s fits 32
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -24,7 +24,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.errors import ScheduleError
 from nybble.ir import numerics
-from nybble.schedules.cpu import packing
+from nybble.schedules.cpu import singles
 from nybble.schedules.cpu.entries import of_bytes, of_lanes, takes_bytes
 from nybble.schedules.cpu.loops import stored
 from nybble.schedules.kernel import Constants, Epilogue, Problem
@@ -48,33 +48,6 @@ def refuse(problem: Problem) -> str | None:
     return None
 
 
-def pending(problem: Problem) -> tuple[Epilogue, str]:
-    """Zero point, clamp and dtype of the bytes that `Column.steps` leaves to be packed."""
-    epilogue, dtype = problem.epilogue, problem.output.dtype
-    if epilogue.table is None:
-        return epilogue, dtype
-    if not takes_bytes(problem):
-        return Epilogue("requantize", *numerics.limits(dtype)), dtype
-    low = numerics.limits(problem.rescaled)[0]
-    zero, bounds = epilogue.zero_point - low, (epilogue.lo - low, epilogue.hi - low)
-    return Epilogue("requantize", *bounds, zero_point=zero), "uint8"
-
-
-def packed(problem: Problem, entries: Any, halves: Sequence[Any], natural: bool = False) -> Any:
-    """What x86 stores for two vectors of `Column.steps`: packed, and looked up.
-
-    Args:
-        problem: the layer.
-        entries: the table behind the epilogue, None without one.
-        halves: the vectors.
-        natural: see `nybble.schedules.cpu.packing.block`.
-    """
-    value = packing.block(*halves, *pending(problem), natural)
-    if entries is None or not takes_bytes(problem):
-        return value
-    return of_bytes(problem, entries, T.Bind(value))
-
-
 def is_narrow(dtype: str) -> bool:
     """Whether ``dtype`` is an integer of 1 to 8 bits."""
     return "int" in dtype and numerics.width(dtype)[1] <= 8
@@ -87,6 +60,8 @@ def table_rows(epilogue: Epilogue) -> int:
     """Rows of the packed table: the bias, then `scaling_rows`."""
     if epilogue.kind in ("none", "float"):
         return 1
+    if epilogue.singles:
+        return 2 + (epilogue.kind == "add")
     return (4 if epilogue.small_ratios else 7) + (4 if epilogue.kind == "add" else 0)
 
 
@@ -101,15 +76,20 @@ def scaling_rows(problem: Problem, constants: Constants, channels: int) -> list[
 
     requantize: low, high (of acc), left shift, multiplier, rounding, right shift; the first three
     only without ``small_ratios``. add appends left shift, multiplier, rounding and right shift of
-    the second branch.
+    the second branch. With ``singles``, the rows of `nybble.schedules.cpu.singles`.
 
     Raises:
         ScheduleError: a negative multiplier, a second branch scaled beyond 2^26, or ratios that are
-            not small though the epilogue says so.
+            not small or not exact in float32 though the epilogue says so.
     """
     epilogue = problem.epilogue
     if epilogue.kind in ("none", "float"):
         return []
+    if epilogue.singles:
+        found = singles.rows(problem, constants, channels)
+        if found is None:
+            raise ScheduleError("singles is set, but float32 does not rescale exactly")
+        return found
     branch = "" if epilogue.kind == "requantize" else "_a"
     names = (f"multiplier{branch}", f"shift{branch}")
     reach, second = 0, list[Vector]()
@@ -231,7 +211,7 @@ class Column:
             if not self._takes_bytes:
                 return T.Cast(f"{dtype}x{self.lanes}", value)
             index = T.Cast(f"uint8x{self.lanes}", self._index(value))
-            return of_bytes(self.problem, self._entries, index)
+            return of_bytes(self._entries, index)
         value = value + self._all(epilogue.zero_point)
         value = tirx.max(tirx.min(value, self._all(int(epilogue.hi))), self._all(int(epilogue.lo)))
         if self.problem.output.dtype == "int1":  # the sign, 0 counts as +1
@@ -239,11 +219,11 @@ class Column:
         return T.Cast(f"{dtype}x{self.lanes}", value)
 
     def steps(self, acc: Any, other: Any) -> Any:
-        """int32 to which what `pending` says remains to be done, and then `of_bytes`."""
+        """int32 to which what `packing.pending` says remains to be done, and then `of_bytes`."""
         value = self._steps(acc, other)
         if self.problem.epilogue.table is None or self._takes_bytes:
             return value
-        return of_lanes(self._entries, self._index(value), self._scaling is None)
+        return of_lanes(self._entries, self._index(value))
 
     @property
     def _takes_bytes(self) -> bool:
@@ -259,13 +239,17 @@ class Column:
     def _steps(self, acc: Any, other: Any) -> Any:
         """``requantize`` and ``add`` before zero point and clamp: int32, within ±2^31."""
         epilogue = self.problem.epilogue
+        centred = None
+        if epilogue.kind == "add":
+            centred = T.Cast(f"int32x{self.lanes}", other) - self._all(epilogue.zero_point_other)
+        if epilogue.singles:
+            return singles.steps(acc, centred, self._rows)
         if epilogue.small_ratios:
             value = self._scaled(acc, self._rows[:3])
         else:
             low, high = self._rows[:2]
             value = self._scaled(tirx.max(tirx.min(acc, high), low), self._rows[2:6])
-        if epilogue.kind == "add":
-            centred = T.Cast(f"int32x{self.lanes}", other) - self._all(epilogue.zero_point_other)
+        if centred is not None:
             value = value + self._scaled(centred, self._rows[-4:])
         return value
 

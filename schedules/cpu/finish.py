@@ -14,7 +14,8 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu import nibbles
 from nybble.schedules.cpu.buffers import load, store
-from nybble.schedules.cpu.epilogue import Column, packed
+from nybble.schedules.cpu.epilogue import Column
+from nybble.schedules.cpu.packing import packed
 
 if TYPE_CHECKING:
     from nybble.schedules.cpu.tile import RegisterTile

@@ -6,6 +6,7 @@ and the saturation does most of the clamping.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -13,7 +14,8 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
 from nybble.schedules.cpu import loops
-from nybble.schedules.kernel import Epilogue
+from nybble.schedules.cpu.entries import of_bytes, takes_bytes
+from nybble.schedules.kernel import Epilogue, Problem
 
 _DW = {8: "llvm.x86.avx2.packssdw", 16: "llvm.x86.avx512.packssdw.512"}
 _WB = {
@@ -22,6 +24,34 @@ _WB = {
     ("uint8", 16): "llvm.x86.avx512.packuswb.512",
     ("int8", 16): "llvm.x86.avx512.packsswb.512",
 }
+
+
+def pending(problem: Problem) -> tuple[Epilogue, str]:
+    """Zero point, clamp and dtype of the bytes that `epilogue.Column.steps` leaves to be packed."""
+    epilogue, dtype = problem.epilogue, problem.output.dtype
+    if epilogue.table is None:
+        return epilogue, dtype
+    if not takes_bytes(problem):
+        return Epilogue("requantize", *numerics.limits(dtype)), dtype
+    low = numerics.limits(problem.rescaled)[0]
+    zero, bounds = epilogue.zero_point - low, (epilogue.lo - low, epilogue.hi - low)
+    return Epilogue("requantize", *bounds, zero_point=zero), "uint8"
+
+
+def packed(problem: Problem, entries: Any, halves: Sequence[Any], natural: bool = False) -> Any:
+    """What x86 stores for two vectors of `epilogue.Column.steps`: packed, and looked up.
+
+    Args:
+        problem: the layer.
+        entries: the table behind the epilogue, None without one.
+        halves: the vectors.
+        natural: see `block`.
+    """
+    low, high = halves
+    value = block(low, high, *pending(problem), natural)
+    if entries is None or not takes_bytes(problem):
+        return value
+    return of_bytes(entries, value)
 
 
 def block(low: Any, high: Any, epilogue: Epilogue, dtype: str, natural: bool = False) -> Any:

@@ -15,7 +15,8 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu import nibbles
 from nybble.schedules.cpu.buffers import load, store
-from nybble.schedules.cpu.epilogue import Column, packed
+from nybble.schedules.cpu.epilogue import Column
+from nybble.schedules.cpu.packing import packed
 from nybble.schedules.cpu.winograd_plan import Layer
 from nybble.schedules.cpu.winograd_range import SPOTS
 
