@@ -5,6 +5,7 @@ from __future__ import annotations
 from nybble.schedules.cpu import (
     amx,
     arm,
+    arranged,
     bitserial,
     border,
     concat,
@@ -32,6 +33,7 @@ KERNELS: tuple[Kernel, ...] = (
     *gemv.KERNELS,
     *amx.KERNELS,
     *winograd.KERNELS,
+    *arranged.KERNELS,
     *conv.KERNELS,
     *gemv.EIGHT_BITS,
     *bitserial.KERNELS,
