@@ -206,17 +206,29 @@ class Column:
             return acc
         if epilogue.kind == "float":
             return floats(epilogue, acc, other)
-        value, dtype = self.steps(acc, other), stored(self.problem.output.dtype)
+        dtype = f"{stored(self.problem.output.dtype)}x{self.lanes}"
+        if epilogue.table is not None and self._takes_bytes:
+            return self._bytes(acc, other)
+        return T.Cast(dtype, self.words(acc, other))
+
+    def words(self, acc: Any, other: Any) -> Any:
+        """The stored vector for integer outputs, as int32."""
+        epilogue = self.problem.epilogue
+        if epilogue.table is not None and self._takes_bytes:
+            return T.Cast(f"int32x{self.lanes}", self._bytes(acc, other))
+        value = self.steps(acc, other)
         if epilogue.table is not None:
-            if not self._takes_bytes:
-                return T.Cast(f"{dtype}x{self.lanes}", value)
-            index = T.Cast(f"uint8x{self.lanes}", self._index(value))
-            return of_bytes(self._entries, index)
+            return value
         value = value + self._all(epilogue.zero_point)
         value = tirx.max(tirx.min(value, self._all(int(epilogue.hi))), self._all(int(epilogue.lo)))
         if self.problem.output.dtype == "int1":  # the sign, 0 counts as +1
             value = T.shift_right(value, self._all(31)) | self._all(1)
-        return T.Cast(f"{dtype}x{self.lanes}", value)
+        return value
+
+    def _bytes(self, acc: Any, other: Any) -> Any:
+        """The entries of a short table."""
+        index = T.Cast(f"uint8x{self.lanes}", self._index(self._steps(acc, other)))
+        return of_bytes(self._entries, index)
 
     def steps(self, acc: Any, other: Any) -> Any:
         """int32 to which what `packing.pending` says remains to be done, and then `of_bytes`."""

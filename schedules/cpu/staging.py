@@ -1,7 +1,8 @@
 """The staging copy: a task's input rows, converted for the dot product and padded.
 
 It exists only where the input cannot be read in place: padding, another dtype, or runs that are no
-multiple of the dot product's depth (which then reads a little further, against zero weights).
+multiple of the dot product's depth (which then reads a little further, against zero weights). A
+strided 1x1 window is copied too, without the pixels between: it becomes a matrix product.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from nybble.schedules.kernel import Problem
 def needs_staging(geometry: Geometry, dot: Dot, dtype: str) -> bool:
     """Whether the activations must be copied before the dot product can read them."""
     converted = dot.offset(dtype) != 0 or stored(dtype) != dot.x
-    return any(geometry.padding) or converted or geometry.run % dot.depth != 0
+    odd = geometry.run % dot.depth != 0
+    return any(geometry.padding) or converted or odd or gathered(geometry) is not None
 
 
 def is_staged(problem: Problem, geometry: Geometry, dot: Dot) -> bool:
@@ -42,7 +44,7 @@ def pitch(geometry: Geometry, staged: bool) -> int:
 
 
 def gathered(geometry: Geometry) -> Geometry | None:
-    """The geometry of the copy of a strided 1x1 window, which leaves out what nobody reads.
+    """The matrix product that a strided 1x1 window is once the pixels between are left out.
 
     None for other windows, whose copies keep every pixel.
     """
@@ -50,20 +52,29 @@ def gathered(geometry: Geometry) -> Geometry | None:
     single = single and geometry.run * geometry.groups == geometry.c
     if not single or geometry.stride == (1, 1) or any(geometry.padding):
         return None
-    return replace(
-        geometry, stride=(1, 1), height=int(geometry.static_rows or 0), width=geometry.cols
-    )
+    pixels = int(geometry.static_rows or 0) * geometry.cols
+    return replace(geometry, rows=(pixels,), cols=1, stride=(1, 1), height=pixels, width=1)
 
 
 def gather(
     geometry: Geometry, dot: Dot, source: Source, scratch: Any, rows: int, where: tuple[Any, Any]
 ) -> None:
-    """Emits the copy of a strided 1x1 window; arguments as for `stage`, of the layer itself."""
+    """Emits the copy of a strided 1x1 window; ``rows`` and ``where`` count pixels of the product.
+
+    Args:
+        geometry: of the layer itself.
+        dot: whose dtype the copy has.
+        source: the input.
+        scratch: the copy, a flat buffer of `staged_size` elements.
+        rows: pixels that will be computed from it.
+        where: (first element of the image in ``source``, first pixel).
+    """
     image, first = where
-    down, right, c = *geometry.stride, geometry.c
-    with T.serial(rows) as y, T.serial(geometry.cols) as x:
-        pixel = (first + y) * (down * geometry.width) + x * right
-        _copy(dot, scratch, (y * geometry.cols + x) * c, source, image + pixel * c, c)
+    (down, right), cols, c = geometry.stride, geometry.cols, geometry.c
+    with T.serial(rows) as n:
+        y, x = tirx.floordiv(first + n, cols), tirx.floormod(first + n, cols)
+        pixel = y * (down * geometry.width) + x * right
+        _copy(dot, scratch, n * c, source, image + pixel * c, c)
 
 
 Source = tuple[Any, str]

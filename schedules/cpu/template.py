@@ -74,8 +74,7 @@ def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
     dot = dot.paced(problem.flush)
     geometry = geometry_of(problem)
     staged = staging.is_staged(problem, geometry, dot)
-    compact = staging.gathered(geometry) if staged and geometry.static_rows else None
-    geometry = compact or geometry
+    geometry = staging.gathered(geometry) or geometry
     layout = panels_of(problem, geometry, dot)
     plan = plan_of(geometry, dot, Storage(staged, layout is not None), knobs)
     symbols: dict[str, Any] = {}
