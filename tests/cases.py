@@ -144,11 +144,17 @@ class Case:
         return replace(problem, flush=flush, tile_flush=tile_flush)
 
     def data(self, seed: int = 0) -> Arrays:
-        """Input, second branch and constants by operand name."""
+        """Input, second branch and constants by operand name; constants are alike in any batch."""
         rng = np.random.default_rng(seed)
+        arrays = self._constants(rng)
+        arrays["x"] = _draw(rng, self.x, self.dtypes[0], self.operands)
+        if self.epilogue == "add":
+            arrays["b"] = _draw(rng, self.y, self.other, "random")
+        return arrays
+
+    def _constants(self, rng: np.random.Generator) -> Arrays:
         o = self.w[0]
         arrays: Arrays = {
-            "x": _draw(rng, self.x, self.dtypes[0], self.operands),
             "w": _draw(rng, self.w, self.weights, self.operands),
             "bias": rng.integers(-(2**12), 2**12, o, np.int32),
         }
@@ -164,7 +170,6 @@ class Case:
         names = ("multiplier", "shift") if self.epilogue == "requantize" else _ADD[:2]
         arrays.update(zip(names, numerics.dyadic(ratio), strict=True))
         if self.epilogue == "add":
-            arrays["b"] = _draw(rng, self.y, self.other, "random")
             ratio = np.exp(rng.normal(0, 1, size))
             arrays.update(zip(_ADD[2:], numerics.dyadic(ratio), strict=True))
         return arrays

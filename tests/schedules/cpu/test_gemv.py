@@ -82,7 +82,7 @@ def test_the_batch_is_chosen_at_run_time() -> None:
     function = running.compiled(kernel, case, target)
     for batch in (1, 2, 4, 5, 127, 128, 131):
         other = dataclasses.replace(case, x=(batch, 96))
-        arrays = other.data(batch)
+        arrays = other.data()
         got = running.run(kernel, other, function, arrays)
         np.testing.assert_array_equal(got, other.law(arrays))
 
