@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import numpy as np
@@ -66,8 +66,9 @@ from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpe
 
 MOST_CHANNELS = 1024  # 4·Σ|x·w| < 2^31 for 9·1024 products of u8 and s8
 FEWEST_TILES = 64  # of s16: 28x28 gains 20 % over the direct kernel, 14x14 nothing, 7x7 loses 30 %
-FEWEST_TILES_OF_BYTES = 16
 FEWEST_BITS = 7
+FEWEST_TILES_OF_BYTES = {1: inf, 2: 49}  # by bits; tables beat 1 bit always, 2 bits on 7x7
+FEWEST_OTHERWISE = 16  # 7x7 gains 20 to 30 %, 14x14 60 to 80 %
 
 
 # ---------------------------------------------------------------- supports and pack
@@ -78,6 +79,8 @@ def _supports(dot: Dot, problem: Problem, target: Any) -> str | None:
         return f"needs {', '.join(dot.features)}"
     if dot.w == "int16" and target.has("avx512_vnni"):
         return "vpdpbusd is as fast without transforms"
+    if dot.w == "int8" and target.has("amx_int8"):
+        return "tdpbusd is faster without transforms"
     if not winograd_range.is_plain(problem):
         return "only 3x3 with stride 1, no dilation, no groups"
     return _refuse_size(dot, problem) or _refuse_dtypes(dot, problem) or epilogue.refuse(problem)
@@ -92,10 +95,16 @@ def _refuse_size(dot: Dot, problem: Problem) -> str | None:
     if not (chunk <= c <= MOST_CHANNELS) or o < dot.lanes:
         return f"takes {chunk} to {MOST_CHANNELS} channels, at least {dot.lanes} filters"
     rows, cols = (int(extent) for extent in problem.output.shape[1:3])
-    fewest = FEWEST_TILES if dot.w == "int16" else FEWEST_TILES_OF_BYTES
-    if min(rows, cols) < 2 or ceil(rows / 2) * ceil(cols / 2) < fewest:
+    if min(rows, cols) < 2 or ceil(rows / 2) * ceil(cols / 2) < _fewest(dot, problem):
         return "too small an image to repay transforming the weights"
     return None
+
+
+def _fewest(dot: Dot, problem: Problem) -> float:
+    """Tiles from which other kernels are slower, as measured."""
+    assert problem.weights is not None
+    bits = numerics.width(problem.weights.dtype)[1]
+    return FEWEST_TILES if dot.w == "int16" else FEWEST_TILES_OF_BYTES.get(bits, FEWEST_OTHERWISE)
 
 
 def _refuse_dtypes(dot: Dot, problem: Problem) -> str | None:
@@ -216,7 +225,7 @@ def _packed(dot: Dot) -> Kernel:
     )
 
 
-KERNELS = (*map(_family, (*BYTES, *WIDE_MADDS)),)
-"""By preference."""
-PACKED = tuple(map(_packed, (VNNI, PAIRS_AVX2)))
-"""Taken where the direct kernels for packed activations would be."""
+KERNELS = tuple(map(_family, WIDE_MADDS))
+"""By preference, for 8 bits."""
+LOW = (*map(_family, BYTES), *map(_packed, (VNNI, PAIRS_AVX2)))
+"""By preference, for operands that are bytes when transformed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any
@@ -132,59 +132,67 @@ def _doubled(w: Sequence[Any]) -> Line:
 
 def _multiply(layer: Layer, v: Any, u: Any, sums: Any, group: Any) -> None:
     """M[16][wide][vectors] of a group of tiles; of several windows their widened sum."""
-    slots = layer.cut.wide * layer.cut.vectors
-    width = int(layer.held.partition("x")[2])
+    dot, slots = layer.dot, layer.cut.wide * layer.cut.vectors
     full, rest = divmod(layer.steps, layer.window)
+    parts: Any = None
+    if dot.sums and layer.held == dot.vector:
+        size = 2 * slots * dot.lanes * 2
+        parts = T.alloc_buffer((size,), dot.sums.partition("x")[0], layout=None)
     with T.serial(SPOTS) as spot:
         x = T.Bind((group * SPOTS + spot) * (layer.cut.wide * layer.geometry.c))
         panel = T.Bind(spot * layer.spot)
+        base = T.Bind(spot * (slots * int(layer.held.partition("x")[2])))
 
-        def place(slot: Any, spot: Any = spot) -> Any:
-            return T.ramp((spot * slots + slot) * width, 1, width)
-
-        def keep(slot: Any, value: Any) -> None:
-            T.buffer_store(sums, value, [place(slot)])
-
-        def add(slot: Any, value: Any) -> None:
-            before = sums.vload([place(slot).base], layer.held)
-            T.buffer_store(sums, before + layer.dot.widened(value), [place(slot)])
-
-        def window(start: Any, count: int, use: Callable[[Any, Any], None]) -> None:
+        def window(start: Any, count: int, first: bool, base: Any = base) -> None:
             step = T.Bind(start)
-            at = (x + step * layer.dot.depth, panel + step * layer.chunk)
-            _window(layer, (v, u), at, count, use)
+            at = (x + step * dot.depth, panel + step * layer.chunk)
+            there = T.Bind(tirx.floormod(spot, 2) * (slots * dot.lanes * 2))
+            _window(layer, (v, u), at, count, (parts, there))
+            with T.unroll(slots) as slot:
+                part = parts.vload([there + slot * dot.lanes * 2], dot.sums)
+                total, place = dot.widened(part), T.ramp(base + slot * dot.lanes, 1, dot.lanes)
+                if not first:
+                    total = sums.vload([place.base], dot.vector) + total
+                T.buffer_store(sums, total, [place])
 
-        if layer.held != layer.dot.vector or not layer.dot.sums:
-            window(0, layer.steps, keep)
+        if parts is None:
+            _window(layer, (v, u), (x, panel), layer.steps, (sums, base))
         else:
-            window(0, layer.window, lambda slot, value: keep(slot, layer.dot.widened(value)))
+            window(0, layer.window, True)
             with T.serial(full - 1) as after:
-                window((after + 1) * layer.window, layer.window, add)
+                window((after + 1) * layer.window, layer.window, False)
             if rest:
-                window(full * layer.window, rest, add)
+                window(full * layer.window, rest, False)
 
 
 def _window(
     layer: Layer, operands: tuple[Any, Any], first: tuple[Any, Any], steps: int,
-    use: Callable[[Any, Any], None],
+    sums: tuple[Any, Any],
 ) -> None:  # fmt: skip
-    """The sums of ``steps`` steps from ``first`` in V and U; ``use`` gets each slot's."""
+    """The sums of ``steps`` steps from ``first`` in V and U, left at a place in a buffer.
+
+    The place must change with the spot: sums at a fixed one LLVM would keep in registers through
+    all loops, and spill everything that the inverse transform needs.
+    """
     (v, u), dot, cut = operands, layer.dot, layer.cut
     dtype = dot.sums or dot.vector
-    acc = T.alloc_buffer((cut.wide * cut.vectors,), dtype, scope="local", layout=None)
-    kind, _, width = dtype.partition("x")
+    kind, _, lanes = dtype.partition("x")
+
+    def place(slot: Any) -> Any:
+        return T.ramp(sums[1] + slot * int(lanes), 1, int(lanes))
+
     with T.unroll(cut.wide * cut.vectors) as slot:
-        T.buffer_store(acc, T.broadcast(tirx.const(0, kind), int(width)), [slot])
+        T.buffer_store(sums[0], T.broadcast(tirx.const(0, kind), int(lanes)), [place(slot)])
     with T.serial(steps) as step:
         at = [first[1] + i * (SPOTS * layer.spot) + step * layer.chunk for i in range(cut.vectors)]
         weights = [T.Bind(u.vload([i], f"{dot.w}x{layer.chunk}")) for i in at]
         with T.unroll(cut.wide) as p:
             value = T.Bind(dot.broadcast(v, first[0] + p * layer.geometry.c + step * dot.depth))
             for i, w in enumerate(weights):
-                slot = p * cut.vectors + i
+                there = place(p * cut.vectors + i)
+                before = sums[0].vload([there.base], dtype)
                 if dot.sums:
-                    T.buffer_store(acc, acc[slot] + dot.products(value, w), [slot])
+                    after = before + dot.products(value, w)
                 else:
-                    T.buffer_store(acc, dot.apply(dot, acc[slot], value, w), [slot])
-    with T.unroll(cut.wide * cut.vectors) as slot:
-        use(slot, acc[slot])
+                    after = dot.apply(dot, before, value, w)
+                T.buffer_store(sums[0], after, [there])

@@ -32,26 +32,38 @@ def finish(layer: Layer, sums: Any, vector: Any, where: tuple[Any, Any]) -> None
         vector: the block's first vector of channels.
         where: (the group's first tile, the band's first output).
     """
-    geometry, lanes, vectors = layer.geometry, layer.dot.lanes, layer.cut.vectors
-    last = geometry.o - lanes
-    outputs = [
-        _Outputs(layer, i, T.Bind(tirx.min((vector + i) * lanes, last))) for i in range(vectors)
-    ]
-    whole = layer.problem.epilogue.kind in ("requantize", "add") and geometry.o % lanes == 0
+    vectors, whole = layer.cut.vectors, _is_packed(layer)
+    if whole and vectors > 1:
+        with T.serial(vectors // 2) as pair:
+            _vectors(layer, sums, (vector, [2 * pair, 2 * pair + 1]), where)
+    for i in range(vectors - vectors % 2 if whole else 0, vectors):
+        _vectors(layer, sums, (vector, [i]), where)
+
+
+def _vectors(layer: Layer, sums: Any, block: tuple[Any, list[Any]], where: tuple[Any, Any]) -> None:
+    """One vector of channels, or two that are packed together; ``block``: (first, which)."""
+    geometry, lanes = layer.geometry, layer.dot.lanes
+    starts = [tirx.min((block[0] + i) * lanes, geometry.o - lanes) for i in block[1]]
+    outputs = [_Outputs(layer, i, T.Bind(s)) for i, s in zip(block[1], starts, strict=True)]
     with T.serial(layer.cut.wide) as p:
         row, col = layer.place(where[0] + p)
         pixel = T.Bind(where[1] + (row * geometry.cols + col) * geometry.o)
-        for i in range(0, vectors - vectors % 2 if whole else 0, 2):
-            pair = [_Tile(output, sums, p, pixel) for output in outputs[i : i + 2]]
+        tiles = [_Tile(output, sums, p, pixel) for output in outputs]
+        if len(tiles) == 2:
             for corner in range(CORNERS):
-                low, high = (tile.steps(corner) for tile in pair)
-                pair[0].store(corner, _packed(layer, low, high))
-        if whole and vectors % 2:
-            _pairs_of_outputs(layer, _Tile(outputs[-1], sums, p, pixel))
-        for output in [] if whole else outputs:
-            tile = _Tile(output, sums, p, pixel)
+                low, high = (tile.steps(corner) for tile in tiles)
+                tiles[0].store(corner, _packed(layer, low, high))
+        elif _is_packed(layer):
+            _pairs_of_outputs(layer, tiles[0])
+        else:
             for corner in range(CORNERS):
-                tile.store(corner, tile.value(corner))
+                tiles[0].store(corner, tiles[0].value(corner))
+
+
+def _is_packed(layer: Layer) -> bool:
+    """Whether two vectors are narrowed and stored at once."""
+    whole = layer.geometry.o % layer.dot.lanes == 0
+    return whole and layer.problem.epilogue.kind in ("requantize", "add")
 
 
 def _pairs_of_outputs(layer: Layer, tile: _Tile) -> None:
@@ -70,7 +82,7 @@ def _packed(layer: Layer, low: Any, high: Any) -> Any:
 class _Outputs:
     """What all tiles of a vector of channels share."""
 
-    def __init__(self, layer: Layer, index: int, start: Any):
+    def __init__(self, layer: Layer, index: Any, start: Any):
         dot, buffers = layer.dot, layer.buffers
         self.layer, self.index, self.start = layer, index, start
         table, *corners = buffers.constants[1:]
@@ -93,8 +105,8 @@ class _Tile:
 
     def __post_init__(self) -> None:
         """Emits the inverse transform."""
-        sums = [self._sum(spot) for spot in range(SPOTS)]
-        columns = [_inverse(sums[j::4]) for j in range(4)]
+        # One column after the other, in this order: LLVM keeps it, and all 16 fit no registers.
+        columns = [_inverse([self._sum(spot) for spot in range(j, SPOTS, 4)]) for j in range(4)]
         self.corners = [value for row in zip(*columns, strict=True) for value in _inverse(row)]
 
     def _sum(self, spot: int) -> Any:

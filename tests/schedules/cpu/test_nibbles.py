@@ -12,6 +12,7 @@ import tvm
 from nybble.ir import numerics
 from nybble.schedules.cpu import conv
 from nybble.schedules.kernel import Form, Knobs
+from nybble.schedules.table import KERNELS
 from nybble.schedules.target import host_features, resolve
 from tests.cases import CONV
 
@@ -37,15 +38,19 @@ def rows() -> Iterator[Any]:
     for (i, name), (j, forms), (k, isa) in product(*map(enumerate, (LAYERS, FORMS, TARGETS))):
         now = i == j % len(LAYERS) and k == j % len(TARGETS)
         yield pytest.param(name, forms, isa, marks=() if now else pytest.mark.slow)
+    yield "3x3", (True, False, True), "winograd.avx2.pairs"
+    yield "3x3", (False, True, True), "winograd.avx2.pairs"
 
 
 @pytest.mark.parametrize(("name", "forms", "isa"), list(rows()))
 def test_packed_activations(name: str, forms: tuple[bool, bool, bool], isa: str) -> None:
-    target = resolve(TARGETS[isa])
+    target = resolve(TARGETS[isa.removeprefix("winograd.")])
     if not target.features <= host_features():
         pytest.skip(f"this CPU lacks {sorted(target.features - host_features())}")
     dtype = "int4" if forms[0] == forms[1] else "uint4"
     case = replace(CASES[name], weights="int4", dtypes=(dtype, dtype), other=dtype)
+    if forms[1]:
+        case = replace(case, epilogue="add")
     problem, arrays = case.problem(), case.data()
     x, other, y = (_form(wanted) for wanted in forms)
     epilogue = problem.epilogue
@@ -57,7 +62,7 @@ def test_packed_activations(name: str, forms: tuple[bool, bool, bool], isa: str)
         output=replace(problem.output, form=y),
         epilogue=epilogue,
     )
-    kernel = next(k for k in conv.KERNELS if k.name == f"cpu.int8.{isa}.packed")
+    kernel = next(k for k in KERNELS if k.name == f"cpu.int8.{isa}.packed")
     assert kernel.refuses(problem, target) is None
     function = kernel.build(problem, target, Knobs()).with_attr("global_symbol", "main")
     library = tvm.compile(tvm.IRModule({"main": function}), target=target.tvm_target())
