@@ -29,6 +29,7 @@ from nybble.schedules.kernel import Kernel
 KERNELS: tuple[Kernel, ...] = (
     *depthwise_quads.KERNELS,
     *depthwise.KERNELS,
+    *winograd.LOW,
     *lut.KERNELS,
     *gemv.KERNELS,
     *amx.KERNELS,
