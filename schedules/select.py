@@ -97,7 +97,7 @@ class Planner:
         force: shell-style pattern of kernel names, the environment's NYBBLE_KERNEL when None. Ops
             for which no kernel has such a name choose freely.
         prefer: ``speed`` lets 8-bit kernels take layers of fewer bits where they are faster;
-            ``size`` stores every weight in its own width.
+            ``size`` takes the kernels whose constants are smallest.
         ruler: measures the candidates; without one the table's order decides.
         kernels: the table.
     """
@@ -130,13 +130,16 @@ def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Plan
     first = next(found, None)
     if first is None:
         raise ScheduleError(_nothing(problem, target, plan, refusals))
+    by_size = plan.prefer == "size"
+    candidates = [first, *found] if plan.ruler or by_size else [first]
+    if by_size:
+        candidates = _smallest(candidates)
     if plan.ruler is None:
-        return Choice(first, _heard(refusals, target, plan))
-    candidates = [first, *found]
+        return Choice(candidates[0], _heard(refusals, target, plan))
     rivals = [*candidates, *_in_float(problem, target, plan)]
     heard = _heard(refusals, target, plan)
     if len(rivals) == 1:
-        return Choice(first, heard)
+        return Choice(candidates[0], heard)
     seconds = plan.ruler(rivals, target)
     timed = tuple(
         Timed(c.kernel.name, c.weights, c.size, s) for c, s in zip(rivals, seconds, strict=True)
@@ -151,6 +154,12 @@ def _heard(refusals: Sequence[str], target: CpuTarget, plan: Planner) -> tuple[s
     """The refusals without those of kernels for other architectures."""
     foreign = {k.name for k in plan.kernels if k.arch not in (None, target.arch)}
     return tuple(line for line in refusals if line.partition(":")[0] not in foreign)
+
+
+def _smallest(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those with the least bytes, or nearly so: what fills up a block shall not decide."""
+    least = min(candidate.size for candidate in candidates)
+    return [candidate for candidate in candidates if candidate.size <= TIE * least]
 
 
 def _candidates(

@@ -20,6 +20,7 @@ from nybble.schedules.cpu import (
     pooling,
     rescale,
     riscv,
+    trits,
     weight_only,
     weight_only_generic,
     winograd,
@@ -27,11 +28,14 @@ from nybble.schedules.cpu import (
 from nybble.schedules.kernel import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
+    *bitserial.FIRST,
     *depthwise_quads.KERNELS,
     *depthwise.KERNELS,
     *winograd.LOW,
     *lut.KERNELS,
+    trits.FAR,
     *gemv.KERNELS,
+    trits.NEAR,
     *amx.KERNELS,
     *winograd.KERNELS,
     *arranged.KERNELS,

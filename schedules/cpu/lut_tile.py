@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -36,6 +36,26 @@ from nybble.schedules.cpu.lut_plan import (
 from nybble.schedules.cpu.lut_scheme import ENTRIES, Scheme, shuffle, words
 from nybble.schedules.cpu.lut_stage import Staging
 from nybble.schedules.kernel import Problem
+
+
+class Blocked(Protocol):
+    """What storing a block of channels needs to know of a layer."""
+
+    @property
+    def problem(self) -> Problem:
+        """The layer."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Its extents."""
+
+    @property
+    def isa(self) -> Isa:
+        """The vector width; a block is as many channels as a vector has bytes."""
+
+    @property
+    def buffers(self) -> Buffers:
+        """The parameters: indices, then the table of per-channel numbers."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +106,7 @@ class _TileCode:
         geometry, staging, scheme = layer.geometry, layer.staging, layer.scheme
         self.x, self.y = T.Bind(at[0] + 0), T.Bind(at[1] + 0)
         group, first = T.Bind(block[0] + 0), T.Bind(block[1] + 0)
-        last = max(geometry.o - layer.isa.lanes, 0)
-        starts = [tirx.min((first + v) * layer.isa.lanes, last) for v in range(tile.vectors)]
+        starts = starts_in(layer, first, tile.vectors)
         self.starts = [T.Bind(group * geometry.o + start) for start in starts]
         self.steps = geometry.tap_rows * geometry.tap_cols * staging.pairs
         self.panel = T.Bind((group * layer.blocks + first) * self.steps)
@@ -179,7 +198,7 @@ class _TileCode:
         columns = tile.vectors * scheme.planes
         raw = [T.Bind(self._weights(step, column)) for column in range(columns)]
         for half in range(count):
-            index = [T.Bind(self._index(value, half)) for value in raw]
+            index = [T.Bind(halved(value, half)) for value in raw]
             for p, (i, j) in enumerate(self.pixels):
                 for t in range(scheme.tables):
                     table = T.Bind(self._table(x + half, i, j, t))
@@ -192,14 +211,6 @@ class _TileCode:
         planes = self.layer.scheme.planes
         row = (step + column // planes * self.steps) * planes + column % planes
         return self.layer.buffers.constants[0].vload([row, tirx.const(0)], f"uint8x{self.lanes}")
-
-    def _index(self, raw: Any, half: int) -> Any:
-        """The indices of the first or second group of a pair: the lower or upper four bits."""
-        low = tirx.const(15, f"uint8x{self.lanes}")
-        if half == 0:
-            return raw & low
-        shifted = T.shift_right(words(raw), tirx.const(4, f"uint16x{self.lanes // 2}"))
-        return T.reinterpret(f"uint8x{self.lanes}", shifted) & low
 
     def _table(self, x: Any, i: int, j: int, table: int) -> Any:
         """One table of a pixel's group, in every 16 bytes of a vector."""
@@ -261,26 +272,52 @@ class _TileCode:
 
     def _finish(self, quarters: Callable[[int], list[Any]]) -> None:
         """Bias, epilogue and store."""
-        layer, quarter = self.layer, self.lanes // 4
-        geometry, table = layer.geometry, layer.buffers.constants[1]
-        channels = geometry.groups * geometry.o
+        geometry = self.layer.geometry
         for p, (i, j) in enumerate(self.pixels):
-            pixel = self.y + (i * geometry.cols + j) * channels
+            pixel = self.y + (i * geometry.cols + j) * (geometry.groups * geometry.o)
             for v, first in enumerate(self.starts):
-                values = [T.Bind(value) for value in quarters(p * self.tile.vectors + v)]
-                for q, value in enumerate(values):
-                    valid = min(geometry.o - q * quarter, quarter)
-                    if valid <= 0:
-                        break
-                    start = T.Bind(first + q * quarter)
-                    bias = table.vload([tirx.const(0), start], f"int32x{quarter}")
-                    entries = layer.buffers.entries
-                    column = epilogue.Column(layer.problem, table, start, quarter, entries=entries)
-                    index = T.Bind(pixel + start)
-                    other = None
-                    if layer.buffers.other is not None:
-                        other = load(layer.buffers.other, index, quarter, valid)
-                    store(layer.buffers.output, index, column.apply(value + bias, other), valid)
+                store_block(self.layer, pixel, first, quarters(p * self.tile.vectors + v))
+
+
+def store_block(layer: Blocked, pixel: Any, first: Any, values: list[Any]) -> None:
+    """Bias, epilogue and store of one pixel's block of channels.
+
+    Args:
+        layer: its layer.
+        pixel: its first element in the output but for the channel.
+        first: channel of the block.
+        values: its four quarters, int32.
+    """
+    quarter, table = layer.isa.lanes // 4, layer.buffers.constants[1]
+    for q, value in enumerate([T.Bind(value) for value in values]):
+        valid = min(layer.geometry.o - q * quarter, quarter)
+        if valid <= 0:
+            break
+        start = T.Bind(first + q * quarter)
+        bias = table.vload([tirx.const(0), start], f"int32x{quarter}")
+        entries = layer.buffers.entries
+        column = epilogue.Column(layer.problem, table, start, quarter, entries=entries)
+        index = T.Bind(pixel + start)
+        other = None
+        if layer.buffers.other is not None:
+            other = load(layer.buffers.other, index, quarter, valid)
+        store(layer.buffers.output, index, column.apply(value + bias, other), valid)
+
+
+def starts_in(layer: Blocked, first: Any, count: int) -> list[Any]:
+    """The first channels, within their group, of ``count`` blocks from ``first`` on."""
+    last = max(layer.geometry.o - layer.isa.lanes, 0)
+    return [tirx.min((first + v) * layer.isa.lanes, last) for v in range(count)]
+
+
+def halved(pairs: Any, half: int) -> Any:
+    """The indices of the first or second group of a pair: the lower or upper four bits."""
+    lanes = pairs.ty.dtype.lanes
+    low = tirx.const(15, f"uint8x{lanes}")
+    if half == 0:
+        return pairs & low
+    shifted = T.shift_right(words(pairs), tirx.const(4, f"uint16x{lanes // 2}"))
+    return T.reinterpret(f"uint8x{lanes}", shifted) & low
 
 
 def _weighted(total: Any, term: Any, coef: int) -> Any:

@@ -57,6 +57,29 @@ def test_default_table_prefers_the_fast_family() -> None:
     assert any("cpu.int8.avx2: needs" in reason for reason in baseline.refusals)
 
 
+def test_size_takes_the_smallest() -> None:
+    def padded(problem: Problem, constants: Constants) -> list[Any]:
+        return [*fallback.LINEAR.pack(problem, constants), np.zeros(4096, np.int8)]
+
+    kernels = (replace(fallback.LINEAR, name="cpu.wide", pack=padded), fallback.LINEAR) * 2
+    assert choose(V3, kernels=kernels).candidate.kernel.name == "cpu.wide"
+    assert choose(V3, kernels=kernels, prefer="size").candidate.kernel is fallback.LINEAR
+
+
+def test_ternary_rows_are_stored_by_threes_where_that_pays() -> None:
+    weights = TensorSpec((64, 96), "int2")
+    specs = TensorSpec((1, 96), "int8"), TensorSpec((1, 64), "int32")
+    problem = replace(PROBLEM, inputs=specs[:1], output=specs[1], weights=weights)
+    constants = {"w": np.ones((64, 96), np.int8), "bias": np.zeros(64, np.int32)}
+    fast, small = (
+        select.choose(problem, constants, V3, select.Planner(prefer=prefer)).candidate
+        for prefer in ("speed", "size")
+    )
+    assert fast.kernel.name == "cpu.int2.gemv.avx2"
+    assert small.kernel.name == "cpu.trits.avx2"
+    assert small.size < fast.size
+
+
 def test_pattern_forces_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(V3, "cpu.gen*").candidate.kernel.name == "cpu.generic"
     monkeypatch.setenv("NYBBLE_KERNEL", "*.generic")
