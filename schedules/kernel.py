@@ -97,6 +97,8 @@ class Problem:
         epilogue: what is fused behind the anchor.
         flush: steps of four products that are added up in 16 bits, proven from the weights by
             `nybble.schedules.cpu.headroom`; 0 if that does not pay. Never needed for being right.
+        safe: every such window fits as it is, so that there are no further steps, which a kernel
+            may use (and must check when it packs).
         tile_flush: the same for what `nybble.schedules.cpu.winograd` makes of 3x3 windows, proven
             by `nybble.schedules.cpu.winograd_range`; 0 if they do not fit.
     """
@@ -108,6 +110,7 @@ class Problem:
     weights: TensorSpec | None = None
     epilogue: Epilogue = Epilogue()
     flush: int = 0
+    safe: bool = False
     tile_flush: int = 0
 
     @property
@@ -131,7 +134,8 @@ class Problem:
         if self.epilogue.table is None:
             return None
         low, high = numerics.limits(self.epilogue.table)
-        return TensorSpec((64 if high - low < FEW_ENTRIES else 256,), self.output.stored.dtype)
+        dtype = str(numerics.storage(self.output.dtype))
+        return TensorSpec((64 if high - low < FEW_ENTRIES else 256,), dtype)
 
     @property
     def macs(self) -> int:

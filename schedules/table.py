@@ -29,6 +29,7 @@ from nybble.schedules.kernel import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
     *bitserial.FIRST,
+    *bitserial.FIRST,
     *depthwise_quads.KERNELS,
     *depthwise.KERNELS,
     *winograd.LOW,

@@ -141,7 +141,7 @@ def _from_dict(target: dict[str, Any]) -> CpuTarget:
         "avx2": "avx2", "fma": "fma", "f16c": "f16c", "bmi": "bmi1", "bmi2": "bmi2",
         "movbe": "movbe", "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512cd": "avx512cd",
         "avx512dq": "avx512dq", "avx512vl": "avx512vl", "avx512vnni": "avx512_vnni",
-        "avxvnni": "avx_vnni",
+        "avxvnni": "avx_vnni", "avx512vpopcntdq": "avx512_vpopcntdq", "avx512vbmi": "avx512vbmi",
         "amx-tile": "amx_tile", "amx-int8": "amx_int8",
         "neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "v": "v",
     }  # fmt: skip

@@ -71,10 +71,12 @@ class BitStaging:
     Attributes:
         geometry: of the layer; groups of at least 32 channels.
         planes: of the activations.
+        stored: whether they are planes in memory already; the bytes then stay in their order.
     """
 
     geometry: Geometry
     planes: Planes
+    stored: bool = False
 
     @property
     def dtype(self) -> str:
@@ -112,8 +114,9 @@ class BitStaging:
 
     def emit(self, source: Any, scratch: Any, rows: int, where: tuple[Any, Any]) -> None:
         """Emits the copy (see `nybble.schedules.cpu.lut_template.Staged`)."""
-        pad, read = partial(self._pad, scratch), partial(self._pixels, source, scratch)
-        emit_rows(self.geometry, self.per_pixel, rows, where, (pad, read))
+        read = self._words if self.stored else self._pixels
+        visit = partial(self._pad, scratch), partial(read, source, scratch)
+        emit_rows(self.geometry, self.per_pixel, rows, where, visit)
 
     def _pad(self, scratch: Any, word: Any, pixels: int) -> None:
         """Planes of pixels in the padding, which are constants."""
@@ -132,6 +135,16 @@ class BitStaging:
             return full
         last = tirx.const(int(np.uint32((1 << rest) - 1).byteswap()), "uint32")
         return tirx.Select(g == self.per_channels - 1, last, full)
+
+    def _words(self, source: Any, scratch: Any, from_: Any, word: Any, pixels: int) -> None:
+        """Planes of consecutive pixels, which lie one behind the other, as words side by side."""
+        count, line = len(self.planes.coefs), self.per_pixel
+        begin = T.Bind(tirx.floordiv(from_, 8) * count)
+        with T.serial(pixels) as p, T.serial(line) as g:
+            for plane in range(count):
+                at = begin + ((p * count + plane) * line + g) * 4
+                found = T.reinterpret("uint32", source.vload([at], "uint8x4"))
+                T.buffer_store(scratch, found, [(word + p * line + g) * count + plane])
 
     def _pixels(self, source: Any, scratch: Any, from_: Any, word: Any, pixels: int) -> None:
         """Planes of consecutive pixels; a last word that is not full reads what precedes it."""
@@ -159,3 +172,38 @@ class BitStaging:
             bits = T.shift_right(bits, tirx.const(drop, "uint32")) if drop else bits
             turned = T.call_llvm_pure_intrin("uint32", "llvm.bswap", bits)
             T.buffer_store(scratch, turned, [word * count + plane])
+
+
+def store(planes: Planes, buffer: Any, where: tuple[Any, int], channel: Any, value: Any) -> None:
+    """Stores a vector of eight or sixteen channels in planes.
+
+    Args:
+        planes: of the tensor.
+        buffer: the tensor, flat.
+        where: (its pixel, channels of a pixel).
+        channel: the first channel of the vector, a multiple of 8.
+        value: what is stored, as int32.
+    """
+    (pixel, channels), count = where, len(planes.coefs)
+    lanes, bytes_ = int(value.ty.dtype.lanes), channels // 8
+    value = T.Bind(value if lanes == 8 else T.Cast(f"int8x{lanes}", value))
+    for plane in range(count):
+        bits = _tops(value, None if planes.signs else plane)
+        at = (pixel * count + plane) * bytes_ + tirx.floordiv(channel, 8)
+        if lanes == 8:
+            T.buffer_store(buffer, T.Cast("uint8", bits), [at])
+        else:
+            both = T.reinterpret("uint8x2", T.Cast("uint16", bits))
+            T.buffer_store(buffer, both, [T.ramp(at, 1, 2)])
+
+
+def _tops(value: Any, plane: int | None) -> Any:
+    """Bit ``plane`` of eight int32 or sixteen int8, None the sign, as bits of an int32."""
+    wide = int(value.ty.dtype.lanes) == 8
+    words = value if wide else T.reinterpret("int16x8", value)
+    if plane is not None:
+        kind, up = str(words.ty.dtype), (31 if wide else 7) - plane
+        words = T.shift_left(words, T.broadcast(tirx.const(up, kind.partition("x")[0]), 8))
+    name = "llvm.x86.avx.movmsk.ps.256" if wide else "llvm.x86.sse2.pmovmskb.128"
+    kind = "float32x8" if wide else "int8x16"
+    return T.call_llvm_pure_intrin("int32", name, T.reinterpret(kind, words))

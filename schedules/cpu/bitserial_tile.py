@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import epilogue
+from nybble.schedules.cpu import bitserial_planes, epilogue
 from nybble.schedules.cpu.bitserial_planes import BitStaging, Planes
 from nybble.schedules.cpu.blocking import Plan, Tile
 from nybble.schedules.cpu.buffers import Buffers, load, store
@@ -174,7 +174,13 @@ class _TileCode:
                 other = None
                 if layer.buffers.other is not None:
                     other = load(layer.buffers.other, index, lanes, valid)
-                store(layer.buffers.output, index, column.apply(value, other), valid)
+                if layer.problem.output.form == "planes":
+                    planes = Planes(layer.problem.output.dtype)
+                    where = (tirx.floordiv(self.y, channels) + i * geometry.cols + j, channels)
+                    value = column.words(value, other)
+                    bitserial_planes.store(planes, layer.buffers.output, where, start, value)
+                else:
+                    store(layer.buffers.output, index, column.apply(value, other), valid)
 
     def _weighted(self, at: int, value: Any) -> Any:
         """``value`` with every pair of planes of one output added."""

@@ -59,10 +59,15 @@ def run(kernel: Kernel, case: Case, function: Any, arrays: Arrays) -> NDArray[An
     fill = np.frombuffer(bytes([SENTINEL]) * 4, numerics.storage(case.dtypes[1]))[0]
     raw, view = placed(np.full(case.y, fill), kernel)
     function(*arguments(kernel, case, arrays), tensor(view))
+    check_around(raw, view)
+    return view
+
+
+def check_around(raw: NDArray[np.uint8], view: NDArray[Any]) -> None:
+    """Raises AssertionError if a kernel wrote beside a copy that `placed` made."""
     start = view.ctypes.data - raw.ctypes.data
     assert (raw[:start] == SENTINEL).all(), "wrote before its output"
     assert (raw[start + view.nbytes :] == SENTINEL).all(), "wrote behind its output"
-    return view
 
 
 def check(kernel: Kernel, case: Case, target: CpuTarget, knobs: Knobs | None = None) -> None:
