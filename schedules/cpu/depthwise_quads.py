@@ -5,8 +5,10 @@ parallel task = (image, rows)
     the task's input rows as pairs P[y] = (row y, row y + dilation), padded, [y][column][2c]
     output row, block of channels (two vectors), tile of ``wide`` output columns
       acc[wide][2] = bias
-      pass, quad of kernel rows, input column:
+      quad of kernel rows, input column:
         x[2] = P[a], P[b] interleaved;  acc = dot(acc, x, w) for every output that reads it
+      or, where ``vpmaddubsw`` might saturate: pair of kernel rows, input column:
+        x[2] = P[a] at 16 bits;         acc += vpmaddwd(x, w)
       epilogue, store
 """
 
@@ -32,7 +34,7 @@ from nybble.schedules.cpu.pairs import Pairs
 from nybble.schedules.cpu.quads import Quads
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
-PAIRS_BYTES = 24 * 1024  # a chunk's pairs should stay in the first-level cache
+PAIRS_BYTES = 32 * 1024  # a chunk's pairs should stay near the first-level cache
 SERIAL_STEPS = 35_000  # dot products, about 45 µs; fewer do not pay for a parallel launch
 
 
@@ -68,53 +70,53 @@ def _starts(geometry: Geometry, isa: Quads) -> NDArray[np.int64]:
     return np.minimum(np.arange(blocks) * isa.channels, geometry.c - isa.channels)
 
 
-def _needs_split(problem: Problem, isa: Quads) -> bool:
+def _is_wide(problem: Problem, isa: Quads) -> bool:
+    """Whether products may exceed 16 bits in pairs, so that values are staged at 16 bits."""
     assert problem.weights is not None
-    pair = quads.fits_short(problem.inputs[0].dtype, problem.weights.dtype, 1)
-    return isa.saturates and not pair
+    return isa.saturates and not quads.fits_short(problem.inputs[0].dtype, problem.weights.dtype, 1)
+
+
+def _pairs(isa: Quads, problem: Problem, rows: int, chunk: int) -> Pairs:
+    """The staged rows of a task of ``rows`` output rows, for ``chunk`` blocks of channels."""
+    geometry, wide = geometry_of(problem), _is_wide(problem, isa)
+    shift = 0 if wide else quads.offset(problem.inputs[0].dtype)
+    return Pairs(geometry, rows, min(chunk * isa.channels, geometry.c), shift, wide)
 
 
 def _shapes(problem: Problem, geometry: Geometry, isa: Quads) -> tuple[TensorSpec, ...]:
-    """Of the packed constants.
+    """Of the packed constants: weights and the table.
 
-    Weights [blocks][quads][KW][2] of [lanes][4] and the table; where pairs may not fit, also
-    weights [blocks][quads][KW][2 pairs][2] of [lanes][2], and whether a block uses these.
+    Weights are [blocks][quads][KW][2] of [lanes][4], wide ones [blocks][parities][pairs][KW][2] of
+    [lanes][2].
     """
-    blocks = ceil(geometry.c / isa.channels)
-    rows = blocks * len(quads.row_pairs(geometry.tap_rows)) * geometry.tap_cols * 2
-    shapes = (
-        TensorSpec((rows, 4 * isa.lanes), "int8"),
+    blocks, wide = ceil(geometry.c / isa.channels), _is_wide(problem, isa)
+    pairs = _pairs(isa, problem, 1, 1)
+    steps = pairs.parities * pairs.count if wide else len(quads.row_pairs(geometry.tap_rows))
+    rows = blocks * steps * geometry.tap_cols * 2
+    dtype, depth = ("int16", 2) if wide else ("int8", 4)
+    return (
+        TensorSpec((rows, depth * isa.lanes), dtype),
         TensorSpec((epilogue.table_rows(problem.epilogue), blocks * isa.channels), "int32"),
     )
-    if not _needs_split(problem, isa):
-        return shapes
-    wide = TensorSpec((2 * rows, 2 * isa.lanes), "int16")
-    return (*shapes, wide, TensorSpec((blocks,), "int32"))
+
+
+def _order(problem: Problem, isa: Quads) -> NDArray[np.int64]:
+    """The channel, within its block, that each lane of the two vectors holds."""
+    return np.arange(isa.channels) if _is_wide(problem, isa) else isa.order()
 
 
 def _pack(isa: Quads, problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     """What `_shapes` describes."""
-    geometry, split = geometry_of(problem), _needs_split(problem, isa)
+    geometry, pairs = geometry_of(problem), _pairs(isa, problem, 1, 1)
     weights = np.asarray(constants["w"])[..., 0]
-    shift = quads.offset(problem.inputs[0].dtype)
-    bias = constants["bias"].astype(np.int64) - shift * weights.sum((1, 2), dtype=np.int64)
-    channels = np.add.outer(_starts(geometry, isa), isa.order())
+    bias = constants["bias"].astype(np.int64) - pairs.offset * weights.sum((1, 2), dtype=np.int64)
+    channels = np.add.outer(_starts(geometry, isa), _order(problem, isa))
     rows: list[NDArray[Any]] = [bias, *epilogue.scaling_rows(problem, constants, geometry.c)]
     table = np.stack([epilogue.wrapped(row, "int32")[channels.ravel()] for row in rows])
-    slots, fits = quads.slots(weights, split)
-    packed = [_blocked(slots[channels], isa, 1).astype(np.int8), table]
-    if not split:
-        return packed
-    wide = _blocked(quads.slots(weights, False)[0][channels], isa, 2)
-    return [*packed, wide, np.where(fits[channels].all(axis=1), 0, 1).astype(np.int32)]
-
-
-def _blocked(slots: NDArray[Any], isa: Quads, parts: int) -> NDArray[Any]:
-    """(blocks, 2·lanes, quads, KW, 4) -> rows of [lanes][4 / parts], part by part."""
-    blocks, _, groups, columns, _ = slots.shape
-    halves = slots.reshape(blocks, 2, isa.lanes, groups, columns, parts, 4 // parts)
-    ordered = halves.transpose(0, 3, 4, 5, 1, 2, 6)
-    return np.ascontiguousarray(ordered).reshape(-1, 4 // parts * isa.lanes)
+    slots = quads.pair_slots(weights, pairs) if pairs.wide else quads.slots(weights)
+    blocked = slots[channels].reshape(len(channels), 2, isa.lanes, -1, slots.shape[-1])
+    ordered = np.ascontiguousarray(blocked.transpose(0, 3, 1, 2, 4))
+    return [ordered.reshape(-1, isa.lanes * slots.shape[-1]), table]
 
 
 # ---------------------------------------------------------------- build
@@ -133,7 +135,9 @@ class _Layer:
 
     @property
     def steps(self) -> int:
-        """Dot products of one output and vector, in one pass."""
+        """Dot products of one output and vector."""
+        if self.pairs.wide:
+            return self.pairs.count * self.geometry.tap_cols
         return len(quads.row_pairs(self.geometry.tap_rows)) * self.geometry.tap_cols
 
     @property
@@ -147,15 +151,14 @@ class _Layer:
 def _build(isa: Quads, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
     """The fused function; parameters: input, second branch if any, constants, output."""
     geometry = geometry_of(problem)
-    wide = _pick_width(geometry, isa, knobs)
-    chunk, rows, parallel = _pick_task(geometry, isa, knobs)
+    wide = _pick_width(problem, isa, knobs)
+    chunk, rows, parallel = _pick_task(problem, isa, knobs)
     total = int(geometry.static_rows or 1)
     symbols: dict[str, Any] = {}
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
         buffers = declare(problem, _shapes(problem, geometry, isa), symbols)
-        shift = quads.offset(problem.inputs[0].dtype)
-        pairs = Pairs(geometry, rows, min(chunk * isa.channels, geometry.c), shift)
+        pairs = _pairs(isa, problem, rows, chunk)
         layer = _Layer(problem, geometry, isa, wide, pairs, buffers)
         runs = ceil(total / rows)
         loop = T.parallel if parallel else T.serial
@@ -165,9 +168,10 @@ def _build(isa: Quads, problem: Problem, _target: Any, knobs: Knobs) -> tirx.Pri
     return builder.get()
 
 
-def _pick_width(geometry: Geometry, isa: Quads, knobs: Knobs) -> int:
-    """Output columns of a tile: two accumulators each, and six registers beside them."""
-    most = min(geometry.cols, (isa.registers - 6) // 2)
+def _pick_width(problem: Problem, isa: Quads, knobs: Knobs) -> int:
+    """Output columns of a tile: two accumulators each, and some registers beside them."""
+    geometry, wide_values = geometry_of(problem), _is_wide(problem, isa)
+    most = min(geometry.cols, (isa.registers - (2 if wide_values else 6)) // 2)
 
     def cost(wide: int) -> tuple[float, int]:
         tiles = ceil(geometry.cols / wide)
@@ -177,8 +181,9 @@ def _pick_width(geometry: Geometry, isa: Quads, knobs: Knobs) -> int:
     return knobs.pick("wide", tuple(range(1, most + 1)), min(range(1, most + 1), key=cost))
 
 
-def _pick_task(geometry: Geometry, isa: Quads, knobs: Knobs) -> tuple[int, int, bool]:
+def _pick_task(problem: Problem, isa: Quads, knobs: Knobs) -> tuple[int, int, bool]:
     """Channel blocks of a chunk, output rows of a task, and whether tasks run in parallel."""
+    geometry = geometry_of(problem)
     rows, blocks = int(geometry.static_rows or 1), ceil(geometry.c / isa.channels)
     steps = rows * geometry.cols * blocks * 2 * geometry.tap_cols
     parallel = knobs.pick("parallel", (False, True), steps > SERIAL_STEPS)
@@ -187,10 +192,11 @@ def _pick_task(geometry: Geometry, isa: Quads, knobs: Knobs) -> tuple[int, int, 
 
     def cost(choice: tuple[int, int]) -> float:
         chunk, tall = choice
-        pairs = Pairs(geometry, tall, min(chunk * isa.channels, geometry.c), 0)
-        over = max(0.0, pairs.size / PAIRS_BYTES - 1)
+        pairs = _pairs(isa, problem, tall, chunk)
+        over = max(0.0, pairs.size * (1 + pairs.wide) / PAIRS_BYTES - 1)
         done = ceil(rows / tall) * tall / rows  # the last task overlaps its predecessor
-        return done * (pairs.rows / tall / geometry.stride[0] + 2) + over + 0.2 / chunk
+        staged = pairs.rows * pairs.every / tall / geometry.stride[0]
+        return done * (staged + 2) + 0.05 * over + 0.4 / chunk  # small chunks read parts of lines
 
     best = min(((c, r) for c in chunks for r in range(1, most + 1)), key=cost)
     chunk = knobs.pick("chunk", chunks, best[0])
@@ -202,55 +208,38 @@ def _task(layer: _Layer, image: Any, first: Any) -> None:
     geometry, isa, pairs = layer.geometry, layer.isa, layer.pairs
     chunk = ceil(pairs.channels / isa.channels)
     total = int(geometry.static_rows or 1)
-    scratch = T.alloc_buffer((pairs.size,), "uint8", layout=None)
+    scratch = T.alloc_buffer((pairs.size,), pairs.dtype, layout=None)
     with T.serial(ceil(geometry.c / pairs.channels)) as part:
         channel = T.Bind(tirx.min(part * pairs.channels, geometry.c - pairs.channels))
         pairs.stage(layer.buffers.x, scratch, image, first, channel)
         with T.serial(pairs.outputs) as row, T.serial(chunk) as b:
             block = T.Bind(part * chunk + b)
             inner = T.Bind(tirx.min(block * isa.channels, geometry.c - isa.channels) - channel)
-            x = T.Bind(row * (geometry.stride[0] * pairs.pitch) + 2 * inner)
+            window, parity = pairs.window(row)
+            x = T.Bind(window + 2 * inner)
+            panel = T.Bind(block * pairs.parities + (parity if pairs.parities > 1 else 0))
             y = T.Bind(
                 (image * total + first + row) * (geometry.cols * geometry.c) + channel + inner
             )
-            _row(layer, scratch, block, x, y)
-
-
-def _row(layer: _Layer, scratch: Any, block: Any, x: Any, y: Any) -> None:
-    """One output row of a block; pairs of 16 bits, where they may be needed, have their own code.
-
-    The branch stands outside the tiles: inside, LLVM would keep both forms of x alive.
-    """
-    geometry, wide = layer.geometry, layer.buffers.constants[3:]
-
-    def tiles(is_wide: bool) -> None:
-        with T.serial(ceil(geometry.cols / layer.wide)) as tile:
-            col = T.Bind(tirx.min(tile * layer.wide, geometry.cols - layer.wide))
-            at = x + col * (geometry.stride[1] * layer.pairs.step), y + col * geometry.c
-            _Tile(layer, scratch, block, *at).emit(is_wide)
-
-    if not wide:
-        tiles(False)
-        return
-    with T.If(wide[0][block] == 0):
-        with T.Then():
-            tiles(False)
-        with T.Else():
-            tiles(True)
+            with T.serial(ceil(geometry.cols / layer.wide)) as tile:
+                col = T.Bind(tirx.min(tile * layer.wide, geometry.cols - layer.wide))
+                at = x + col * (geometry.stride[1] * pairs.step), y + col * geometry.c
+                _Tile(layer, scratch, (block, panel), *at).emit()
 
 
 class _Tile:
     """One register tile, from the bias to the store."""
 
-    def __init__(self, layer: _Layer, source: Any, block: Any, x: Any, y: Any):
+    def __init__(self, layer: _Layer, source: Any, block: tuple[Any, Any], x: Any, y: Any):
         self.layer, self.source = layer, source
-        self.block, self.x, self.y = T.Bind(block + 0), T.Bind(x + 0), T.Bind(y + 0)
+        self.block, self.x, self.y = T.Bind(block[0] + 0), T.Bind(x + 0), T.Bind(y + 0)
+        self.panel = T.Bind(block[1] * (2 * layer.steps))
         self.weights, self.table = layer.buffers.constants[:2]
         self.columns = [
             T.Bind(self.block * layer.isa.channels + v * layer.isa.lanes) for v in (0, 1)
         ]
 
-    def emit(self, is_wide: bool) -> None:
+    def emit(self) -> None:
         """Emits the tile."""
         layer, isa = self.layer, self.layer.isa
         acc = T.alloc_buffer((2 * layer.wide,), isa.words, scope="local", layout=None)
@@ -260,7 +249,7 @@ class _Tile:
                 T.buffer_store(acc, bias, [2 * p + v])
         if layer.sums:
             self._short(acc)
-        elif is_wide:
+        elif layer.pairs.wide:
             self._wide(acc)
         else:
             self._narrow(acc)
@@ -276,45 +265,46 @@ class _Tile:
                 loaded = [T.Bind(self.source.vload([i], dtype)) for i in at]
                 yield group * layer.geometry.tap_cols, loaded, uses
 
-    def _weight(self, panel: Any, step: int) -> Any:
-        return self.weights.vload([panel + step, tirx.const(0)], f"int8x{4 * self.layer.isa.lanes}")
+    def _weight(self, step: int, v: int) -> Any:
+        row = self.panel + (2 * step + v)
+        lanes = int(self.weights.shape[1])
+        return self.weights.vload([row, tirx.const(0)], f"{self.weights.dtype}x{lanes}")
 
     def _narrow(self, acc: Any) -> None:
         """Quads of bytes."""
-        isa, panel = self.layer.isa, T.Bind(self.block * (2 * self.layer.steps))
+        isa = self.layer.isa
         for first, loaded, uses in self._loaded():
             x = isa.interleave(*loaded)
             for output, tap in uses:
                 for v in (0, 1):
-                    w = self._weight(panel, 2 * (first + tap) + v)
+                    w = self._weight(first + tap, v)
                     slot = 2 * output + v
                     T.buffer_store(acc, isa.apply(isa, acc[slot], x[v], w), [slot])
 
     def _wide(self, acc: Any) -> None:
-        """Pairs widened to 16 bits."""
-        isa, panel = self.layer.isa, T.Bind(self.block * (4 * self.layer.steps))
-        weights, dtype = self.layer.buffers.constants[2], f"int16x{isa.channels}"
-        for first, loaded, uses in self._loaded():
-            for part, pairs in enumerate(loaded):
-                x = isa.widen(pairs)
-                for output, tap in uses:
-                    for v in (0, 1):
-                        row = panel + 4 * (first + tap) + 2 * part + v
-                        w = weights.vload([row, tirx.const(0)], dtype)
-                        slot = 2 * output + v
-                        T.buffer_store(acc, isa.add_wide(acc[slot], x[v], w), [slot])
+        """Pairs of 16 bits."""
+        layer, isa, pairs = self.layer, self.layer.isa, self.layer.pairs
+        columns = layer.geometry.tap_cols
+        for pair in range(pairs.count):
+            row = self.x + pairs.taps(0, pair)[0] * pairs.pitch
+            for column, uses in touched(layer.geometry, layer.wide).items():
+                for v in (0, 1):
+                    at = row + (column * pairs.step + 2 * v * isa.lanes)
+                    x = T.Bind(self.source.vload([at], f"int16x{isa.channels}"))
+                    for output, tap in uses:
+                        slot, w = 2 * output + v, self._weight(pair * columns + tap, v)
+                        T.buffer_store(acc, isa.add_wide(acc[slot], x, w), [slot])
 
     def _short(self, acc: Any) -> None:
         """The sums of 16 bits, and their widening into the accumulators."""
         isa, wide = self.layer.isa, self.layer.wide
-        panel = T.Bind(self.block * (2 * self.layer.steps))
         short = T.alloc_buffer((2 * wide,), f"int16x{isa.channels}", scope="local", layout=None)
         seen: set[int] = set()
         for first, loaded, uses in self._loaded():
             x = isa.interleave(*loaded)
             for output, tap in uses:
                 for v in (0, 1):
-                    pairs = isa.pairs(x[v], self._weight(panel, 2 * (first + tap) + v))
+                    pairs = isa.pairs(x[v], self._weight(first + tap, v))
                     slot = 2 * output + v
                     T.buffer_store(short, short[slot] + pairs if slot in seen else pairs, [slot])
                     seen.add(slot)
@@ -328,7 +318,7 @@ class _Tile:
             epilogue.Column(problem, self.table, start, isa.lanes, entries=layer.buffers.entries)
             for start in self.columns
         ]
-        order = isa.order()
+        order = _order(problem, isa)
         for p in range(layer.wide):
             index = self.y + p * layer.geometry.c
             values = [acc[2 * p], acc[2 * p + 1]]
@@ -337,7 +327,7 @@ class _Tile:
             else:
                 others = self._others(index, order)
                 steps = [s.steps(a, o) for s, a, o in zip(scale, values, others, strict=True)]
-                value = packing.packed(problem, layer.buffers.entries, steps)
+                value = packing.packed(problem, layer.buffers.entries, steps, layer.pairs.wide)
             T.buffer_store(layer.buffers.output, value, [T.ramp(index, 1, isa.channels)])
 
     def _others(self, index: Any, order: NDArray[np.int64]) -> list[Any]:

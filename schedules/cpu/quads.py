@@ -6,11 +6,8 @@ two such pairs side by side, so every 32-bit lane holds four taps of one channel
     P[a]  a0 b0 a1 b1 …                 vpunpcklwd, vpunpckhwd
     P[b]  c0 d0 c1 d1 …        ------>  a0 b0 c0 d0 | a1 b1 c1 d1 | …
 
-Three kernel rows take P[0] and P[1], so the middle row stands in both pairs and its weight may be
-shared between them. That matters for ``vpmaddubsw``, which saturates pairs of products at 16 bits:
-255·(w0 + w1) must not exceed 32767, so the weights of one sign in a pair may sum to 128 at most.
-Blocks of channels in which some weights do not fit widen the pairs to 16 bits instead, for
-``vpmaddwd``: a third more instructions, and exact for any weights.
+``vpmaddubsw`` saturates pairs of products at 16 bits. Where dtypes allow products beyond, pairs are
+staged at 16 bits and multiplied by ``vpmaddwd``: a third more instructions, and exact.
 """
 
 from __future__ import annotations
@@ -27,8 +24,8 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
 from nybble.schedules.cpu.dot import AVX2, AVX512
+from nybble.schedules.cpu.pairs import Pairs
 
-PAIR = 128  # what the weights of one sign in a pair may sum to: 255·128 < 2^15
 SHORT = (1 << 15) - 1
 
 
@@ -71,17 +68,6 @@ class Quads:
             at = [lane + half + i for lane in range(0, lanes, 8) for i in range(4)]
             halves.append(T.Shuffle(pairs, [i + side for i in at for side in (0, lanes)]))
         return [T.Bind(T.reinterpret(f"uint8x{4 * self.lanes}", half)) for half in halves]
-
-    def widen(self, pairs: Any) -> list[Any]:
-        """A vector of pairs as two vectors of pairs of 16 bits, in the order of `order`."""
-        bytes_ = 4 * self.lanes
-        zeros = T.broadcast(tirx.const(0, "uint8"), bytes_)
-        halves = []
-        for half in (0, 8):
-            at = [lane + half + i for lane in range(0, bytes_, 16) for i in range(8)]
-            both = T.Shuffle([pairs, zeros], [i + side for i in at for side in (0, bytes_)])
-            halves.append(T.Bind(T.reinterpret(f"int16x{self.channels}", both)))
-        return halves
 
     def add_wide(self, acc: Any, x: Any, w: Any) -> Any:
         """Pairs of 16-bit products added to the accumulators."""
@@ -157,37 +143,26 @@ def fits_short(x: str, w: str, pairs: int) -> bool:
     return pairs * largest_pair(x, w) <= SHORT
 
 
-def slots(weights: NDArray[Any], bounded: bool) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
-    """Weights spread over the four slots of every quad.
-
-    Args:
-        weights: (channels, KH, KW).
-        bounded: no pair may exceed `PAIR`; else its first pair takes the whole of a row.
-
-    Returns:
-        (channels, quads, KW, 4), and for each channel whether it fits.
-    """
+def slots(weights: NDArray[Any]) -> NDArray[np.int8]:
+    """Weights (channels, KH, KW) in the four slots of every quad: (channels, quads, KW, 4)."""
     channels, rows, columns = weights.shape
-    rest = weights.astype(np.int16)
-    found = np.zeros((channels, len(row_pairs(rows)), columns, 4), np.int16)
+    rest = weights.astype(np.int8)
+    found = np.zeros((channels, len(row_pairs(rows)), columns, 4), np.int8)
     for quad, starts in enumerate(row_pairs(rows)):
         for pair, first in enumerate(starts):
-            taken = _pair(rest[:, first : first + 2], bounded)
-            rest[:, first : first + 2] -= taken
-            used = taken.shape[1]
-            found[:, quad, :, 2 * pair : 2 * pair + used] = taken.transpose(0, 2, 1)
-    return found, np.logical_not(np.asarray(rest.any(axis=(1, 2))))
+            taken = rest[:, first : first + 2]
+            found[:, quad, :, 2 * pair : 2 * pair + taken.shape[1]] = taken.transpose(0, 2, 1)
+            taken[:] = 0  # a row that stands in two pairs counts once
+    return found
 
 
-def _pair(rows: NDArray[np.int16], bounded: bool) -> NDArray[np.int16]:
-    """What one pair takes of two rows' weights (channels, 1 or 2, KW): the first row first."""
-    if not bounded:
-        return rows.copy()
-    taken = np.zeros_like(rows)
-    for sign in (1, -1):
-        room = np.full(rows[:, 0].shape, PAIR, np.int16)
-        for row in range(rows.shape[1]):
-            share = np.minimum(np.maximum(sign * rows[:, row], 0), room)
-            taken[:, row] += sign * share
-            room -= share
-    return taken
+def pair_slots(weights: NDArray[Any], pairs: Pairs) -> NDArray[np.int16]:
+    """Weights in 16-bit pairs: (channels, parities, pairs, KW, 2)."""
+    channels, _, columns = weights.shape
+    found = np.zeros((channels, pairs.parities, pairs.count, columns, 2), np.int16)
+    for parity in range(pairs.parities):
+        for pair in range(pairs.count):
+            for slot, tap in enumerate(pairs.taps(parity, pair)[1]):
+                if tap is not None:
+                    found[:, parity, pair, :, slot] = weights[:, tap]
+    return found
