@@ -1,4 +1,4 @@
-"""Convolution and linear on x86 by look-up: weights of few bits in bit planes, tables of sums.
+"""Convolution and linear by look-up: weights of few bits in bit planes, tables of sums.
 
 Weights lie as [groups][blocks][tap rows][tap columns][pairs of groups][planes][lanes]: a byte holds
 the indices of two groups of four weights, in one plane, of one channel.
@@ -16,22 +16,23 @@ from tvm import tirx
 from nybble.ir import numerics
 from nybble.schedules.cpu import epilogue, lut_template
 from nybble.schedules.cpu.dot import AVX2, AVX512
+from nybble.schedules.cpu.dot_arm import NEON, scaled
 from nybble.schedules.cpu.geometry import geometry_of
 from nybble.schedules.cpu.lut_plan import Isa, blocks_of, fits_words, offset, plan_of, starts_of
-from nybble.schedules.cpu.lut_scheme import GROUP
+from nybble.schedules.cpu.lut_scheme import GROUP, tbl
 from nybble.schedules.cpu.lut_stage import Staging, staging_of
 from nybble.schedules.cpu.lut_tile import Layer
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
 MOST_BITS = 4  # of the weights: every bit is a plane, and costs a look-up
-LIMITS = {"amx_int8": 0.0, "avx512_vnni": 4.0, "": 7.0}
+LIMITS = {"amx_int8": 0.0, "avx512_vnni": 4.0, "i8mm": 2.0, "asimddp": 4.0, "asimd": 16.0, "": 7.0}
 """What multiply-adds need for a vector of four products, by the best feature of the target."""
 
 # ---------------------------------------------------------------- supports
 
 
 def _supports(isa: Isa, problem: Problem, target: Any) -> str | None:
-    if target.arch != "x86_64" or not target.has(*isa.features):
+    if target.arch != isa.arch or not target.has(*isa.features):
         return f"needs {', '.join(isa.features)}"
     reason = _refuse_dtypes(problem)
     if reason is not None:
@@ -47,7 +48,7 @@ def _supports(isa: Isa, problem: Problem, target: Any) -> str | None:
 def _refuse_pace(isa: Isa, problem: Problem, target: Any) -> str | None:
     """Multiply-adds where they are faster, as measured in convolutions and matrix products."""
     level = next((f for f in LIMITS if target.has(f)), "")
-    limit, needed = LIMITS.get(level, LIMITS[""]), pace(staging_of(problem), isa)
+    limit, needed = LIMITS.get(level, LIMITS[""]), pace(staging_of(problem, isa.lookup), isa)
     if needed <= limit:
         return None
     return f"needs {needed:.1f} instructions for a vector of four products, multiply-adds {limit}"
@@ -80,7 +81,7 @@ def _refuse_dtypes(problem: Problem) -> str | None:
 
 def _pack(isa: Isa, problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     """Indices in the order of use, and the table of per-channel numbers (bias in row 0)."""
-    staging = staging_of(problem)
+    staging = staging_of(problem, isa.lookup)
     geometry = staging.geometry
     channels = geometry.groups * geometry.o
     bias = np.asarray(constants["bias"]).astype(np.int64)
@@ -120,7 +121,7 @@ def _channels(staging: Staging, isa: Isa) -> NDArray[np.int64]:
 
 
 def _build(isa: Isa, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
-    staging = staging_of(problem)
+    staging = staging_of(problem, isa.lookup)
     plan = plan_of(staging, isa, knobs)
     geometry = staging.geometry
     taps = geometry.tap_rows * geometry.tap_cols * staging.pairs
@@ -134,11 +135,15 @@ def _build(isa: Isa, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimF
     )
 
 
-ISAS = (Isa("avx512", AVX512, 64, 32, 2.0), Isa("avx2", AVX2, 32, 16, 3.0))
+ISAS = (
+    Isa("avx512", AVX512, 64, 32, 2.0),
+    Isa("avx2", AVX2, 32, 16, 3.0),
+    Isa("neon", NEON, 16, 32, 2.0, tbl, "aarch64", scaled),
+)
 
 KERNELS = tuple(
     Kernel(f"cpu.lut.{isa.name}", op, partial(_supports, isa), partial(_pack, isa),
-           partial(_build, isa), arch="x86_64")
+           partial(_build, isa), arch=isa.arch)
     for isa in ISAS
     for op in ("conv2d", "linear")
 )  # fmt: skip

@@ -12,7 +12,9 @@ from math import ceil
 
 from nybble.ir import numerics
 from nybble.schedules.cpu.blocking import SERIAL_CYCLES, TASKS, Plan, Tile
+from nybble.schedules.cpu.epilogue import Scaling
 from nybble.schedules.cpu.geometry import Geometry
+from nybble.schedules.cpu.lut_scheme import Lookup, pshufb
 from nybble.schedules.cpu.lut_stage import Staging
 from nybble.schedules.kernel import Knobs, Problem
 
@@ -31,6 +33,9 @@ class Isa:
         lanes: bytes of a vector, which is also the channels of a block.
         registers: vector registers.
         ports: vector instructions in a cycle.
+        lookup: looks up in 16 bytes.
+        arch: of the machines that have it.
+        scaling: of the epilogue, where not as on x86.
     """
 
     name: str
@@ -38,6 +43,9 @@ class Isa:
     lanes: int
     registers: int
     ports: float
+    lookup: Lookup = pshufb
+    arch: str = "x86_64"
+    scaling: Scaling | None = None
 
 
 def blocks_of(geometry: Geometry, isa: Isa) -> int:
@@ -53,7 +61,7 @@ def starts_of(geometry: Geometry, isa: Isa) -> list[int]:
 
 def plan_of(staging: Staging, isa: Isa, knobs: Knobs) -> Plan:
     """The plan of a look-up layer."""
-    alone = Staging(replace(staging.geometry, rows=(1,)), staging.scheme)
+    alone = replace(staging, geometry=replace(staging.geometry, rows=(1,)))
     row = staging.pitch * staging.scheme.bytes
     tiles = tiles_of(staging, isa), tiles_of(alone, isa)[0][1]
     return cut_plan(staging.geometry, isa, tiles, row, knobs)

@@ -1,7 +1,7 @@
 """Tables of sums: what a look-up returns, how it fits bytes, and how tables are made.
 
 Four activations x0…x3 of one pixel make a group; its table holds 16 sums, one for every set of
-weight bits, so that one ``vpshufb`` finds a group's sum for 32 output channels at once:
+weight bits, so that one ``vpshufb`` or ``tbl`` finds a group's sum for 32 output channels at once:
 
     and    T[i] = Σ of the x_j whose bit j of i is set: planes of two's complement weights,
            w = Σ 2^p·b_p - 2^(B-1)·b_(B-1)
@@ -17,7 +17,7 @@ unlike theirs these are never rounded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,8 @@ from nybble.ir import numerics
 
 GROUP = 4
 ENTRIES = 16
-_NO_BYTE = 0x80  # an index from which vpshufb makes 0
+_NO_BYTE = 0x80  # an index from which every machine's look-up makes 0
+Lookup = Callable[[Any, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -126,39 +127,40 @@ def _coefs(weights: str) -> tuple[int, ...]:
 # ---------------------------------------------------------------- making tables at run time
 
 
-def emit_tables(scheme: Scheme, quads: Any, count: int) -> list[Any]:
+def emit_tables(scheme: Scheme, lookup: Lookup, quads: Any, count: int) -> list[Any]:
     """Vectors uint8x32 that hold the tables of groups, one behind the other.
 
     Args:
         scheme: what an entry is.
+        lookup: the machine's.
         quads: uint8x32: the ``count`` groups of four activations, over and over.
         count: 1 or 2 groups; a single group of a scheme with one table fills half of the vector.
     """
     if not scheme.split:
-        return [_narrow(scheme, quads, count)]
-    return [_split(scheme, quads, group, count) for group in range(count)]
+        return [_narrow(scheme, lookup, quads, count)]
+    return [_split(scheme, lookup, quads, (group, count)) for group in range(count)]
 
 
-def _narrow(scheme: Scheme, quads: Any, count: int) -> Any:
+def _narrow(scheme: Scheme, lookup: Lookup, quads: Any, count: int) -> Any:
     """One table for each group: all arithmetic modulo 256."""
 
     def pick(half: int, entry: int, j: int) -> int:
         return GROUP * (half % count) + j if entry >> j & 1 else _NO_BYTE
 
     terms = [
-        shuffle(quads, bytes_of([pick(h, e, j) for h in range(2) for e in range(ENTRIES)]))
+        lookup(quads, bytes_of([pick(h, e, j) for h in range(2) for e in range(ENTRIES)]))
         for j in range(GROUP)
     ]
     sums = T.Bind((terms[0] + terms[1]) + (terms[2] + terms[3]))
     if scheme.signs:  # Σ over clear bits - Σ over set bits
         turned = [ENTRIES - 1 - e for e in range(ENTRIES)] * 2
-        sums = shuffle(sums, bytes_of(turned)) - sums
+        sums = lookup(sums, bytes_of(turned)) - sums
     return sums + tirx.const(-scheme.low % 256, "uint8x32") if scheme.low else sums
 
 
-def _split(scheme: Scheme, quads: Any, group: int, count: int) -> Any:
-    """Both tables of one group, from sums of 16 bits."""
-    start = GROUP * (group % count)
+def _split(scheme: Scheme, lookup: Lookup, quads: Any, which: tuple[int, int]) -> Any:
+    """Both tables of one group (of so many), from sums of 16 bits."""
+    start = GROUP * (which[0] % which[1])
     shift = 128 if scheme.signed else 0  # so that widening by zeros is right
 
     def pick(entry: int, j: int) -> list[int]:
@@ -167,7 +169,7 @@ def _split(scheme: Scheme, quads: Any, group: int, count: int) -> Any:
     if shift:
         quads = T.Bind(quads ^ tirx.const(shift, "uint8x32"))
     terms = [
-        words(shuffle(quads, bytes_of([b for e in range(ENTRIES) for b in pick(e, j)])))
+        words(lookup(quads, bytes_of([b for e in range(ENTRIES) for b in pick(e, j)])))
         for j in range(GROUP)
     ]
     sums = T.Bind((terms[0] + terms[1]) + (terms[2] + terms[3]))
@@ -176,12 +178,14 @@ def _split(scheme: Scheme, quads: Any, group: int, count: int) -> Any:
         pairs = T.reinterpret("uint64x4", sums)
         swapped = words(T.Shuffle([pairs], [2, 3, 0, 1]))
         turned = [b for e in reversed(range(8)) for b in (2 * e, 2 * e + 1)] * 2
-        sums = words(shuffle(T.reinterpret("uint8x32", swapped), bytes_of(turned))) - sums
+        sums = words(lookup(T.reinterpret("uint8x32", swapped), bytes_of(turned))) - sums
         members = [GROUP - 2 * m for m in members]
     level = [(-scheme.low - shift * m) % 65536 for m in members]
     sums = T.Bind(sums + vector_of(level, "uint16"))
     low = sums & tirx.const((1 << scheme.split) - 1, "uint16x16")
     high = T.shift_right(sums, tirx.const(scheme.split, "uint16x16"))
+    if lookup is not pshufb:
+        return T.Shuffle([T.Cast("uint8x16", low), T.Cast("uint8x16", high)], list(range(32)))
     packed = T.call_llvm_pure_intrin(
         "uint8x32", "llvm.x86.avx2.packuswb",
         T.reinterpret("int16x16", low), T.reinterpret("int16x16", high),
@@ -190,11 +194,25 @@ def _split(scheme: Scheme, quads: Any, group: int, count: int) -> Any:
     return T.reinterpret("uint8x32", ordered)
 
 
-def shuffle(table: Any, index: Any) -> Any:
-    """``vpshufb``: looks up in each 16 bytes of ``table``."""
+def pshufb(table: Any, index: Any) -> Any:
+    """x86: looks up in each 16 bytes of ``table``; 0 for indices from 128 on."""
     lanes = index.ty.dtype.lanes
     name = {32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}[lanes]
     return T.call_llvm_pure_intrin(f"uint8x{lanes}", name, table, index)
+
+
+def tbl(table: Any, index: Any) -> Any:
+    """AArch64, likewise, 16 bytes at a time; 0 for indices from 16 on."""
+    lanes = int(index.ty.dtype.lanes)
+    parts = [list(range(at, at + ENTRIES)) for at in range(0, lanes, ENTRIES)]
+    found = [
+        T.call_llvm_pure_intrin(
+            f"uint8x{ENTRIES}", "llvm.aarch64.neon.tbl1",
+            T.Shuffle([table], part), T.Shuffle([index], part),
+        )
+        for part in parts
+    ]  # fmt: skip
+    return found[0] if len(found) == 1 else T.Shuffle(found, list(range(lanes)))
 
 
 def words(vector: Any) -> Any:

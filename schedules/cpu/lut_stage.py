@@ -17,7 +17,14 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
 from nybble.schedules.cpu.lut_rows import emit_rows
-from nybble.schedules.cpu.lut_scheme import GROUP, Scheme, bytes_of, emit_tables, scheme_of
+from nybble.schedules.cpu.lut_scheme import (
+    GROUP,
+    Lookup,
+    Scheme,
+    bytes_of,
+    emit_tables,
+    scheme_of,
+)
 from nybble.schedules.kernel import Problem
 
 
@@ -27,11 +34,13 @@ class Staging:
 
     Attributes:
         geometry: of the layer.
-        scheme: how tables are made.
+        scheme: what the tables hold.
+        lookup: the machine's, with which tables are made.
     """
 
     geometry: Geometry
     scheme: Scheme
+    lookup: Lookup
 
     @property
     def dtype(self) -> str:
@@ -136,14 +145,14 @@ class Staging:
         repeated = T.broadcast(word, 8 // count)
         quads = T.Bind(T.reinterpret("uint8x32", repeated))
         size = self.scheme.bytes
-        for i, vector in enumerate(emit_tables(self.scheme, quads, count)):
+        for i, vector in enumerate(emit_tables(self.scheme, self.lookup, quads, count)):
             kept = min(32, count * size - 32 * i)
             part = vector if kept == 32 else T.Shuffle([vector], list(range(kept)))
             T.buffer_store(scratch, part, [T.ramp(group * size + 32 * i, 1, kept)])
 
 
-def staging_of(problem: Problem) -> Staging:
-    """The tables of a problem."""
+def staging_of(problem: Problem, lookup: Lookup) -> Staging:
+    """The tables of a problem on a machine."""
     assert problem.weights is not None
     scheme = scheme_of(problem.weights.dtype, problem.inputs[0].dtype)
-    return Staging(geometry_of(problem), scheme)
+    return Staging(geometry_of(problem), scheme, lookup)

@@ -13,14 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Protocol
+from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import epilogue
 from nybble.schedules.cpu.blocking import Plan, Tile
-from nybble.schedules.cpu.buffers import Buffers, load, store
+from nybble.schedules.cpu.buffers import Buffers
 from nybble.schedules.cpu.geometry import Geometry
 from nybble.schedules.cpu.lut_plan import (
     UNROLLED,
@@ -33,29 +32,10 @@ from nybble.schedules.cpu.lut_plan import (
     flushed,
     offset,
 )
-from nybble.schedules.cpu.lut_scheme import ENTRIES, Scheme, shuffle, words
+from nybble.schedules.cpu.lut_scheme import ENTRIES, Scheme, words
 from nybble.schedules.cpu.lut_stage import Staging
+from nybble.schedules.cpu.lut_store import halved, starts_in, store_block
 from nybble.schedules.kernel import Problem
-
-
-class Blocked(Protocol):
-    """What storing a block of channels needs to know of a layer."""
-
-    @property
-    def problem(self) -> Problem:
-        """The layer."""
-
-    @property
-    def geometry(self) -> Geometry:
-        """Its extents."""
-
-    @property
-    def isa(self) -> Isa:
-        """The vector width; a block is as many channels as a vector has bytes."""
-
-    @property
-    def buffers(self) -> Buffers:
-        """The parameters: indices, then the table of per-channel numbers."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +184,7 @@ class _TileCode:
                     table = T.Bind(self._table(x + half, i, j, t))
                     for column in range(columns):
                         slot = (p * columns + column) * scheme.tables + t
-                        found, before = shuffle(table, index[column]), sums[slot]
+                        found, before = self.layer.isa.lookup(table, index[column]), sums[slot]
                         sums[slot] = T.Bind(found if before is None else before + found)
 
     def _weights(self, step: Any, column: int) -> Any:
@@ -277,47 +257,6 @@ class _TileCode:
             pixel = self.y + (i * geometry.cols + j) * (geometry.groups * geometry.o)
             for v, first in enumerate(self.starts):
                 store_block(self.layer, pixel, first, quarters(p * self.tile.vectors + v))
-
-
-def store_block(layer: Blocked, pixel: Any, first: Any, values: list[Any]) -> None:
-    """Bias, epilogue and store of one pixel's block of channels.
-
-    Args:
-        layer: its layer.
-        pixel: its first element in the output but for the channel.
-        first: channel of the block.
-        values: its four quarters, int32.
-    """
-    quarter, table = layer.isa.lanes // 4, layer.buffers.constants[1]
-    for q, value in enumerate([T.Bind(value) for value in values]):
-        valid = min(layer.geometry.o - q * quarter, quarter)
-        if valid <= 0:
-            break
-        start = T.Bind(first + q * quarter)
-        bias = table.vload([tirx.const(0), start], f"int32x{quarter}")
-        entries = layer.buffers.entries
-        column = epilogue.Column(layer.problem, table, start, quarter, entries=entries)
-        index = T.Bind(pixel + start)
-        other = None
-        if layer.buffers.other is not None:
-            other = load(layer.buffers.other, index, quarter, valid)
-        store(layer.buffers.output, index, column.apply(value + bias, other), valid)
-
-
-def starts_in(layer: Blocked, first: Any, count: int) -> list[Any]:
-    """The first channels, within their group, of ``count`` blocks from ``first`` on."""
-    last = max(layer.geometry.o - layer.isa.lanes, 0)
-    return [tirx.min((first + v) * layer.isa.lanes, last) for v in range(count)]
-
-
-def halved(pairs: Any, half: int) -> Any:
-    """The indices of the first or second group of a pair: the lower or upper four bits."""
-    lanes = pairs.ty.dtype.lanes
-    low = tirx.const(15, f"uint8x{lanes}")
-    if half == 0:
-        return pairs & low
-    shifted = T.shift_right(words(pairs), tirx.const(4, f"uint16x{lanes // 2}"))
-    return T.reinterpret(f"uint8x{lanes}", shifted) & low
 
 
 def _weighted(total: Any, term: Any, coef: int) -> Any:

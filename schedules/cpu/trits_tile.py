@@ -21,7 +21,7 @@ from nybble.schedules.cpu.buffers import Buffers
 from nybble.schedules.cpu.geometry import Geometry
 from nybble.schedules.cpu.lut_plan import Isa, blocks_of
 from nybble.schedules.cpu.lut_scheme import ENTRIES
-from nybble.schedules.cpu.lut_tile import halved, starts_in, store_block
+from nybble.schedules.cpu.lut_store import halved, starts_in, store_block
 from nybble.schedules.cpu.trits_stage import BASE, GROUPS, TABLE, TritStaging
 from nybble.schedules.kernel import Problem
 

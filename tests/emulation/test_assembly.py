@@ -13,9 +13,9 @@ from nybble.schedules import table
 from nybble.schedules.build import kernel_library
 from nybble.schedules.kernel import Knobs
 from nybble.schedules.target import resolve
-from tests.cases import CONV, DEPTHWISE
+from tests.cases import CONV, DEPTHWISE, LOW
 
-CASES = {case.name: case for case in CONV + DEPTHWISE}
+CASES = {case.name: case for case in CONV + DEPTHWISE + LOW}
 JUMP = re.compile(r"(b|b\.\w+|b(ne|eq|lt|ge|gt|le)[uz]?|j\w*|[ct]bn?z)\s")
 FRAME = re.compile(r"\[(sp|rsp|rbp)[],#]|\(%rsp\)|\(sp\)")
 
@@ -56,6 +56,7 @@ def inner_loop(lines: list[str], instruction: str) -> list[str]:
         ("aarch64-dotprod", "cpu.int8.sdot", "3x3 signed", "sdot", 0.5),
         ("aarch64", "cpu.int8.neon", "3x3", "sadalp", 0.3),
         ("aarch64", "cpu.int8.depthwise.neon", "dw 3x3", "smlal", 0.2),
+        ("aarch64", "cpu.lut.neon", "low 3x3 W1A1", "tbl", 0.25),
         ("riscv64-v", "cpu.int8.rvv", "3x3", "vwmacc.vx", 0.3),
         ("riscv64-v", "cpu.int8.depthwise.rvv", "dw 3x3", "vmacc.vv", 0.04),
         ("x86-64-v4-vnni", "cpu.int8.vnni", "3x3", "vpdpbusd", 0.5),

@@ -14,7 +14,7 @@ from nybble.ir import interpreter
 from nybble.schedules import table
 from nybble.schedules.kernel import Kernel
 from nybble.schedules.target import resolve
-from tests.cases import CONV, DEPTHWISE, LINEAR, Case
+from tests.cases import CONV, DEPTHWISE, LINEAR, LOW, LOW_LINEAR, Case
 from tests.emulation import machines
 from tests.emulation.networks import Emulated
 from tests.schedules.cpu.test_conv import sample
@@ -39,6 +39,8 @@ GENERIC = {
 BLOCKED = {case.name: case for case in CONV + LINEAR}
 CHANNELS = {case.name: case for case in DEPTHWISE}
 CASES = BLOCKED | CHANNELS
+LOOKED_UP = {case.name: case for case in LOW + LOW_LINEAR}
+LOOKED_UP_NOW = ("low 3x3 add", "low 3x3 signs", "low many rows", "low odd everything")
 SIGNED = {"usmmla": False, "usdot": False, "smmla": True}
 NOW = ("3x3 add", "3x3 signed", "dw 4x2")
 KNOBS = ("3x3 add", "odd everything", "grouped odd")
@@ -84,6 +86,12 @@ def test_depthwise(family: str, name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("family", "name"), list(rows(GENERIC, CASES, ("rows",))))
 def test_generic(family: str, name: str, tmp_path: Path) -> None:
     check(*GENERIC[family], CASES[name], tmp_path)
+
+
+@pytest.mark.parametrize(("family", "name"), list(rows(("neon",), LOOKED_UP, LOOKED_UP_NOW)))
+def test_tables(family: str, name: str, tmp_path: Path) -> None:
+    case = LOOKED_UP[name]
+    machines.check(kernel_of(f"cpu.lut.{family}", case), case, resolve("aarch64"), tmp_path)
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_ternary_rows_are_stored_by_threes_where_that_pays() -> None:
     weights = TensorSpec((64, 96), "int2")
     specs = TensorSpec((1, 96), "int8"), TensorSpec((1, 64), "int32")
     problem = replace(PROBLEM, inputs=specs[:1], output=specs[1], weights=weights)
-    constants = {"w": np.ones((64, 96), np.int8), "bias": np.zeros(64, np.int32)}
+    constants: Constants = {"w": np.ones((64, 96), np.int8), "bias": np.zeros(64, np.int32)}
     fast, small = (
         select.choose(problem, constants, V3, select.Planner(prefer=prefer)).candidate
         for prefer in ("speed", "size")
