@@ -24,7 +24,7 @@ from nybble.ir import graph, ops
 from nybble.schedules import match_float, match_weight_only
 from nybble.schedules.cpu import concat, entries, singles, winograd_range
 from nybble.schedules.cpu.epilogue import is_narrow, ratios_are_small
-from nybble.schedules.cpu.headroom import flush_of
+from nybble.schedules.cpu.headroom import flush_of, is_safe
 from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from nybble.schedules.target import CpuTarget
@@ -77,6 +77,7 @@ def _integer_anchor(matcher: Matcher, binding: relax.VarBinding) -> Group | None
     )
     tile_flush = winograd_range.flush_of(problem, w)
     problem = replace(problem, flush=flush_of(problem, w), tile_flush=tile_flush)
+    problem = replace(problem, safe=is_safe(problem, w))
     group = Group((binding,), problem, (call.args[0],), {"w": w, "bias": bias})
     rescaled = _with_requantize(matcher, group) or _with_add(matcher, group)
     return _with_table(matcher, _in_singles(rescaled)) if rescaled else group

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nybble.ir import numerics
 from nybble.schedules.cpu import singles, winograd_range
-from nybble.schedules.cpu.headroom import flush_of
+from nybble.schedules.cpu.headroom import flush_of, is_safe
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -141,7 +141,8 @@ class Case:
             problem = replace(problem, epilogue=replace(epilogue, singles=exact))
         flush = flush_of(problem, weights) if self.flush is None else self.flush
         tile_flush = winograd_range.flush_of(problem, weights)
-        return replace(problem, flush=flush, tile_flush=tile_flush)
+        problem = replace(problem, flush=flush, tile_flush=tile_flush)
+        return replace(problem, safe=self.flush is None and is_safe(problem, weights))
 
     def data(self, seed: int = 0) -> Arrays:
         """Input, second branch and constants by operand name; constants are alike in any batch."""

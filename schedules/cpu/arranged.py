@@ -42,7 +42,7 @@ SHUFFLES = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b"}
 
 def _single(problem: Problem) -> Problem:
     """The problem with every pair of products widened by itself."""
-    return replace(problem, flush=1)
+    return replace(problem, flush=1, safe=False)
 
 
 def _supports(base: Kernel, problem: Problem, target: Any) -> str | None:
@@ -96,7 +96,7 @@ def _build(problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
         specs = (
             template.weights_spec(problem, geometry, DOT),
             TensorSpec(template.table_shape(problem, geometry, DOT), DOT.acc),
-            *template._excess_specs(geometry, DOT),
+            *template.excess_specs(problem, geometry, DOT),
             order,
         )
         buffers = declare(problem, specs, symbols)

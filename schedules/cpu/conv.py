@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
+from nybble.errors import ScheduleError
 from nybble.schedules.cpu import epilogue, excess, headroom, nibbles, panels, staging, template
 from nybble.schedules.cpu.blocking import vectors_of
 from nybble.schedules.cpu.dot import (
@@ -101,9 +102,16 @@ def _pack(dot: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any]
 def _safe(
     dot: Dot, problem: Problem, geometry: Geometry, weights: NDArray[Any]
 ) -> list[NDArray[Any]]:
-    """The weights; for dots with sums without what is too much, which follows as further steps."""
+    """The weights; for dots with sums without what is too much, which follows as further steps.
+
+    Where nothing is too much, two zeros follow (`nybble.schedules.cpu.windows.places`).
+    """
     if not dot.sums:
         return [weights]
+    if problem.safe:
+        if not headroom.is_safe(problem, weights):
+            raise ScheduleError("safe is set, but there are windows that exceed 16 bits")
+        return [weights, np.zeros(2, np.int32)]
     steps = headroom.steps_of(geometry, weights)
     limits = headroom.limits_of(problem.inputs[0].dtype)
     kept, *given = headroom.split(steps, problem.flush, limits)

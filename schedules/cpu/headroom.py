@@ -9,7 +9,8 @@ activations, when
 
 The few windows of a layer that are not safe give up what is too much: it becomes a list of further
 steps (where to read x, a vector of weights), at most two for each step. So any window length is
-exact for any weights, only the list grows; ``flush_of`` takes the cheapest.
+exact for any weights, only the list grows; ``flush_of`` takes the cheapest. Where all windows are
+safe the kernel has no list at all, which shorter ones are worth.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from nybble.schedules.kernel import Problem
 DEPTH = 4  # weights of a step
 LANES = 8  # channels of the narrowest vector
 EXCESS = 2.3  # instructions of a further step
+LIST = 4.0  # what asking for further steps costs a vector of channels
+WIDENING = 3.0  # of a window, for a vector of channels, whose int32 accumulators lie in memory
 WIDENED = 4.2  # instructions of a step by vpmaddwd, staging included: the alternative
 
 Weights = NDArray[np.int8]
@@ -72,14 +75,38 @@ def flush_of(problem: Problem, weights: NDArray[np.generic]) -> int:
         return 0
     if problem.op == "conv2d" and symbolic:
         return 0
-    pairs = steps_of(geometry_of(problem), weights).reshape(-1, 2).astype(np.int16)
-    geometry = geometry_of(problem)
-    shape = (geometry.groups * geometry.o, -1, geometry.runs(DEPTH), 2)
-    sums = [np.maximum(sign * pairs, 0).sum(1, dtype=np.int32).reshape(shape) for sign in (1, -1)]
-    limits = limits_of(dtypes[0])
-    costs = {flush: _cost(sums, limits, flush) for flush in _lengths(geometry.runs(DEPTH))}
+    sums = _sums(problem, weights)
+    limits, lengths = limits_of(dtypes[0]), _lengths(sums[0].shape[2])
+    costs = {n: _cost(_over(sums, limits, n), n, sums[0].shape[1:3]) for n in lengths}
     best = min(costs, key=lambda flush: (costs[flush], flush))
     return best if costs[best] < WIDENED else 0
+
+
+def is_safe(problem: Problem, weights: NDArray[np.generic]) -> bool:
+    """Whether all windows of ``problem.flush`` steps fit as they are: `Problem.safe`."""
+    if not problem.flush:
+        return False
+    over = _over(_sums(problem, weights), limits_of(problem.inputs[0].dtype), problem.flush)
+    return not any(most.any() for most, _ in over)
+
+
+def _sums(problem: Problem, weights: NDArray[np.generic]) -> list[NDArray[np.int32]]:
+    """Positive and negative weights of each lane of each step: (channels, taps, steps, 2)."""
+    geometry = geometry_of(problem)
+    pairs = steps_of(geometry, weights).reshape(-1, 2).astype(np.int16)
+    shape = (geometry.groups * geometry.o, -1, geometry.runs(DEPTH), 2)
+    return [np.maximum(sign * pairs, 0).sum(1, dtype=np.int32).reshape(shape) for sign in (1, -1)]
+
+
+def _over(
+    sums: list[NDArray[np.int32]], limits: Limits, flush: int
+) -> list[tuple[NDArray[np.int32], int]]:
+    """For both signs: what windows of ``flush`` steps have too much, and the largest sum."""
+    starts = np.arange(0, sums[0].shape[2], flush)
+    return [
+        (np.maximum(np.add.reduceat(signed, starts, axis=2) - limit, 0), int(signed.max()))
+        for signed, limit in zip(sums, (limits.positive, limits.negative), strict=True)
+    ]
 
 
 def _lengths(steps: int) -> list[int]:
@@ -88,18 +115,16 @@ def _lengths(steps: int) -> list[int]:
     return sorted({1, min(2, steps), *(n for n in (ceil(steps / c) for c in shares) if n > 2)})
 
 
-def _cost(sums: list[NDArray[np.int32]], limits: Limits, flush: int) -> float:
-    """Instructions for each step, further steps included."""
-    steps = sums[0].shape[2]
-    starts = np.arange(0, steps, flush)
-    moves = np.zeros((*sums[0].shape[:2], len(starts)), np.int32)  # of weights of middle size
-    for signed, limit in zip(sums, (limits.positive, limits.negative), strict=True):
-        over = np.add.reduceat(signed, starts, axis=2) - limit
-        moves += (-(-np.maximum(over, 0) // max(int(signed.max()) // 4, 1))).sum(3)
+def _cost(over: list[tuple[NDArray[np.int32], int]], flush: int, extent: tuple[int, ...]) -> float:
+    """Instructions for each step, further steps included; ``extent``: taps, steps of a run."""
+    taps, steps = extent
+    # Weights of middle size are moved, a further step each.
+    moves = sum((-(-most // max(largest // 4, 1))).sum(3) for most, largest in over)
     blocks = np.add.reduceat(moves, np.arange(0, len(moves), LANES), axis=0)
-    regular = {1: 3.0, 2: 2.5}.get(flush, 2 + 2 / flush)
-    further = np.minimum(blocks, 2 * flush).mean() * len(starts) / steps
-    return float(regular + EXCESS * further)
+    widening = 2.0 if taps * steps <= flush else WIDENING
+    regular = {1: 3.0, 2: 2.5}.get(flush, 2 + widening / flush)
+    further = np.minimum(blocks, 2 * flush).mean() * blocks.shape[2] / steps
+    return float(regular + LIST * blocks.any() / (taps * steps) + EXCESS * further)
 
 
 # ---------------------------------------------------------------- splitting

@@ -56,10 +56,12 @@ def weights_spec(problem: Problem, geometry: Geometry, dot: Dot) -> TensorSpec:
     return TensorSpec((rows * steps_of(geometry, dot), dot.lanes * dot.depth), dot.w)
 
 
-def _excess_specs(geometry: Geometry, dot: Dot) -> tuple[TensorSpec, ...]:
-    """Further steps of a dot with sums: `nybble.schedules.cpu.excess`."""
+def excess_specs(problem: Problem, geometry: Geometry, dot: Dot) -> tuple[TensorSpec, ...]:
+    """Further steps of a dot with sums, as `nybble.schedules.cpu.conv` packs them."""
     if not dot.sums:
         return ()
+    if problem.safe:
+        return (TensorSpec((2,), "int32"),)
     rows = geometry.groups * vectors_of(geometry, dot) + 1
     return (
         TensorSpec(("excess", dot.lanes * dot.depth), dot.w),
@@ -83,7 +85,7 @@ def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
         constants = (
             weights_spec(problem, geometry, dot),
             TensorSpec(table_shape(problem, geometry, dot), dot.acc),
-            *_excess_specs(geometry, dot),
+            *excess_specs(problem, geometry, dot),
         )
         buffers = declare(problem, constants, symbols)
         buffers = replace(

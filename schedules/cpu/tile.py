@@ -63,7 +63,10 @@ class Layer:
 
     @property
     def excess(self) -> tuple[Any, ...]:
-        """For dots with sums: weights and offsets of further steps, their windows, the panels'."""
+        """For dots with sums: weights and offsets of further steps, their windows, the panels'.
+
+        Two zeros if all windows are safe.
+        """
         return self.buffers.constants[2:6]
 
     @property

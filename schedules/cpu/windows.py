@@ -27,15 +27,17 @@ def places(layer: Layer) -> tuple[Any, Any]:
     Beside long windows they stay out of registers. LLVM would move a local array into registers,
     and the widening of sums behind the loops that follow; short of registers, it then spills sums
     inside the inner loop. So both zeros are read from the library, and LLVM cannot tell that they
-    are equal. The stores do not pay where the reduction is short.
+    are equal. The stores do not pay where the reduction is short, or a single safe window.
     """
-    geometry = layer.geometry
-    steps = geometry.tap_rows * geometry.tap_cols * geometry.runs(layer.dot.depth)
-    if not layer.dot.sums or layer.problem.flush <= 2 or steps < LONG:
+    geometry, problem = layer.geometry, layer.problem
+    taps, runs = geometry.tap_rows * geometry.tap_cols, geometry.runs(layer.dot.depth)
+    if not layer.dot.sums or problem.flush <= 2 or taps * runs < LONG:
         return 0, 0
-    _, _, windows, begin = layer.excess
-    kept, recalled = (T.Bind(tirx.Cast("int64", zeros[0])) for zeros in (windows, begin))
-    return kept, recalled
+    if problem.safe and taps * runs <= problem.flush:
+        return 0, 0
+    kept = layer.excess[0][0] if problem.safe else layer.excess[2][0]
+    recalled = layer.excess[0][1] if problem.safe else layer.excess[3][0]
+    return T.Bind(tirx.Cast("int64", kept)), T.Bind(tirx.Cast("int64", recalled))
 
 
 def accumulate(tile: RegisterTile, acc: Any) -> None:
@@ -49,7 +51,7 @@ def accumulate(tile: RegisterTile, acc: Any) -> None:
             emit(tile, acc, (tap, window * flush), flush)
         if rest:
             emit(tile, acc, (tap, full * flush), rest)
-    for v in range(tile.tile.vectors):
+    for v in range(0 if tile.layer.problem.safe else tile.tile.vectors):
         _further(tile, acc, v)
 
 

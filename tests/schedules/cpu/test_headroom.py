@@ -36,7 +36,15 @@ def test_the_window_reaches_its_very_limit(value: int, whole: int) -> None:
     assert headroom.flush_of(problem(4 * whole), w) == whole
     w = np.full((8, 4 * (whole + 1)), value, np.int8)
     shorter = headroom.flush_of(problem(4 * (whole + 1)), w)
-    assert whole // 2 <= shorter <= whole
+    assert shorter == 2 or whole // 2 <= shorter <= whole  # two need no accumulators in memory
+
+
+@pytest.mark.parametrize(("value", "limit"), [(8, 8), (-8, 8), (4, 16), (1, 64)])
+def test_windows_are_safe_up_to_their_very_limit(value: int, limit: int) -> None:
+    w = np.full((8, 512), value, np.int8)
+    assert headroom.is_safe(replace(problem(512), flush=limit), w)
+    assert not headroom.is_safe(replace(problem(512), flush=limit + 1), w)
+    assert not headroom.is_safe(problem(512), w)  # no windows at all
 
 
 def test_narrow_activations_have_long_windows() -> None:

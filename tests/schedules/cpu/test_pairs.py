@@ -58,6 +58,26 @@ def test_too_many_further_steps_are_refused() -> None:
         running.arguments(kernel, case, case.data())
 
 
+@pytest.mark.parametrize("name", ["3x3", "1x1 tails", "K=257 random", "grouped odd"])
+def test_safe_windows_need_no_further_steps(name: str) -> None:
+    case = replace(CASES[name], operands="normal", weights="int3")
+    problem = case.problem()
+    kernel, target = family("avx2.pairs", case)
+    assert problem.safe
+    assert len(running.arguments(kernel, case, case.data())) < len(
+        running.arguments(kernel, replace(case, flush=problem.flush), case.data())
+    )
+    running.check(kernel, case, target)
+
+
+def test_windows_that_are_not_safe_are_refused() -> None:
+    case = replace(CASES["3x3"], flush=3, operands="high")
+    kernel, _ = family("avx2.pairs", case)
+    constants = {name: part for name, part in case.data().items() if name not in ("x", "b")}
+    with pytest.raises(ScheduleError, match="exceed 16 bits"):
+        kernel.pack(replace(case.problem(), safe=True), constants)
+
+
 def inner_loops(assembly: str) -> Iterator[str]:
     """The loops of a single basic block."""
     for block in re.split(r"^(?=\.LBB)", assembly, flags=re.MULTILINE):
