@@ -14,7 +14,7 @@ from nybble.ir import interpreter
 from nybble.schedules import table
 from nybble.schedules.kernel import Kernel
 from nybble.schedules.target import resolve
-from tests.cases import CONV, DEPTHWISE, LINEAR, LOW, LOW_LINEAR, Case
+from tests.cases import CONV, DEPTHWISE, LINEAR, LOW, LOW_LINEAR, TABLED, Case
 from tests.emulation import machines
 from tests.emulation.networks import Emulated
 from tests.schedules.cpu.test_conv import sample
@@ -36,13 +36,17 @@ DEPTHWISE_FAMILIES = {
 GENERIC = {
     name: (name, "cpu.generic") for name in ("aarch64", "riscv64", "riscv64-v", "c", "c-aarch64")
 }
-BLOCKED = {case.name: case for case in CONV + LINEAR}
-CHANNELS = {case.name: case for case in DEPTHWISE}
+TABLES = tuple(case for case in TABLED if case.weights == "int8")
+BLOCKED = {case.name: case for case in CONV + LINEAR + TABLES if case.name[:2] != "dw"}
+CHANNELS = {case.name: case for case in DEPTHWISE + TABLES if case.name[:2] == "dw"}
 CASES = BLOCKED | CHANNELS
 LOOKED_UP = {case.name: case for case in LOW + LOW_LINEAR}
 LOOKED_UP_NOW = ("low 3x3 add", "low 3x3 signs", "low many rows", "low odd everything")
 SIGNED = {"usmmla": False, "usdot": False, "smmla": True}
-NOW = ("3x3 add", "3x3 signed", "dw 4x2")
+NOW = (
+    "3x3 add", "3x3 signed", "dw 4x2", "3x3, table int8 uint8", "1x1 tails, table uint4 uint4",
+    "dw, table uint8 int8",
+)  # fmt: skip
 KNOBS = ("3x3 add", "odd everything", "grouped odd")
 TARGETS = tuple(dict.fromkeys(t for t, _ in [*FAMILIES.values(), *GENERIC.values()]))
 
