@@ -65,10 +65,15 @@ from nybble.schedules.cpu.winograd_plan import TAPS, Layer, Shape, cut_of
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
 MOST_CHANNELS = 1024  # 4·Σ|x·w| < 2^31 for 9·1024 products of u8 and s8
-FEWEST_TILES = 64  # of s16: 28x28 gains 20 % over the direct kernel, 14x14 nothing, 7x7 loses 30 %
-FEWEST_BITS = 7
-FEWEST_TILES_OF_BYTES = {1: inf, 2: 49}  # by bits; tables beat 1 bit always, 2 bits on 7x7
-FEWEST_OTHERWISE = 16  # 7x7 gains 20 to 30 %, 14x14 60 to 80 %
+FEWEST_BITS = 7  # of weights, for s16; narrower ones are as fast directly
+FEWEST_TILES = {("int16", 8): 49, ("int16", 7): 64, ("int8", 2): 49, ("int8", 1): inf}
+"""By how weights are multiplied and their bits: from here on it beats direct kernels and tables.
+
+s16: 28x28 gains 20 to 40 %, 14x14 with 8 bits 10 to 25 %, 7x7 loses. Bytes: 14x14 and more gain
+60 to 90 % over the direct kernel and, with 2 bits, 0 to 50 % over tables, which win on 7x7 and with
+1 bit.
+"""
+FEWEST_OTHERWISE = 16  # bytes of 3 bits and more: 7x7 gains 20 %
 
 
 # ---------------------------------------------------------------- supports and pack
@@ -83,7 +88,7 @@ def _supports(dot: Dot, problem: Problem, target: Any) -> str | None:
         return "tdpbusd is faster without transforms"
     if not winograd_range.is_plain(problem):
         return "only 3x3 with stride 1, no dilation, no groups"
-    return _refuse_size(dot, problem) or _refuse_dtypes(dot, problem) or epilogue.refuse(problem)
+    return _refuse_dtypes(dot, problem) or _refuse_size(dot, problem) or epilogue.refuse(problem)
 
 
 def _refuse_size(dot: Dot, problem: Problem) -> str | None:
@@ -95,16 +100,11 @@ def _refuse_size(dot: Dot, problem: Problem) -> str | None:
     if not (chunk <= c <= MOST_CHANNELS) or o < dot.lanes:
         return f"takes {chunk} to {MOST_CHANNELS} channels, at least {dot.lanes} filters"
     rows, cols = (int(extent) for extent in problem.output.shape[1:3])
-    if min(rows, cols) < 2 or ceil(rows / 2) * ceil(cols / 2) < _fewest(dot, problem):
+    kind = (dot.w, numerics.width(problem.weights.dtype)[1])
+    fewest = FEWEST_TILES.get(kind, FEWEST_OTHERWISE)
+    if min(rows, cols) < 2 or ceil(rows / 2) * ceil(cols / 2) < fewest:
         return "too small an image to repay transforming the weights"
     return None
-
-
-def _fewest(dot: Dot, problem: Problem) -> float:
-    """Tiles from which other kernels are slower, as measured."""
-    assert problem.weights is not None
-    bits = numerics.width(problem.weights.dtype)[1]
-    return FEWEST_TILES if dot.w == "int16" else FEWEST_TILES_OF_BYTES.get(bits, FEWEST_OTHERWISE)
 
 
 def _refuse_dtypes(dot: Dot, problem: Problem) -> str | None:

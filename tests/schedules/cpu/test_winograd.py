@@ -31,10 +31,9 @@ ISAS = {
 @pytest.fixture(autouse=True)
 def anything(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is right for every layer is tested for small ones too, though it pays for none."""
-    monkeypatch.setattr(winograd, "FEWEST_TILES", 1)
+    monkeypatch.setattr(winograd, "FEWEST_TILES", {})
     monkeypatch.setattr(winograd, "FEWEST_BITS", 1)
     monkeypatch.setattr(winograd, "FEWEST_OTHERWISE", 1)
-    monkeypatch.setattr(winograd, "FEWEST_TILES_OF_BYTES", {})
 
 
 def family(isa: str) -> tuple[Kernel, CpuTarget]:
@@ -173,8 +172,8 @@ def test_what_it_is_not_made_for(case: Case, reason: str) -> None:
 def test_what_does_not_pay_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     kernel, target = family("avx2")
-    assert kernel.supports(layer(32, 32, 16, 16).problem(), target) is None
-    assert "too small an image" in str(kernel.supports(layer(32, 32, 14, 14).problem(), target))
+    assert kernel.supports(layer(32, 32, 14, 14).problem(), target) is None
+    assert "too small an image" in str(kernel.supports(layer(32, 32, 12, 12).problem(), target))
     narrow = replace(layer(32, 32, 16, 16), weights="int4").problem()
     assert "int4 is faster multiplied directly" in str(kernel.supports(narrow, target))
 
