@@ -48,15 +48,16 @@ def test_results_stay_valid_after_further_calls_and_the_session(library: Path) -
     np.testing.assert_array_equal(second, (X + 1) * W * W)
 
 
-@pytest.mark.parametrize("kind", ["strided", "read_only", "misaligned", "fortran"])
+@pytest.mark.parametrize("kind", ["strided", "read_only", "misaligned", "odd", "fortran"])
 def test_awkward_memory(session: Session, kind: str) -> None:
     x = X.copy()
     if kind == "strided":
         x = np.repeat(X, 2, axis=1)[:, ::2]
     elif kind == "read_only":
         x.flags.writeable = False
-    elif kind == "misaligned":
-        x = np.empty(X.nbytes + 4, np.uint8)[4:].view(np.float32).reshape(X.shape)
+    elif kind in ("misaligned", "odd"):
+        offset = 4 if kind == "misaligned" else 3
+        x = np.empty(X.nbytes + offset, np.uint8)[offset:].view(np.float32).reshape(X.shape)
         x[:] = X
     else:
         x = np.asfortranarray(X)

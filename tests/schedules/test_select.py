@@ -80,6 +80,15 @@ def test_ternary_rows_are_stored_by_threes_where_that_pays() -> None:
     assert small.size < fast.size
 
 
+@pytest.mark.parametrize("target", ["x86-64", "x86-64-v3", "aarch64", "riscv64-v"])
+def test_refusals_name_kernels_of_the_same_architecture(target: str) -> None:
+    cpu = resolve(target)
+    arch = {kernel.name: kernel.arch for kernel in table.KERNELS}
+    names = [reason.partition(":")[0] for reason in choose(cpu).refusals]
+    assert {arch[name] for name in names} <= {cpu.arch, None}
+    assert names or target != "x86-64"
+
+
 def test_pattern_forces_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(V3, "cpu.gen*").candidate.kernel.name == "cpu.generic"
     monkeypatch.setenv("NYBBLE_KERNEL", "*.generic")
