@@ -29,7 +29,6 @@ from nybble.schedules.kernel import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
     *bitserial.FIRST,
-    *bitserial.FIRST,
     *depthwise_quads.KERNELS,
     *depthwise.KERNELS,
     *winograd.LOW,
@@ -45,6 +44,7 @@ KERNELS: tuple[Kernel, ...] = (
     *bitserial.KERNELS,
     *arm.KERNELS,
     *riscv.KERNELS,
+    *lut.PRODUCTS,
     *weight_only.KERNELS,
     weight_only_generic.WEIGHT_ONLY,
     fallback.CONV2D,

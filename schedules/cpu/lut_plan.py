@@ -36,6 +36,7 @@ class Isa:
         lookup: looks up in 16 bytes.
         arch: of the machines that have it.
         scaling: of the epilogue, where not as on x86.
+        products: whether whole weights of two bits are looked up.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Isa:
     lookup: Lookup = pshufb
     arch: str = "x86_64"
     scaling: Scaling | None = None
+    products: bool = False
 
 
 def blocks_of(geometry: Geometry, isa: Isa) -> int:

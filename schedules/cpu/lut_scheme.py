@@ -1,10 +1,12 @@
 """Tables of sums: what a look-up returns, how it fits bytes, and how tables are made.
 
-Four activations x0…x3 of one pixel make a group; its table holds 16 sums, one for every set of
+Four activations x0…x3 of one pixel make a group; its table holds 16 sums, one for every set of four
 weight bits, so that one ``vpshufb`` or ``tbl`` finds a group's sum for 32 output channels at once:
 
     and    T[i] = Σ of the x_j whose bit j of i is set: planes of two's complement weights,
            w = Σ 2^p·b_p - 2^(B-1)·b_(B-1)
+    whole  T[i] = c0·x0 + c1·x1: two activations and both bits of two weights, i = c1·4 + c0;
+           half as much per look-up, but a single sum instead of two planes
     sign   T[i] = Σ ±x_j, minus where the bit is set: weights of -1 and +1 in a single plane
 
 Entries are stored minus their least value, so they are unsigned bytes that can be summed as bytes
@@ -28,7 +30,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
 
-GROUP = 4
+BITS = 4  # of an index
 ENTRIES = 16
 _NO_BYTE = 0x80  # an index from which every machine's look-up makes 0
 Lookup = Callable[[Any, Any], Any]
@@ -41,6 +43,8 @@ class Scheme:
     Attributes:
         signs: whether entries are Σ ±x, else sums over the set bits.
         coefs: the factor of each weight plane.
+        factors: by which the bits of an index multiply their activations.
+        group: activations of a table.
         low: the least entry; what is stored is entry - low.
         split: bits of the low table; 0 where one table suffices.
         flush: groups that may be summed in a byte, even.
@@ -49,6 +53,8 @@ class Scheme:
 
     signs: bool
     coefs: tuple[int, ...]
+    factors: tuple[int, ...]
+    group: int
     low: int
     split: int
     flush: int
@@ -58,6 +64,11 @@ class Scheme:
     def planes(self) -> int:
         """Bit planes of the weights."""
         return len(self.coefs)
+
+    @property
+    def field(self) -> int:
+        """Bits of an index that belong to one activation."""
+        return BITS // self.group
 
     @property
     def tables(self) -> int:
@@ -74,38 +85,45 @@ class Scheme:
         return groups * self.low * sum(self.coefs)
 
     def codes(self, weights: NDArray[Any]) -> NDArray[np.uint8]:
-        """The planes of the weights: (…) -> (…, planes) of 0 and 1."""
+        """Every weight's bits of an index: (…) -> (…, planes)."""
         if self.signs:
             return (weights < 0).astype(np.uint8)[..., None]
-        shifts = np.arange(self.planes)
-        return ((weights.astype(np.int64)[..., None] >> shifts) & 1).astype(np.uint8)
+        shifts, kept = np.arange(self.planes), (1 << self.field) - 1
+        return ((weights.astype(np.int64)[..., None] >> shifts) & kept).astype(np.uint8)
 
     def table(self, group: Sequence[int]) -> NDArray[np.uint8]:
-        """The tables of one group of four activations, as `emit_tables` makes them."""
-        bits = (np.arange(ENTRIES)[:, None] >> np.arange(GROUP)) & 1
-        factors = 1 - 2 * bits if self.signs else bits
-        sums = factors @ np.asarray(group, np.int64) - self.low
+        """The tables of one group of activations, as `emit_tables` makes them."""
+        bits = (np.arange(ENTRIES)[:, None] >> np.arange(BITS)) & 1
+        factors = 1 - 2 * bits if self.signs else bits * np.array(self.factors)
+        sums = factors @ np.repeat(np.asarray(group, np.int64), self.field) - self.low
         if not self.split:
             return sums.astype(np.uint8)
         halves = [sums & ((1 << self.split) - 1), sums >> self.split]
         return np.concatenate(halves).astype(np.uint8)
 
 
-def scheme_of(weights: str, activations: str) -> Scheme:
+def scheme_of(weights: str, activations: str, products: bool = False) -> Scheme:
     """The scheme for integer dtypes of at most 8 bits.
+
+    Args:
+        weights: dtype of the weights.
+        activations: dtype of the activations.
+        products: whole weights of two bits are looked up, not their planes.
 
     The number of additions decides: with a flush distance of n, n look-ups cost n ``vpshufb``,
     n - 1 additions and three instructions to widen.
     """
-    signs = weights == "int1"
+    signs, coefs = weights == "int1", _coefs(weights)
+    factors, planes = (coefs * 2, (1,)) if products else ((1,) * BITS, coefs)
     lo, hi = numerics.limits(activations)
-    most = max(-lo, hi) if signs else hi  # absent channels count as 0, which lies within
-    least = -most if signs else min(lo, 0)
-    low, span = GROUP * least, GROUP * (most - least)
+    multiples = numerics.limits(weights) if products else (-1, 1) if signs else (0, 1)
+    each = np.multiply.outer(multiples, (min(lo, 0), hi))  # absent channels count as 0
+    group = 2 if products else BITS
+    low, span = group * int(each.min()), group * int(np.ptp(each))
     ways = [(_flush(span), 0), *((_flush(_widest(span, s)), s) for s in range(1, 8))]
     costs = {way: (2 if way[1] else 1) * (2 + 2 / way[0]) for way in ways if way[0] >= 2}
     flush, split = min(costs, key=lambda way: costs[way])
-    return Scheme(signs, _coefs(weights), low, split, flush, lo < 0)
+    return Scheme(signs, planes, factors, group, low, split, flush, lo < 0)
 
 
 def _widest(span: int, split: int) -> int:
@@ -133,7 +151,7 @@ def emit_tables(scheme: Scheme, lookup: Lookup, quads: Any, count: int) -> list[
     Args:
         scheme: what an entry is.
         lookup: the machine's.
-        quads: uint8x32: the ``count`` groups of four activations, over and over.
+        quads: uint8x32: the ``count`` groups of activations, over and over.
         count: 1 or 2 groups; a single group of a scheme with one table fills half of the vector.
     """
     if not scheme.split:
@@ -145,11 +163,15 @@ def _narrow(scheme: Scheme, lookup: Lookup, quads: Any, count: int) -> Any:
     """One table for each group: all arithmetic modulo 256."""
 
     def pick(half: int, entry: int, j: int) -> int:
-        return GROUP * (half % count) + j if entry >> j & 1 else _NO_BYTE
+        there = scheme.group * (half % count) + j // scheme.field
+        return there if entry >> j & 1 else _NO_BYTE
 
     terms = [
-        lookup(quads, bytes_of([pick(h, e, j) for h in range(2) for e in range(ENTRIES)]))
-        for j in range(GROUP)
+        _times(
+            lookup(quads, bytes_of([pick(h, e, j) for h in range(2) for e in range(ENTRIES)])),
+            scheme.factors[j],
+        )
+        for j in range(BITS)
     ]
     sums = T.Bind((terms[0] + terms[1]) + (terms[2] + terms[3]))
     if scheme.signs:  # Σ over clear bits - Σ over set bits
@@ -160,26 +182,29 @@ def _narrow(scheme: Scheme, lookup: Lookup, quads: Any, count: int) -> Any:
 
 def _split(scheme: Scheme, lookup: Lookup, quads: Any, which: tuple[int, int]) -> Any:
     """Both tables of one group (of so many), from sums of 16 bits."""
-    start = GROUP * (which[0] % which[1])
+    start = scheme.group * (which[0] % which[1])
     shift = 128 if scheme.signed else 0  # so that widening by zeros is right
 
     def pick(entry: int, j: int) -> list[int]:
-        return [start + j if entry >> j & 1 else _NO_BYTE, _NO_BYTE]
+        return [start + j // scheme.field if entry >> j & 1 else _NO_BYTE, _NO_BYTE]
 
     if shift:
         quads = T.Bind(quads ^ tirx.const(shift, "uint8x32"))
     terms = [
-        words(lookup(quads, bytes_of([b for e in range(ENTRIES) for b in pick(e, j)])))
-        for j in range(GROUP)
+        _times(
+            words(lookup(quads, bytes_of([b for e in range(ENTRIES) for b in pick(e, j)]))),
+            scheme.factors[j],
+        )
+        for j in range(BITS)
     ]
     sums = T.Bind((terms[0] + terms[1]) + (terms[2] + terms[3]))
-    members = [bin(e).count("1") for e in range(ENTRIES)]
+    members = [sum(f for j, f in enumerate(scheme.factors) if e >> j & 1) for e in range(ENTRIES)]
     if scheme.signs:
         pairs = T.reinterpret("uint64x4", sums)
         swapped = words(T.Shuffle([pairs], [2, 3, 0, 1]))
         turned = [b for e in reversed(range(8)) for b in (2 * e, 2 * e + 1)] * 2
         sums = words(lookup(T.reinterpret("uint8x32", swapped), bytes_of(turned))) - sums
-        members = [GROUP - 2 * m for m in members]
+        members = [BITS - 2 * m for m in members]
     level = [(-scheme.low - shift * m) % 65536 for m in members]
     sums = T.Bind(sums + vector_of(level, "uint16"))
     low = sums & tirx.const((1 << scheme.split) - 1, "uint16x16")
@@ -192,6 +217,14 @@ def _split(scheme: Scheme, lookup: Lookup, quads: Any, which: tuple[int, int]) -
     )  # fmt: skip
     ordered = T.Shuffle([T.reinterpret("uint64x4", packed)], [0, 2, 1, 3])
     return T.reinterpret("uint8x32", ordered)
+
+
+def _times(vector: Any, factor: int) -> Any:
+    """A multiple by ±2^n, modulo the lanes' width."""
+    for _ in range(abs(factor).bit_length() - 1):
+        vector = T.Bind(vector)
+        vector = vector + vector
+    return tirx.const(0, str(vector.ty.dtype)) - vector if factor < 0 else vector
 
 
 def pshufb(table: Any, index: Any) -> Any:

@@ -18,7 +18,6 @@ from tvm.tirx.script.builder import ir as T
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
 from nybble.schedules.cpu.lut_rows import emit_rows
 from nybble.schedules.cpu.lut_scheme import (
-    GROUP,
     Lookup,
     Scheme,
     bytes_of,
@@ -55,7 +54,7 @@ class Staging:
     @property
     def per_channels(self) -> int:
         """Groups of one pixel in one group of channels."""
-        return ceil(self.geometry.c // self.geometry.groups / GROUP)
+        return ceil(self.geometry.c // self.geometry.groups / self.scheme.group)
 
     @property
     def run(self) -> int:
@@ -93,35 +92,37 @@ class Staging:
 
     def _pad(self, scratch: Any, group: Any, pixels: int) -> None:
         """Tables of pixels in the padding, which are constants."""
-        size, live = self.scheme.bytes, self.geometry.c % GROUP
-        fill = [self.geometry.pad_value] * GROUP
+        size, group_size = self.scheme.bytes, self.scheme.group
+        live = self.geometry.c % group_size
+        fill = [self.geometry.pad_value] * group_size
         full = bytes_of(self.scheme.table(fill).tolist())
         with T.serial(pixels * self.per_pixel) as g:
             T.buffer_store(scratch, full, [T.ramp((group + g) * size, 1, size)])
         if live:
-            last = bytes_of(self.scheme.table(fill[:live] + [0] * (GROUP - live)).tolist())
+            last = bytes_of(self.scheme.table(fill[:live] + [0] * (group_size - live)).tolist())
             with T.serial(pixels) as p:
                 at = (group + (p + 1) * self.per_pixel - 1) * size
                 T.buffer_store(scratch, last, [T.ramp(at, 1, size)])
 
     def _pixels(self, source: Any, scratch: Any, from_: Any, group: Any, pixels: int) -> None:
         """Tables of consecutive pixels."""
-        c = self.geometry.c
-        if c % GROUP == 0:
-            self._run(source, from_, scratch, group, pixels * c // GROUP)
+        c, each = self.geometry.c, self.scheme.group
+        if c % each == 0:
+            self._run(source, from_, scratch, group, pixels * c // each)
             return
         with T.serial(pixels) as p:
             there, to = T.Bind(from_ + p * c), T.Bind(group + p * self.per_pixel)
-            self._run(source, there, scratch, to, c // GROUP)
-            live = [source[there + (c // GROUP * GROUP + j)] for j in range(c % GROUP)]
-            self._store(scratch, to + c // GROUP, self._word(live), 1)
+            self._run(source, there, scratch, to, c // each)
+            live = [source[there + (c // each * each + j)] for j in range(c % each)]
+            self._store(scratch, to + c // each, self._word(live), 1)
 
     def _word(self, live: list[Any]) -> Any:
-        """Up to four activations in one 32-bit word."""
-        word = tirx.const(0, "uint32")
+        """The activations of a group that exist in one word."""
+        kind = f"uint{8 * self.scheme.group}"
+        word = tirx.const(0, kind)
         for j, value in enumerate(live):
-            byte = T.Cast("uint32", T.reinterpret("uint8", value))
-            word = word | T.shift_left(byte, tirx.const(8 * j, "uint32"))
+            byte = T.Cast(kind, T.reinterpret("uint8", value))
+            word = word | T.shift_left(byte, tirx.const(8 * j, kind))
         return word
 
     def _run(self, source: Any, from_: Any, scratch: Any, group: Any, count: int) -> None:
@@ -129,10 +130,10 @@ class Staging:
         dtype = str(source.dtype)
 
         def visit(first: Any, groups: int) -> None:
-            few = source.vload([from_ + first * GROUP], f"{dtype}x{GROUP * groups}")
-            self._store(
-                scratch, group + first, T.reinterpret(f"uint{32 * groups}", few), groups
-            )  # fmt: skip
+            each = self.scheme.group
+            few = source.vload([from_ + first * each], f"{dtype}x{each * groups}")
+            word = T.reinterpret(f"uint{8 * each * groups}", few)
+            self._store(scratch, group + first, word, groups)
 
         if count >= 2:
             with T.serial(count // 2) as pair:
@@ -141,8 +142,8 @@ class Staging:
             visit(count - 1, 1)
 
     def _store(self, scratch: Any, group: Any, word: Any, count: int) -> None:
-        """The tables of one or two groups, given as a word of 32 or 64 bits."""
-        repeated = T.broadcast(word, 8 // count)
+        """The tables of one or two groups, given as a word."""
+        repeated = T.broadcast(word, 256 // int(word.ty.dtype.bits))
         quads = T.Bind(T.reinterpret("uint8x32", repeated))
         size = self.scheme.bytes
         for i, vector in enumerate(emit_tables(self.scheme, self.lookup, quads, count)):
@@ -151,8 +152,8 @@ class Staging:
             T.buffer_store(scratch, part, [T.ramp(group * size + 32 * i, 1, kept)])
 
 
-def staging_of(problem: Problem, lookup: Lookup) -> Staging:
-    """The tables of a problem on a machine."""
+def staging_of(problem: Problem, lookup: Lookup, products: bool) -> Staging:
+    """The tables of a problem on a machine: see `scheme_of`."""
     assert problem.weights is not None
-    scheme = scheme_of(problem.weights.dtype, problem.inputs[0].dtype)
+    scheme = scheme_of(problem.weights.dtype, problem.inputs[0].dtype, products)
     return Staging(geometry_of(problem), scheme, lookup)

@@ -98,6 +98,11 @@ def test_tables(family: str, name: str, tmp_path: Path) -> None:
     machines.check(kernel_of(f"cpu.lut.{family}", case), case, resolve("aarch64"), tmp_path)
 
 
+def test_tables_of_products(tmp_path: Path) -> None:
+    case = LOOKED_UP["low 3x3 add"]
+    machines.check(kernel_of("cpu.products.neon", case), case, resolve("aarch64"), tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), list(rows(FAMILIES, KNOBS, ())))
 def test_every_choice_gives_the_same_bits(family: str, name: str, tmp_path: Path) -> None:

@@ -26,13 +26,13 @@ ACTIVATIONS = tuple(f"{sign}int{bits}" for bits in range(1, 9) for sign in ("u",
 KNOB_CASES = ("low 3x3 add", "low odd everything", "low big batch", "low one row")
 
 
-def family(isa: str, case: Case) -> tuple[Kernel, CpuTarget]:
+def family(isa: str, case: Case, name: str = "lut") -> tuple[Kernel, CpuTarget]:
     """The kernel of an instruction set, and its target; skips where this CPU lacks it."""
     target = resolve(TARGETS[isa])
     if not target.features <= host_features():
         pytest.skip(f"this CPU lacks {', '.join(sorted(target.features - host_features()))}")
-    name = f"cpu.lut.{isa}"
-    return next(k for k in lut.KERNELS if (k.name, k.op) == (name, case.op)), target
+    both = lut.KERNELS + lut.PRODUCTS
+    return next(k for k in both if (k.name, k.op) == (f"cpu.{name}.{isa}", case.op)), target
 
 
 def rows(names: Any) -> Iterator[Any]:
@@ -67,16 +67,38 @@ def test_every_pair_of_widths(weights: str, activations: str, operands: str) -> 
     running.check(kernel, case, target)
 
 
+@pytest.mark.parametrize(
+    ("isa", "name"), list(rows(name for name, case in CASES.items() if case.weights == "int2"))
+)
+def test_products_equal_the_law(isa: str, name: str) -> None:
+    case = CASES[name]
+    kernel, target = family(isa, case, "products")
+    running.check(kernel, case, target)
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int8", "int5", "uint3", "int2", "uint1"])
+@pytest.mark.parametrize("weights", ["int2", "uint2"])
+def test_products_of_every_width(weights: str, activations: str) -> None:
+    case = Case(
+        "pair", "linear", (3, 203), (37, 203), dtypes=(activations, "int32"), weights=weights,
+        epilogue="none", operands="low" if weights == "int2" else "high",
+    )  # fmt: skip
+    kernel, target = family("avx2", case, "products")
+    running.check(kernel, case, target)
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_no_byte_and_no_word_can_overflow(weights: str, activations: str) -> None:
-    scheme, ends = scheme_of(weights, activations), numerics.limits(activations)
-    corners = np.array(np.meshgrid(*[[*ends, 0]] * 4)).reshape(4, -1).T
-    largest = max(int(scheme.table(corner.tolist()).max()) for corner in corners)
-    assert scheme.flush >= 2
-    assert scheme.flush * largest <= 255
-    # Corners hold the extremes of the sums; of the low table, 2^split - 1 is the bound.
-    assert scheme.flush * ((1 << scheme.split) - 1) <= 255
+    ends = numerics.limits(activations)
+    for products in (False, True) if weights in ("int2", "uint2") else (False,):
+        scheme = scheme_of(weights, activations, products)
+        corners = np.array(np.meshgrid(*[[*ends, 0]] * scheme.group)).reshape(scheme.group, -1).T
+        largest = max(int(scheme.table(corner.tolist()).max()) for corner in corners)
+        assert scheme.flush >= 2
+        assert scheme.flush * largest <= 255
+        # Corners hold the extremes of the sums; of the low table, 2^split - 1 is the bound.
+        assert scheme.flush * ((1 << scheme.split) - 1) <= 255
 
 
 @pytest.mark.parametrize("name", KNOB_CASES)
@@ -157,5 +179,7 @@ def test_refuses_in_words() -> None:
     assert "avx2" in reason(resolve("x86-64"))
     assert "avx2" in reason(resolve("aarch64"))
     assert "planes" in reason(weights="int8")
+    one_bit = dataclasses.replace(case, weights="int1").problem()
+    assert "two bits" in str(lut.PRODUCTS[0].supports(one_bit, resolve("x86-64-v4")))
     assert "straddle" in reason(w=(32, 3, 3, 2), groups=16)
     assert reason() == "None"
