@@ -26,8 +26,8 @@ two divides exactly. There are two ways to multiply:
           for each of the 16 positions: acc[wide][vectors] = Σ_C V·U, stored to M
           M transformed to 2x2 accumulators a tile; epilogue, store
 
-Weights are transformed in every task, for the cost of about four tiles of bytes: stored transformed,
-those of 4 bits would take 3.6 times the memory.
+Weights are transformed in every task, for the cost of about four tiles of bytes: stored as
+transformed, those of 4 bits would take 3.6 times the memory.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308).
 """
