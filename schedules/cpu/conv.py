@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from nybble.schedules.cpu.dot import (
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
 
+FEW_WEIGHTS = 1 << 13  # 16 KiB of 16 bits
 DOTS = (VNNI, AVX_VNNI, PAIRS_AVX512, MADD_AVX512, PAIRS_AVX2, MADD_AVX2, FMA_AVX512, FMA_AVX2)
 
 # ---------------------------------------------------------------- supports
@@ -71,6 +73,14 @@ def _refuse_dtypes(dot: Dot, problem: Problem) -> str | None:
 # ---------------------------------------------------------------- pack
 
 
+def _stored(dot: Dot, problem: Problem) -> Dot:
+    """The dot with weights as they lie: few of them are widened when packed, not in the loop."""
+    assert problem.weights is not None
+    few = prod(int(d) for d in problem.weights.shape) <= FEW_WEIGHTS
+    widens = dot.x == "int16" and problem.weights.dtype == "int8"
+    return replace(dot, w="int16") if few and widens else dot
+
+
 def _starts(geometry: Geometry, dot: Dot) -> list[int]:
     """First channel, within its group, of every vector."""
     last = max(geometry.o - dot.lanes, 0)
@@ -79,7 +89,7 @@ def _starts(geometry: Geometry, dot: Dot) -> list[int]:
 
 def _pack(dot: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     """Weights in the order of use, and the table of per-channel numbers (bias in row 0)."""
-    geometry = geometry_of(problem)
+    geometry, dot = geometry_of(problem), _stored(dot, problem)
     assert problem.weights is not None
     weights = np.asarray(constants["w"])
     channels = geometry.groups * geometry.o
@@ -148,7 +158,7 @@ def _ordered(geometry: Geometry, dot: Dot, weights: NDArray[Any], filler: int) -
 
 
 def _build(dot: Dot, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
-    return template.build(problem, dot, knobs)
+    return template.build(problem, _stored(dot, problem), knobs)
 
 
 def _supports_packed(dot: Dot, problem: Problem, target: Any) -> str | None:

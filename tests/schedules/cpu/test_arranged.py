@@ -122,7 +122,7 @@ def test_orders_permute_blocks_and_help(k: int, vectors: int, units: int, seed: 
     np.testing.assert_array_equal(np.sort(found, axis=1), np.tile(np.arange(k), (units, 1)))
     np.testing.assert_array_equal(blocks[found], np.tile(blocks, (units, 1)))
 
-    def exceeding(order: np.ndarray) -> int:  # type: ignore[type-arg]
+    def exceeding(order: np.ndarray) -> int:
         moved = np.take_along_axis(weights, np.repeat(order, unit, axis=0), axis=1).astype(int)
         pairs = moved[:, : k // 2 * 2].reshape(len(moved), -1, 2)
         over = np.maximum(pairs, 0).sum(2) > limits.positive
