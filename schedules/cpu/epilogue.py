@@ -9,6 +9,8 @@ and with high = the upper 32 bits of the 64-bit product,
 
 Products of even and odd lanes are one ``pmuldq`` each. Where s > 0 (ratios of 1/4 and more) acc is
 first clamped to where y is already beyond the final bounds, so acc·2^s fits 32 bits.
+
+Where the weights prove that float32 gives the same, `nybble.schedules.cpu.singles` does it instead.
 """
 
 from __future__ import annotations
