@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nybble.errors import ArtifactError
 from nybble.runtime import engine, host
-from nybble.runtime.arrays import bind
+from nybble.runtime.arrays import Binder
 from nybble.runtime.instruments import Observer, Stopwatch, Tracker, called
 from nybble.runtime.manifest import Layer, Manifest, read_all
 
@@ -94,6 +94,7 @@ class Session:
         self.threads = threads
         self._vm = vm
         self._main = vm["main"]
+        self._bind = Binder(manifest.inputs)
         self._tensor = engine.ffi().from_dlpack
 
     def __call__(self, *inputs: Any) -> NDArray[Any] | dict[str, NDArray[Any]]:
@@ -178,7 +179,7 @@ class Session:
         return Benchmark(tuple(times), self.threads)
 
     def _tensors(self, inputs: tuple[Any, ...]) -> list[Any]:
-        return [self._tensor(array) for array in bind(self.manifest.inputs, inputs)]
+        return [self._tensor(array) for array in self._bind(inputs)]
 
     def _run(self, tensors: list[Any]) -> Any:
         return engine.run(self.threads, partial(self._main, *tensors))
