@@ -118,7 +118,7 @@ def compile(  # noqa: A001
             be able to run the target. Times are remembered (`nybble.latency.default_cache`).
             Without it the kernels' order of preference decides.
         prefer: ``speed`` may store weights of fewer than 8 bits in 8 where that is faster; ``size``
-            keeps every weight in its own width.
+            takes the kernels whose constants are smallest.
 
     Raises:
         NybbleError: an unknown target or preference, a list with several architectures, or
