@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from nybble.errors import ScheduleError
 from nybble.schedules.cpu import arrange, arranged
 from nybble.schedules.cpu.headroom import limits_of
-from nybble.schedules.kernel import Knobs
+from nybble.schedules.kernel import Kernel, Knobs
 from nybble.schedules.target import host_features, resolve
 from tests.cases import Arrays, Case
 from tests.schedules.cpu import running
 
 TARGET = resolve("x86-64-v3")
-KERNELS = {kernel.op: kernel for kernel in arranged.KERNELS}
+KERNELS = {kernel.op: kernel for kernel in arranged.KERNELS if kernel.name.endswith("arranged")}
+TWOS = {kernel.op: kernel for kernel in arranged.KERNELS if kernel.name.endswith("twos")}
 SIGNED = ("int8", "int8")
 
 
@@ -26,9 +27,9 @@ def conv(name: str, x: tuple[int, ...], channels: int, **kw: object) -> Case:
     return Case(name, "conv2d", x, w, **kw)  # type: ignore[arg-type]
 
 
-def operands(case: Case) -> Arrays:
-    """Weights as those of networks whose largest value is three deviations away."""
-    normal = np.random.default_rng(1).normal(0, 42, case.w)
+def operands(case: Case, twos: bool = False) -> Arrays:
+    """Weights as those of networks whose largest value is three deviations away, or four."""
+    normal = np.random.default_rng(1).normal(0, 32 if twos else 42, case.w)
     return {**case.data(), "w": np.clip(np.rint(normal), -128, 127).astype(np.int8)}
 
 
@@ -49,11 +50,13 @@ CASES = {
 }
 
 
-def check(case: Case, kind: str, knobs: Knobs | None = None) -> None:
+def check(
+    case: Case, kind: str, knobs: Knobs | None = None, kernels: dict[str, Kernel] = KERNELS
+) -> None:
     """Compiles and runs a case, its activations all at one end of their range, or as they are."""
     if not TARGET.features <= host_features():
         pytest.skip("this CPU has no AVX2")
-    kernel, arrays = KERNELS[case.op], operands(case)
+    kernel, arrays = kernels[case.op], operands(case, kernels is TWOS)
     low, high = (np.iinfo(case.dtypes[0]).min, np.iinfo(case.dtypes[0]).max)
     if kind == "alternating":
         arrays["x"] = np.resize(np.array([high, low], case.dtypes[0]), case.x)
@@ -87,6 +90,29 @@ def test_extremes_equal_the_law(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "dtypes", "kind"),
+    [
+        (((2, 3, 5, 600), 40), ("uint8", "int8"), "high"),
+        (((1, 3, 3, 527), 16), SIGNED, "low"),
+        pytest.param(((1, 5, 5, 1028), 48), ("uint8", "uint8"), "random", marks=pytest.mark.slow),
+        pytest.param(((1, 5, 5, 773), 24), SIGNED, "alternating", marks=pytest.mark.slow),
+    ],
+)
+def test_windows_of_two_steps_equal_the_law(
+    shape: tuple[tuple[int, ...], int], dtypes: tuple[str, str], kind: str
+) -> None:
+    check(conv("twos", *shape, dtypes=dtypes, epilogue="add"), kind, kernels=TWOS)
+
+
+def test_windows_of_two_steps_need_a_long_reduction_of_small_weights() -> None:
+    short, long = CASES["plain"], conv("uniform", (1, 5, 5, 640), 32)
+    assert "too few" in str(TWOS["conv2d"].supports(short.problem(), TARGET))
+    assert TWOS["conv2d"].supports(long.problem(), TARGET) is None
+    with pytest.raises(ScheduleError, match="still exceed"):
+        TWOS["conv2d"].pack(long.problem(), long.data())
+
+
+@pytest.mark.parametrize(
     "name", ["three vectors", *(pytest.param(n, marks=pytest.mark.slow) for n in ("large", "rows"))]
 )
 def test_every_choice_gives_the_same_bits(name: str) -> None:
@@ -113,28 +139,38 @@ def test_refuses_what_needs_no_order_and_what_none_helps() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(2, 70), st.sampled_from([1, 2, 3]), st.integers(1, 3), st.integers(0, 99))
-def test_orders_permute_blocks_and_help(k: int, vectors: int, units: int, seed: int) -> None:
+@given(
+    st.integers(2, 70), st.sampled_from([1, 2, 3]), st.integers(1, 3), st.sampled_from([1, 2]),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_orders_permute_blocks_and_help(
+    k: int, vectors: int, units: int, flush: int, seed: int
+) -> None:
     rng, limits, unit = np.random.default_rng(seed), limits_of("uint8"), 8 * vectors
-    weights = rng.integers(-128, 128, (units * unit, k)).astype(np.int8)
-    found = arrange.orders(weights, unit, 8, limits)
+    weights = (rng.integers(-128, 128, (units * unit, k)) // flush).astype(np.int8)
+    found = arrange.orders(weights, unit, 8, limits, flush)
     blocks = np.arange(k) // arrange.BLOCK
     np.testing.assert_array_equal(np.sort(found, axis=1), np.tile(np.arange(k), (units, 1)))
     np.testing.assert_array_equal(blocks[found], np.tile(blocks, (units, 1)))
 
     def exceeding(order: np.ndarray) -> int:
         moved = np.take_along_axis(weights, np.repeat(order, unit, axis=0), axis=1).astype(int)
-        pairs = moved[:, : k // 2 * 2].reshape(len(moved), -1, 2)
-        over = np.maximum(pairs, 0).sum(2) > limits.positive
-        over |= np.maximum(-pairs, 0).sum(2) > limits.negative
-        return int(over.reshape(-1, 8, over.shape[1]).any(axis=1).sum())
+        windows = k // (4 * flush)
+        whole = moved[:, : windows * 4 * flush]
+        lanes = whole.reshape(len(moved), windows, flush, 2, 2)  # a step has two lanes of two
+        over = np.maximum(lanes, 0).sum((2, 4)) > limits.positive
+        over |= np.maximum(-lanes, 0).sum((2, 4)) > limits.negative
+        over = over.reshape(len(moved), 2 * windows)
+        return int(over.reshape(len(moved) // 8, 8, 2 * windows).any(axis=1).sum())
 
     assert exceeding(found) <= exceeding(np.tile(np.arange(k), (units, 1)))
 
 
 def test_shuffling_by_the_indices_is_the_order() -> None:
     rng, k = np.random.default_rng(1), 43
-    found = arrange.orders(rng.integers(-128, 128, (8, k)).astype(np.int8), 8, 8, limits_of("int8"))
+    found = arrange.orders(
+        rng.integers(-128, 128, (8, k)).astype(np.int8), 8, 8, limits_of("int8"), 1
+    )
     table, x = arrange.indices(found)[0], rng.integers(0, 256, k).astype(np.uint8)
     got = []
     for start in range(0, k, arrange.BLOCK):
