@@ -14,6 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nybble.allocation.allocate import allocate
+    from nybble.allocation.pareto import pareto
+    from nybble.allocation.result import Allocation
     from nybble.model import Artifact, Model, QuantizedModel
     from nybble.recipe import Recipe
     from nybble.runtime.session import Session, load
@@ -22,28 +25,34 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Allocation",
     "Artifact",
     "Model",
     "QuantizedModel",
     "Recipe",
     "Session",
+    "allocate",
     "compile",
     "load",
     "load_onnx",
     "load_torch",
+    "pareto",
     "quantize",
 ]
 
 _HOMES = {
+    "Allocation": "nybble.allocation.result",
     "Artifact": "nybble.model",
     "Model": "nybble.model",
     "QuantizedModel": "nybble.model",
     "Recipe": "nybble.recipe",
     "Session": "nybble.runtime.session",
+    "allocate": "nybble.allocation.allocate",
     "compile": "nybble.walk",
     "load": "nybble.runtime.session",
     "load_onnx": "nybble.walk",
     "load_torch": "nybble.walk",
+    "pareto": "nybble.allocation.pareto",
     "quantize": "nybble.walk",
 }
 

@@ -103,7 +103,9 @@ def _line(bits: Array, cost: Array) -> tuple[float, float]:
         return 1e-12 * max(1.0, float(cost[0])), float(cost[0])
     slope, base = np.polyfit(bits, cost, 1)
     if slope <= 0:
-        raise AllocationError("solver='closed_form' needs costs that grow with the bits. Use 'ilp'.")
+        raise AllocationError(
+            "solver='closed_form' needs costs that grow with the bits. Use 'ilp'."
+        )
     return float(slope), float(base)
 
 

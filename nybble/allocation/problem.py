@@ -219,9 +219,7 @@ def _summed(table: Table, flat: Iterable[tuple[tuple[str, ...], Width]]) -> Arra
     return np.array([sum(float(table[layer][w]) for layer in group) for group, w in flat])
 
 
-def _matrix(
-    pairs: Pairs, losses: Table, flat: Sequence[tuple[tuple[str, ...], Width]]
-) -> Array:
+def _matrix(pairs: Pairs, losses: Table, flat: Sequence[tuple[tuple[str, ...], Width]]) -> Array:
     """The pairs between options; on the diagonal twice what a group's own layers lose together."""
     place = {(layer, w): i for i, (group, w) in enumerate(flat) for layer in group}
     matrix = np.zeros((len(flat), len(flat)))
