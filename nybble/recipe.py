@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from nybble.errors import NybbleError
+from nybble.stages import as_data, stages_of
 
 Calibrator = Literal["minmax", "percentile", "mse", "entropy"]
 CALIBRATORS: tuple[str, ...] = ("minmax", "percentile", "mse", "entropy")
@@ -65,6 +66,9 @@ class Recipe:
         percentile: share of values inside the range, in percent, for ``calibrator="percentile"``.
         rounding: the convention of integer requantization (`nybble.ir.numerics.scaled`).
         keep_float: shell-style patterns of layer names that stay float.
+        correct: stages of correction in order (`nybble.stages`): names, or {name: options}. Kept
+            as the stages themselves. They need torch.
+        seed: of everything random: the same recipe and data give the same bits.
     """
 
     weights: Weights = 8
@@ -77,6 +81,8 @@ class Recipe:
     percentile: float = 99.99
     rounding: Literal["half_up", "half_even", "tflite"] = "half_up"
     keep_float: tuple[str, ...] = ()
+    correct: tuple[Any, ...] = ()
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuses values that no later stage could honour."""
@@ -86,6 +92,7 @@ class Recipe:
                 raise NybbleError(f"Recipe: {name}={given[name]!r} is not one of: {allowed}.")
         object.__setattr__(self, "keep_float", tuple(self.keep_float))
         object.__setattr__(self, "layers", tuple(_pairs(self.layers)))
+        object.__setattr__(self, "correct", stages_of(self.correct))
         if self.activations == FLOAT:
             _check_weight_only(self)
         elif self.group is not None or not self.symmetric:
@@ -106,6 +113,7 @@ class Recipe:
             pattern: {k: v for k, v in vars(widths).items() if v is not None}
             for pattern, widths in self.overrides
         }
+        values["correct"] = as_data(self.correct)
         return values
 
     def to_json(self) -> str:
@@ -226,4 +234,9 @@ _RULES: dict[str, tuple[Any, str]] = {
     ),
     "rounding": (lambda r: r in ROUNDINGS, ", ".join(ROUNDINGS)),
     "keep_float": (_are_patterns, "a tuple of patterns such as ('head*', '*/gate')"),
+    "correct": (
+        lambda stages: isinstance(stages, list | tuple),
+        "a tuple of stages such as ('equalize', {'adaround': {'iterations': 2000}})",
+    ),
+    "seed": (lambda seed: type(seed) is int and seed >= 0, "an integer from 0 up"),
 }

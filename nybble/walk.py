@@ -6,20 +6,24 @@ place of the public function ``nybble.compile`` as soon as anything imports it.)
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from nybble import samples
 from nybble.describe import describe
+from nybble.errors import NybbleError
 from nybble.frontend.onnx import from_onnx
 from nybble.ir import specs
 from nybble.latency import Ruler, default_cache
 from nybble.limits import multiply_rates
 from nybble.model import Artifact, Model, QuantizedModel
 from nybble.passes import pipeline
+from nybble.passes.biases import give_biases
 from nybble.passes.calibrate import calibrate
 from nybble.passes.pipeline import canonicalize
+from nybble.passes.settle import settle
 from nybble.phases import Phases, Progress
 from nybble.recipe import FLOAT, Recipe
 from nybble.schedules.build import build
@@ -92,11 +96,40 @@ def quantize(
     canonical = canonicalize(model.module)
     if recipe.activations == FLOAT:
         return QuantizedModel(*pipeline.round_weights(canonical, recipe), recipe)
+    batches = samples.batches(model, calibration)
     total = samples.count(model, calibration) if progress else None
-    report = (lambda done: progress(done, total)) if progress else None
-    ranges = calibrate(canonical, samples.batches(model, calibration), recipe, report)
-    module = pipeline.quantize(canonical, ranges, recipe)
+    if recipe.correct:
+        module = _corrected(canonical, batches, recipe, Phases(progress, 2), total)
+    else:
+        report = (lambda done: progress(done, total)) if progress else None
+        module = pipeline.quantize(canonical, calibrate(canonical, batches, recipe, report), recipe)
     return QuantizedModel(module, pipeline.to_integer(module, recipe), recipe)
+
+
+def _corrected(
+    canonical: Any, batches: Iterable[Any], recipe: Recipe, phases: Phases, total: int | None
+) -> Any:
+    """The quantized module behind the recipe's stages of correction."""
+    correction = _needs_torch("nybble.passes.correction.run", "correct")
+    spool = _needs_torch("nybble.passes.correction.spool", "correct")
+    canonical = pipeline.run(canonical, [(give_biases.name, give_biases)], "float", "float")
+    report, learn = phases.begin(), phases.begin()
+    seen = (lambda done: report(done, total)) if report else None
+    with spool.Spool() as kept:
+        ranges = calibrate(canonical, kept.passing(batches), recipe, seen)
+        settled = settle(canonical, ranges, recipe)
+        return pipeline.insert(correction.correct(settled, kept, recipe, learn or _silent))
+
+
+def _needs_torch(module: str, field: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise NybbleError(f"Recipe: {field} needs torch: pip install nybble[torch].") from error
+
+
+def _silent(done: int, of: int | None) -> None:
+    """Reports to nobody."""
 
 
 def compile(  # noqa: A001

@@ -18,7 +18,7 @@ SOLVERS: dict[str, Callable[[Problem, float], Solved]] = {
 }
 
 
-def allocate(
+def allocate(  # noqa: PLR0913  (the problem's own parts)
     sensitivity: Any,
     costs: Mapping[str, Table],
     budget: Mapping[str, float],

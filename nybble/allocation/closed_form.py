@@ -89,11 +89,11 @@ def _bits(problem: Problem) -> Array:
         raise AllocationError(
             "solver='closed_form' models losses as c·4^(-bits), so all must be positive. Use 'ilp'."
         )
-    return np.array([float(w) for w in problem.widths])  # type: ignore[arg-type]
+    return np.array([float(w) for w in problem.widths])
 
 
 def _factor(bits: Array, loss: Array) -> float:
-    """c of c·4^(-bits), the geometric mean over the widths."""
+    """C of c·4^(-bits), the geometric mean over the widths."""
     return float(2.0 ** np.mean(np.log2(loss) + 2 * bits))
 
 

@@ -9,6 +9,7 @@ HiGHS starts from what a local search found, and reports what it could not prove
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -70,14 +71,14 @@ def improved(problem: Problem, start: tuple[int, ...]) -> tuple[int, ...]:
         matrix = problem.pairs
         both = matrix - matrix[:, now] - matrix[now] + matrix[np.ix_(now, now)]
         gain = np.where(other, single[:, None] + single[None, :] + both, np.inf)
-        gain[~_affordable(problem, picked, now)] = np.inf
+        gain = np.where(_affordable(problem, picked, now), gain, np.inf)
         i, j = np.unravel_index(int(np.argmin(gain)), gain.shape)
         if gain[i, j] >= -1e-12 * max(1e-300, abs(problem.objective(picked.tolist()))):
             return tuple(picked.tolist())
         picked[group[[i, j]]] = [i, j]
 
 
-def _affordable(problem: Problem, picked: Array, now: Array) -> Array:
+def _affordable(problem: Problem, picked: Any, now: Any) -> Any:
     """Which pairs of options may be taken together within the limits."""
     fine = np.ones((len(now), len(now)), bool)
     for name, limit in problem.limits.items():

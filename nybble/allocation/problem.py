@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nybble.errors import AllocationError
 
-Width = Hashable
+Width = Any  # hashable: bits, "ternary", a pair of both; Mapping is invariant in its key
 Table = Mapping[str, Mapping[Width, float]]
 Pairs = Mapping[tuple[tuple[str, Width], tuple[str, Width]], float]
 Array = NDArray[np.float64]
@@ -107,7 +107,7 @@ def problem_of(
     choices = [_common(group, allowed) for group in groups]
     first = tuple(np.cumsum([0, *map(len, choices)]).tolist())
     flat = [(group, w) for group, widths in zip(groups, choices, strict=True) for w in widths]
-    matrix = _matrix(pairs, losses, flat) if pairs else None
+    matrix = _matrix(pairs, losses, flat) if len(pairs) else None
     loss = _summed(losses, flat)
     if matrix is not None:  # pairs inside a tied group are always chosen together
         loss = loss + np.diag(matrix) / 2
