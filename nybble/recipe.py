@@ -8,13 +8,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from nybble.budget import (
+    EXAMPLE,
+    MEASURES,
+    MIXED,
+    SOLVERS,
+    check_choices,
+    is_budget,
+)
 from nybble.errors import NybbleError
 from nybble.stages import as_data, stages_of
 
 Calibrator = Literal["minmax", "percentile", "mse", "entropy"]
 CALIBRATORS: tuple[str, ...] = ("minmax", "percentile", "mse", "entropy")
 ROUNDINGS: tuple[str, ...] = ("half_up", "half_even", "tflite")
-Weights = int | Literal["ternary"]
+Weights = int | Literal["ternary", "mixed"]
 Activations = int | Literal["float"]
 TERNARY: Literal["ternary"] = "ternary"
 FLOAT: Literal["float"] = "float"
@@ -51,6 +59,7 @@ class Recipe:
     Attributes:
         weights: bits of weights, 1 to 8, or ``"ternary"`` (the values -1, 0 and 1 in 2 bits);
             symmetric per output channel. How each width is rounded: docs/quantization.md.
+            ``"mixed"`` chooses one of ``choices`` for every layer.
         activations: bits of activations, 1 to 8: unsigned after ReLU, else symmetric. ``"float"``
             quantizes the weights of linear layers only, and needs no calibration.
         first_last: bits of the weights and the input activations of the first and of the last
@@ -69,6 +78,12 @@ class Recipe:
         correct: stages of correction in order (`nybble.stages`): names, or {name: options}. Kept
             as the stages themselves. They need torch.
         seed: of everything random: the same recipe and data give the same bits.
+        choices: widths to choose from, with ``weights="mixed"``.
+        budget: what the whole network may cost, with ``weights="mixed"``: ``size``, ``bops`` and
+            ``latency`` as shares from 0 (all layers at their cheapest) to 1 (at their dearest), or
+            as "4MB", "20G", "8ms". Kept as pairs.
+        sensitivity: how the loss of a width is measured (`nybble.sensitivity`).
+        solver: of the allocation (`nybble.allocate`).
     """
 
     weights: Weights = 8
@@ -83,6 +98,10 @@ class Recipe:
     keep_float: tuple[str, ...] = ()
     correct: tuple[Any, ...] = ()
     seed: int = 0
+    choices: tuple[Weights, ...] = ()
+    budget: Mapping[str, float | str] | tuple[tuple[str, float | str], ...] = ()
+    sensitivity: str = "perturbation"
+    solver: str = "ilp"
 
     def __post_init__(self) -> None:
         """Refuses values that no later stage could honour."""
@@ -93,6 +112,9 @@ class Recipe:
         object.__setattr__(self, "keep_float", tuple(self.keep_float))
         object.__setattr__(self, "layers", tuple(_pairs(self.layers)))
         object.__setattr__(self, "correct", stages_of(self.correct))
+        object.__setattr__(self, "choices", tuple(self.choices))
+        object.__setattr__(self, "budget", tuple(dict(self.budget).items()))
+        _check_mixture(self)
         if self.activations == FLOAT:
             _check_weight_only(self)
         elif self.group is not None or not self.symmetric:
@@ -106,6 +128,11 @@ class Recipe:
         """``layers`` as it is kept."""
         return tuple(_pairs(self.layers))
 
+    @property
+    def limits(self) -> dict[str, float | str]:
+        """``budget`` as a mapping."""
+        return dict(self.budget)
+
     def as_dict(self) -> dict[str, Any]:
         """The recipe in plain Python, as JSON has it."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -113,7 +140,7 @@ class Recipe:
             pattern: {k: v for k, v in vars(widths).items() if v is not None}
             for pattern, widths in self.overrides
         }
-        values["correct"] = as_data(self.correct)
+        values |= {"correct": as_data(self.correct), "budget": self.limits}
         return values
 
     def to_json(self) -> str:
@@ -135,6 +162,21 @@ class Recipe:
         if not isinstance(values, dict) or not set(values) <= known:
             raise NybbleError(f"Recipe: expected an object with fields among {sorted(known)}.")
         return cls(**values)
+
+
+def _check_mixture(recipe: Recipe) -> None:
+    """Choices and a budget belong to mixed widths, and those to them."""
+    if recipe.weights != MIXED:
+        if recipe.choices or recipe.budget:
+            raise NybbleError("Recipe: choices and budget belong to weights='mixed'. Add it.")
+        return
+    if not recipe.choices or not recipe.budget:
+        raise NybbleError(
+            "Recipe: weights='mixed' needs choices, such as (2, 4, 8), and a budget, such as "
+            "{'size': 0.5}."
+        )
+    if recipe.activations == FLOAT:
+        raise NybbleError("Recipe: weights='mixed' needs integer activations.")
 
 
 def _check_weight_only(recipe: Recipe) -> None:
@@ -180,6 +222,8 @@ def parse_weights(text: str) -> Weights:
     """
     if text in ("t", TERNARY):
         return TERNARY
+    if text == MIXED:
+        return "mixed"
     if not text.isdecimal():
         raise NybbleError(f"Recipe: weights={text!r} is not one of: {_WEIGHTS}.")
     return int(text)
@@ -218,7 +262,7 @@ def _are_patterns(patterns: Any) -> bool:  # a lone string would be letters
 
 
 _RULES: dict[str, tuple[Any, str]] = {
-    "weights": (lambda w: _is_width(w) or w == TERNARY, _WEIGHTS),
+    "weights": (lambda w: _is_width(w) or w in (TERNARY, MIXED), f"{_WEIGHTS}, 'mixed'"),
     "activations": (lambda a: _is_width(a) or a == FLOAT, "1 to 8, 'float'"),
     "first_last": (lambda b: b is None or _is_width(b), "1 to 8, None"),
     "layers": (_are_overrides, "patterns with widths such as {'layer1*': {'weights': 4}}"),
@@ -238,5 +282,12 @@ _RULES: dict[str, tuple[Any, str]] = {
         lambda stages: isinstance(stages, list | tuple),
         "a tuple of stages such as ('equalize', {'adaround': {'iterations': 2000}})",
     ),
+    "choices": (
+        lambda c: not c or check_choices(c),
+        "at least two different widths such as (2, 4, 8)",
+    ),
+    "budget": (is_budget, f"limits such as {EXAMPLE}"),
+    "sensitivity": (lambda m: m in MEASURES, ", ".join(MEASURES)),
+    "solver": (lambda s: s in SOLVERS, ", ".join(SOLVERS)),
     "seed": (lambda seed: type(seed) is int and seed >= 0, "an integer from 0 up"),
 }

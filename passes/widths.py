@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nybble.budget import MIXED
 from nybble.errors import NybbleError
 from nybble.passes.view import View
 from nybble.recipe import FLOAT, Recipe, Weights, Widths
@@ -50,6 +51,11 @@ def layer_widths(view: View, kinds: Mapping[str, str], recipe: Recipe) -> dict[s
         if name in ends and recipe.first_last is not None:
             asked = Widths(recipe.first_last, recipe.first_last)
         weights, activations = overridden(name, asked, recipe)
+        if weights == MIXED:
+            raise NybbleError(
+                f"Recipe: the width of '{name}' is still to be chosen. nybble.quantize chooses it, "
+                "given choices and a budget."
+            )
         found[name] = LayerWidths(weights, activations)
     return found
 

@@ -100,14 +100,14 @@ def problem_of(
             or tied layers have no width in common.
     """
     losses: Table = getattr(sensitivity, "losses", sensitivity)
-    pairs: Pairs = getattr(sensitivity, "pairs", None) or {}
+    pairs: Pairs | None = getattr(sensitivity, "pairs", None)
     _check_tables(losses, costs, budget)
     allowed = _allowed(losses, fixed or {})
     groups = _groups(losses, ties)
     choices = [_common(group, allowed) for group in groups]
     first = tuple(np.cumsum([0, *map(len, choices)]).tolist())
     flat = [(group, w) for group, widths in zip(groups, choices, strict=True) for w in widths]
-    matrix = _matrix(pairs, losses, flat) if len(pairs) else None
+    matrix = _matrix(pairs, losses, flat) if pairs else None
     loss = _summed(losses, flat)
     if matrix is not None:  # pairs inside a tied group are always chosen together
         loss = loss + np.diag(matrix) / 2
@@ -120,7 +120,7 @@ def problem_of(
     return replace(problem, limits=limits)
 
 
-def limit_of(problem: Problem, name: str, value: float) -> float:
+def limit_of(problem: Problem, name: str, value: Any) -> float:
     """What a number in a budget means.
 
     A float from 0 to 1 is a share of the way from the cheapest choice to the dearest, unless it is
