@@ -83,6 +83,32 @@ Prefer = Annotated[
 ]
 
 
+Choices = Annotated[
+    str | None, typer.Option(help="With --weights mixed: widths to choose from, as 2,4,8.")
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        help="With --weights mixed: what the network may cost, as size=0.5,latency=0.8 (shares of "
+        "the way from all low to all high) or size=4MB,latency=8ms,bops=20G."
+    ),
+]
+Measure = Annotated[
+    str | None,
+    typer.Option(help="hessian, perturbation, pairwise, hessian_proxy or influence."),
+]
+Correct = Annotated[
+    str | None,
+    typer.Option(
+        help="Corrections in order, as equalize,adaround,bias_correction. Options: in a recipe."
+    ),
+]
+AllocationFile = Annotated[
+    Path | None,
+    typer.Option(help="Widths of layers as JSON, from an earlier run or edited.", callback=_file),
+]
+
+
 @app.command("compile")
 def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     model: ModelFile,
@@ -101,6 +127,12 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     ] = None,
     first_last: FirstLast = None,
     layer: Layers = None,
+    choices: Choices = None,
+    budget: Budget = None,
+    sensitivity: Measure = None,
+    solver: Annotated[str | None, typer.Option(help="ilp, iqp or closed_form.")] = None,
+    correct: Correct = None,
+    allocation: AllocationFile = None,
     target: Targets = None,
     keep_float: Annotated[
         bool, typer.Option("--float", help="Compile without quantizing.")
@@ -116,8 +148,9 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
 
     targets = tuple(target or ["native"])
     options = RecipeOptions(
-        recipe, weights, activations, first_last, tuple(layer or ()), calibrator
-    )
+        recipe, weights, activations, first_last, tuple(layer or ()), calibrator,
+        choices, budget, sensitivity, solver, correct, allocation,
+    )  # fmt: skip
     job = commands.CompileJob(
         model, output, calibration, options, targets, keep_float, measure, prefer
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ from nybble.budget import MIXED, limit_of
 from nybble.costs import Costs, Report, layer_costs, uniform
 from nybble.passes.calibrate import Ranges
 from nybble.passes.plan import plan
-from nybble.recipe import Recipe, Widths
+from nybble.recipe import Recipe, with_widths
 from nybble.schedules.target import CpuTarget
 
 Losses = Callable[[Recipe], Any]
@@ -59,12 +58,6 @@ class Trade:
     def resolved(self, widths: Mapping[str, Any]) -> Recipe:
         """The recipe with every layer's width."""
         return with_widths(self.recipe, widths)
-
-
-def with_widths(recipe: Recipe, widths: Mapping[str, Any]) -> Recipe:
-    """A recipe in which these layers have these weights, whatever it said before."""
-    named = tuple((glob.escape(layer), Widths(weights=w)) for layer, w in widths.items())
-    return replace(recipe, layers=(*recipe.overrides, *named))
 
 
 def is_open(canonical: tvm.IRModule, recipe: Recipe) -> bool:

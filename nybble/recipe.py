@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from nybble.budget import (
@@ -162,6 +163,12 @@ class Recipe:
         if not isinstance(values, dict) or not set(values) <= known:
             raise NybbleError(f"Recipe: expected an object with fields among {sorted(known)}.")
         return cls(**values)
+
+
+def with_widths(recipe: Recipe, widths: Mapping[str, Any]) -> Recipe:
+    """A recipe in which these layers have these weights, whatever it said before."""
+    named = tuple((glob.escape(layer), Widths(weights=w)) for layer, w in widths.items())
+    return replace(recipe, layers=(*recipe.overrides, *named))
 
 
 def _check_mixture(recipe: Recipe) -> None:
