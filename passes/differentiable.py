@@ -115,17 +115,34 @@ class Differentiable(nn.Module):
             observe: as in `forward`.
             swaps: as in `forward`.
         """
+        self.advance(values, range(start, len(self._steps)), observe, swaps)
+        return [values[name] for name in self.outputs]
+
+    def advance(
+        self,
+        values: dict[str, Tensor],
+        steps: range,
+        observe: Observe | None = None,
+        swaps: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Runs some bindings: ``values`` then holds what later ones read, and the outputs.
+
+        Args:
+            values: tensors by name, those that `live` names for the first step; changed in place.
+            steps: indices of the bindings to run; from 0 inputs are observed too.
+            observe: as in `forward`.
+            swaps: as in `forward`.
+        """
         seen = observe or (lambda _, __: None)
-        for name in self.inputs if start == 0 else ():
+        for name in self.inputs if steps.start == 0 else ():
             values[name] = _or(seen(name, values[name]), values[name])
-        for index in range(start, len(self._steps)):
+        for index in steps:
             name, op, arguments, attributes = self._steps[index]
             made = op(*(_resolved(a, values, swaps) for a in arguments), **attributes)
             values[name] = _or(seen(name, made), made)
             for old in self._last[index]:
                 if old not in self.outputs:
                     values.pop(old, None)
-        return [values[name] for name in self.outputs]
 
     def index(self, name: str) -> int:
         """The place of a binding."""

@@ -51,12 +51,19 @@ class Settled:
         plan: where the borders go, and every width.
         grids: of every tensor that owns one.
         weights: of every quantized convolution and linear layer.
+        goal: the float module that corrections aim at, where ``module`` has other biases.
     """
 
     module: tvm.IRModule
     plan: Plan
     grids: Mapping[str, Grid]
     weights: Mapping[str, Rounded]
+    goal: tvm.IRModule | None = None
+
+    @property
+    def aim(self) -> tvm.IRModule:
+        """The float module whose values are the right ones."""
+        return self.goal or self.module
 
     def points(self) -> dict[str, Grid]:
         """The grid of every tensor that gets one."""

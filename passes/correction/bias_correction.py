@@ -29,6 +29,7 @@ def correct_biases(settled: Settled, stage: BiasCorrection, work: Work) -> Settl
     Source: Nagel et al., arXiv 1906.04721, section 4.2, with the means taken from data.
     """
     view, net = View(settled.module), Differentiable(settled.module)
+    aim = Differentiable(settled.aim) if settled.goal else net
     layers = {bias_name(view, name): name for name in settled.weights}
     batch = next(work.samples.batches(SAMPLES))
     wanted: dict[str, Tensor] = {}
@@ -49,10 +50,10 @@ def correct_biases(settled: Settled, stage: BiasCorrection, work: Work) -> Settl
         return y - error
 
     with torch.no_grad():
-        net(batch, remember)
+        aim(batch, remember)
         Simulation(settled, net)(batch, mend)
     biases = {layer: values.numpy() for layer, values in corrected.items()}
-    return replace(settled, module=set_biases(settled.module, biases))
+    return replace(settled, module=set_biases(settled.module, biases), goal=settled.aim)
 
 
 def _means(y: Tensor) -> Tensor:

@@ -11,7 +11,10 @@ import tvm
 
 from nybble import stages
 from nybble.passes.calibrate import calibrate
+from nybble.passes.correction.adaquant import adaquant
+from nybble.passes.correction.adaround import adaround
 from nybble.passes.correction.bias_correction import correct_biases
+from nybble.passes.correction.flexround import flexround
 from nybble.passes.correction.spool import Spool
 from nybble.passes.settle import Settled, settle
 from nybble.recipe import Recipe
@@ -42,6 +45,9 @@ class Work:
 
 Correction = Callable[[Settled, Any, Work], Settled]
 CORRECTIONS: dict[type[Any], Correction] = {
+    stages.AdaRound: adaround,
+    stages.AdaQuant: adaquant,
+    stages.FlexRound: flexround,
     stages.BiasCorrection: correct_biases,
 }
 

@@ -80,6 +80,10 @@ class Spool:
                     for name, array in part.items()
                 }
 
+    def column(self, name: str) -> Tensor:
+        """One array of all batches."""
+        return torch.from_numpy(np.concatenate([part[name] for part in self._parts]))
+
     def _kept(self, array: Array) -> Array:
         self._used += array.nbytes
         if self._used <= self._limit:

@@ -1,0 +1,110 @@
+"""The loop that all learned corrections share: Adam on random rows of a layer's product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nybble.passes.correction.layers import Problem, Tick
+from nybble.passes.grids import Levels
+
+EVERY = 50  # iterations between two reports
+TINY = 1e-12
+
+
+class Form(Protocol):
+    """A layer with something to learn."""
+
+    def parameters(self) -> list[dict[str, object]]:
+        """Groups for Adam, with their rates."""
+        ...
+
+    def weights(self) -> Tensor:
+        """(groups, O / groups, K), with gradients."""
+        ...
+
+    def bias(self) -> Tensor:
+        """(O,)."""
+        ...
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Rows on their grid."""
+        ...
+
+    def at(self, progress: float) -> float:
+        """Called before each iteration; the share of its rates.
+
+        Args:
+            progress: from 0 to 1.
+        """
+        ...
+
+
+def fit(
+    problem: Problem, form: Form, iterations: int, batch: int, run: tuple[torch.Generator, Tick]
+) -> None:
+    """Minimises the squared error of a layer's outputs, each channel in parts of its first one.
+
+    So a channel counts by how much of its own error is left, not by how large its outputs are.
+    """
+    generator, tick = run
+    optimizer = torch.optim.Adam(form.parameters(), fused=True)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    first = problem.errors(problem.settled())
+    share = torch.where(first > TINY, 1 / first.clamp(min=TINY), torch.zeros_like(first)).float()
+    for step, chosen in enumerate(_batches(len(problem.rows), batch, iterations, generator)):
+        pace = form.at(step / iterations)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = pace * rate
+        beside = None if problem.beside is None else problem.beside[chosen]
+        x = form.inputs(problem.rows[chosen])
+        made = problem.answers(x, form.weights(), form.bias(), beside)
+        errors = (made - problem.target[chosen]).square().mean(dim=0)
+        loss = (errors * share).sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if step % EVERY == 0:
+            tick(step, iterations)
+
+
+def _batches(
+    rows: int, batch: int, iterations: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Indices of rows: the whole set shuffled, again and again."""
+    left = torch.randperm(rows, generator=generator)
+    for _ in range(iterations):
+        if len(left) < min(batch, rows):
+            left = torch.cat([left, torch.randperm(rows, generator=generator)])
+        yield left[: min(batch, rows)]
+        left = left[min(batch, rows) :]
+
+
+class _Straight(torch.autograd.Function):
+    """Rounds to nearest, half to even; the gradient passes as if it did nothing."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+        return gradient
+
+
+round_through: Callable[[Tensor], Tensor] = _Straight.apply
+
+
+def integers_through(steps: Tensor, levels: Levels) -> Tensor:
+    """Weights in steps of their scale as integers, with gradients."""
+    gap = gap_of(levels)
+    index = round_through((steps - levels.lo) / gap)
+    return torch.clamp(index, 0, (levels.hi - levels.lo) // gap) * gap + levels.lo
+
+
+def gap_of(levels: Levels) -> int:
+    """From one integer to the next: 1-bit weights have no 0."""
+    return 2 if levels.dtype == "int1" else 1
