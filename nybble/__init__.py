@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from nybble.allocation.pareto import pareto
     from nybble.allocation.result import Allocation
     from nybble.model import Artifact, Model, QuantizedModel
+    from nybble.passes.sensitivity.options import Measure
     from nybble.recipe import Recipe
     from nybble.runtime.session import Session, load
+    from nybble.sensitivity_run import sensitivity
+    from nybble.sensitivity_table import Sensitivity
     from nybble.walk import compile, load_onnx, load_torch, quantize  # noqa: A004
 
 __version__ = "0.1.0"
@@ -27,9 +30,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Allocation",
     "Artifact",
+    "Measure",
     "Model",
     "QuantizedModel",
     "Recipe",
+    "Sensitivity",
     "Session",
     "allocate",
     "compile",
@@ -38,14 +43,17 @@ __all__ = [
     "load_torch",
     "pareto",
     "quantize",
+    "sensitivity",
 ]
 
 _HOMES = {
     "Allocation": "nybble.allocation.result",
     "Artifact": "nybble.model",
+    "Measure": "nybble.passes.sensitivity.options",
     "Model": "nybble.model",
     "QuantizedModel": "nybble.model",
     "Recipe": "nybble.recipe",
+    "Sensitivity": "nybble.sensitivity_table",
     "Session": "nybble.runtime.session",
     "allocate": "nybble.allocation.allocate",
     "compile": "nybble.walk",
@@ -54,6 +62,7 @@ _HOMES = {
     "load_torch": "nybble.walk",
     "pareto": "nybble.allocation.pareto",
     "quantize": "nybble.walk",
+    "sensitivity": "nybble.sensitivity_run",
 }
 
 

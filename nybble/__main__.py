@@ -1,4 +1,4 @@
-"""The command line: ``nybble compile | run | bench | inspect | demo``.
+"""The command line: ``nybble compile | sensitivity | run | bench | inspect | demo``.
 
 Everything heavy is imported inside the commands, so that ``nybble --help`` is quick.
 """
@@ -155,6 +155,38 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
         model, output, calibration, options, targets, keep_float, measure, prefer
     )
     commands.compile_to_file(job)
+
+
+@app.command("sensitivity")
+def sensitivity_command(  # noqa: PLR0913, PLR0917  (one per option)
+    model: ModelFile,
+    calibration: Annotated[
+        Path,
+        typer.Option(
+            help="Representative inputs: .npy, .npz, or a folder of them.", callback=_existing
+        ),
+    ],
+    measure: Annotated[
+        str,
+        typer.Option(help="perturbation, pairwise, hessian, hessian_proxy or influence."),
+    ] = "perturbation",
+    widths: Annotated[str, typer.Option(help="Bits of weights to try, 2,4,8; or t.")] = "2,4,8",
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers to measure, all by default; repeatable."),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe as JSON.", callback=_file)] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the table here, as JSON.")
+    ] = None,
+) -> None:
+    """Measure what each layer loses at each width; a run that was cut off goes on."""
+    from nybble import commands_bits
+
+    job = commands_bits.SensitivityJob(
+        model, calibration, measure, widths, tuple(layer or ()), recipe, output
+    )
+    commands_bits.sensitivity(job)
 
 
 @app.command()

@@ -67,7 +67,7 @@ def compile_to_file(job: CompileJob) -> None:
     resolve_all(job.targets)
     samples: Any = Samples(job.calibration) if job.calibration else ()
     with step(f"import {job.model.name}"):
-        model = _model(job.model)
+        model = load_model(job.model)
     network: Any = model
     if not job.keep_float:
         with step("calibrate and quantize", len(samples)) as advance:
@@ -99,7 +99,7 @@ def writable(path: Path) -> None:
         raise ArtifactError(f"Cannot write {path}: the directory {path.parent} is read-only.")
 
 
-def _model(path: Path) -> nybble.Model:
+def load_model(path: Path) -> nybble.Model:
     """Imports by suffix: ``.pt2`` is an exported program of torch, everything else ONNX."""
     if path.suffix in (".pt", ".pth"):
         raise ImportModelError(
