@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import tvm
 
@@ -15,11 +13,9 @@ from nybble.budget import MIXED, limit_of
 from nybble.costs import Costs, Report, layer_costs, uniform
 from nybble.passes.calibrate import Ranges
 from nybble.passes.plan import plan
-from nybble.recipe import Recipe, with_widths
+from nybble.recipe import Recipe
 from nybble.schedules.target import CpuTarget
-
-Losses = Callable[[Recipe], Any]
-"""Measures the sensitivity that a recipe names, over its choices."""
+from nybble.sensitivity_table import Sensitivity
 
 
 @dataclass(frozen=True)
@@ -27,14 +23,21 @@ class Trade:
     """What every layer loses and costs at every width.
 
     Attributes:
-        sensitivity: losses, and pairs where measured.
+        sensitivity: losses, and pairs where measured; None until `with_losses`.
         costs: {cost: {layer: {width: value}}}.
         recipe: of mixed widths.
     """
 
-    sensitivity: Any
+    sensitivity: Sensitivity | None
     costs: Costs
     recipe: Recipe
+
+    def with_losses(self, found: Sensitivity) -> Trade:
+        """With what was measured; a layer of one width has nothing to lose."""
+        costs = self.costs["size"]
+        fixed = {layer: dict.fromkeys(widths, 0.0) for layer, widths in costs.items()}
+        losses = {layer: (fixed | found.losses)[layer] for layer in costs}
+        return replace(self, sensitivity=replace(found, losses=losses))
 
     def allocated(self) -> Allocation:
         """The best widths within the recipe's budget.
@@ -55,34 +58,28 @@ class Trade:
         each = self.costs[name].values()
         return sum(min(c.values()) for c in each), sum(max(c.values()) for c in each)
 
-    def resolved(self, widths: Mapping[str, Any]) -> Recipe:
-        """The recipe with every layer's width."""
-        return with_widths(self.recipe, widths)
 
-
-def is_open(canonical: tvm.IRModule, recipe: Recipe) -> bool:
-    """Whether a width is still to be chosen."""
+def free_layers(canonical: tvm.IRModule, recipe: Recipe) -> list[str]:
+    """The layers whose width is still to be chosen, in order."""
     if recipe.weights != MIXED:
-        return False
+        return []
     one, other = (plan(canonical, uniform(recipe, width)).weights for width in recipe.choices[:2])
-    return one != other
+    return [layer for layer in one if one[layer] != other[layer]]
 
 
 def weigh(
     canonical: tvm.IRModule,
     ranges: Ranges,
     recipe: Recipe,
-    losses: Losses,
     target: CpuTarget,
     report: Report | None = None,
 ) -> Trade:
-    """Measures losses and costs of every layer at every width.
+    """What every layer costs at every width; nothing is known of losses yet.
 
     Args:
         canonical: float.
         ranges: its calibration.
         recipe: of mixed widths.
-        losses: gives {layer: {width: loss}} of the layers whose width is free.
         target: where latency is measured, if the budget limits it.
         report: called with (layers timed, layers in all).
 
@@ -91,12 +88,4 @@ def weigh(
     """
     timed = target if "latency" in recipe.limits else None
     costs = layer_costs(canonical, ranges, recipe, timed, report)
-    found = losses(recipe)
-    fixed = {
-        layer: dict.fromkeys(widths, 0.0)  # one width: nothing to lose
-        for layer, widths in costs["size"].items()
-        if layer not in found.losses
-    }
-    order = costs["size"]
-    together = {layer: {**fixed, **found.losses}[layer] for layer in order}
-    return Trade(replace(found, losses=together), costs, recipe)
+    return Trade(None, costs, recipe)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nybble.allocation.result import Allocation
 from nybble.errors import NybbleError
 from nybble.ir import graph, interpreter
 from nybble.recipe import Recipe
@@ -92,12 +93,16 @@ class QuantizedModel:
     Attributes:
         module: stage ``quantized``: float ops between quantize/dequantize pairs.
         integer: stage ``integer``: what is deployed.
-        recipe: how it was quantized.
+        recipe: how it was quantized; of mixed widths, with the width of every layer.
+        allocation: the widths that were chosen, where the recipe left them open.
+        trade: what they were chosen from (`nybble.mixed.Trade`).
     """
 
     module: tvm.IRModule
     integer: tvm.IRModule
     recipe: Recipe
+    allocation: Allocation | None = None
+    trade: Any = None
 
     def run(self, inputs: Inputs, observe: Observe | None = None) -> Outputs:
         """The NumPy law: exactly the integers (and the dequantized outputs) of every target.

@@ -18,18 +18,17 @@ from nybble.frontend.onnx import from_onnx
 from nybble.ir import specs
 from nybble.latency import Ruler, default_cache
 from nybble.limits import multiply_rates
+from nybble.mixed import free_layers
 from nybble.model import Artifact, Model, QuantizedModel
 from nybble.passes import pipeline
-from nybble.passes.biases import give_biases
 from nybble.passes.calibrate import calibrate
 from nybble.passes.pipeline import canonicalize
-from nybble.passes.settle import settle
 from nybble.phases import Phases, Progress
 from nybble.recipe import FLOAT, Recipe
 from nybble.schedules.build import build
 from nybble.schedules.lower import lower
 from nybble.schedules.select import Planner
-from nybble.schedules.target import resolve_all
+from nybble.schedules.target import resolve, resolve_all
 
 Target = str | dict[str, Any]
 
@@ -76,6 +75,8 @@ def quantize(
     calibration: Iterable[samples.Batch] = (),
     recipe: Recipe | None = None,
     progress: Progress | None = None,
+    *,
+    target: Target = "native",
 ) -> QuantizedModel:
     """Calibrates and quantizes a float network.
 
@@ -86,10 +87,13 @@ def quantize(
             the model fixes its batch size, larger arrays are cut to it. A recipe of
             ``activations="float"`` reads none.
         recipe: widths, calibrator, rounding; 8-bit min-max when omitted.
-        progress: called with (samples done, samples in all; None for a stream).
+        progress: called with (samples done, samples in all; None for a stream); for mixed widths
+            and corrections with their steps too.
+        target: where latency is measured, if ``recipe.budget`` limits it.
 
     Raises:
         CalibrationError: no data, wrong shape or dtype, NaN or infinity.
+        AllocationError: no widths keep ``recipe.budget``.
         NybbleError: a pattern of ``recipe.keep_float`` or ``recipe.layers`` matches no layer.
     """
     recipe = recipe or Recipe()
@@ -97,39 +101,24 @@ def quantize(
     if recipe.activations == FLOAT:
         return QuantizedModel(*pipeline.round_weights(canonical, recipe), recipe)
     batches = samples.batches(model, calibration)
+    if recipe.correct or free_layers(canonical, recipe):
+        refined = _needs_torch("nybble.refine").refined
+        made: QuantizedModel = refined(canonical, batches, recipe, resolve(target), progress)
+        return made
     total = samples.count(model, calibration) if progress else None
-    if recipe.correct:
-        module = _corrected(canonical, batches, recipe, Phases(progress, 2), total)
-    else:
-        report = (lambda done: progress(done, total)) if progress else None
-        module = pipeline.quantize(canonical, calibrate(canonical, batches, recipe, report), recipe)
+    report = (lambda done: progress(done, total)) if progress else None
+    ranges = calibrate(canonical, batches, recipe, report)
+    module = pipeline.quantize(canonical, ranges, recipe)
     return QuantizedModel(module, pipeline.to_integer(module, recipe), recipe)
 
 
-def _corrected(
-    canonical: Any, batches: Iterable[Any], recipe: Recipe, phases: Phases, total: int | None
-) -> Any:
-    """The quantized module behind the recipe's stages of correction."""
-    correction = _needs_torch("nybble.passes.correction.run", "correct")
-    spool = _needs_torch("nybble.passes.correction.spool", "correct")
-    canonical = pipeline.run(canonical, [(give_biases.name, give_biases)], "float", "float")
-    report, learn = phases.begin(), phases.begin()
-    seen = (lambda done: report(done, total)) if report else None
-    with spool.Spool() as kept:
-        ranges = calibrate(canonical, kept.passing(batches), recipe, seen)
-        settled = settle(canonical, ranges, recipe)
-        return pipeline.insert(correction.correct(settled, kept, recipe, learn or _silent))
-
-
-def _needs_torch(module: str, field: str) -> Any:
+def _needs_torch(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise NybbleError(f"Recipe: {field} needs torch: pip install nybble[torch].") from error
-
-
-def _silent(done: int, of: int | None) -> None:
-    """Reports to nobody."""
+        raise NybbleError(
+            "Recipe: mixed widths and corrections need torch: pip install nybble[torch]."
+        ) from error
 
 
 def compile(  # noqa: A001
