@@ -14,7 +14,7 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / scale:.3g} {unit}"
 
 
-def size(count: int | None) -> str:
+def size(count: float | None) -> str:
     """``1.2 MB`` in powers of ten; a dash for None."""
     if count is None:
         return NONE
@@ -27,7 +27,7 @@ def share(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.2f} %"
 
 
-def count(value: int) -> str:
+def count(value: float) -> str:
     """``1.2 M``, for multiply-adds; a dash for 0."""
     if value == 0:
         return NONE
