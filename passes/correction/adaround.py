@@ -64,7 +64,7 @@ class _Choices:
         return [{"params": [self.choice], "lr": self.rate}]
 
     def weights(self) -> Tensor:
-        made: Tensor = _Softly.apply(self.choice, self)
+        made: Tensor = _Softly.apply(self.choice, self)  # type: ignore[no-untyped-call]
         return made
 
     def bias(self) -> Tensor:
@@ -116,7 +116,7 @@ class _Softly(torch.autograd.Function):
         return weights
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         up, slope = ctx.saved_tensors
         choices: _Choices = ctx.choices
         total = gradient * choices.steps * choices.gap + choices.pull(up)

@@ -13,6 +13,8 @@ from nybble.passes.grids import Levels
 
 EVERY = 50  # iterations between two reports
 TINY = 1e-12
+INPUTS = 1 << 19  # in a batch: rows of depthwise layers hold a window of every channel
+FEWEST = 64  # rows in a batch nevertheless
 
 
 class Form(Protocol):
@@ -55,6 +57,7 @@ def fit(
     rates = [group["lr"] for group in optimizer.param_groups]
     first = problem.errors(problem.settled())
     share = torch.where(first > TINY, 1 / first.clamp(min=TINY), torch.zeros_like(first)).float()
+    batch = min(batch, max(FEWEST, INPUTS // problem.rows[0].numel()))
     for step, chosen in enumerate(_batches(len(problem.rows), batch, iterations, generator)):
         pace = form.at(step / iterations)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -65,7 +68,7 @@ def fit(
         errors = (made - problem.target[chosen]).square().mean(dim=0)
         loss = (errors * share).sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         if step % EVERY == 0:
             tick(step, iterations)
@@ -91,7 +94,7 @@ class _Straight(torch.autograd.Function):
         return torch.round(x)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+    def backward(ctx: object, gradient: Tensor) -> Tensor:  # noqa: ARG004
         return gradient
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nybble.passes.correction.spool import Spool
@@ -50,7 +52,7 @@ class Front:
         self.close()
         self._at, self._state, self._owned = to, made, True
 
-    def _moved(self, values: dict[str, Tensor], to: int, live: set[str]) -> Mapping[str, Tensor]:
+    def _moved(self, values: dict[str, Tensor], to: int, live: set[str]) -> dict[str, NDArray[Any]]:
         raw: dict[str, Tensor] = {}
 
         def rounded(name: str, value: Tensor) -> Tensor | None:
