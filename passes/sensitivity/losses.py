@@ -18,6 +18,7 @@ from nybble.passes.sensitivity.task import Task
 from nybble.passes.view import View
 
 SMALLEST = 1e-30  # of a probability: its logarithm stays finite
+ROUNDING = 1e-12  # a variance below this share of the mean square is none
 Term = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -86,7 +87,8 @@ class Judge:
                 moments.append(torch.tensor(each, dtype=torch.float64))
         self._task.units.passed(forward=1)
         total, squares, size = torch.stack(moments).sum(0).unbind(1)
-        variances: list[float] = (squares / size - (total / size) ** 2).tolist()
+        square, variance = squares / size, squares / size - (total / size) ** 2
+        variances: list[float] = torch.where(variance > ROUNDING * square, variance, 0.0).tolist()
         return variances
 
 
