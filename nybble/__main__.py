@@ -1,4 +1,4 @@
-"""The command line: ``nybble compile | sensitivity | run | bench | inspect | demo``.
+"""The command line: ``nybble compile | sensitivity | report | run | bench | inspect | demo``.
 
 Everything heavy is imported inside the commands, so that ``nybble --help`` is quick.
 """
@@ -187,6 +187,61 @@ def sensitivity_command(  # noqa: PLR0913, PLR0917  (one per option)
         model, calibration, measure, widths, tuple(layer or ()), recipe, output
     )
     commands_bits.sensitivity(job)
+
+
+@app.command("report")
+def report_command(  # noqa: PLR0913, PLR0917  (one per option)
+    model: ModelFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the page.")],
+    calibration: Calibration = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Inputs to try the networks on, .npz; an array 'labels' in it gives top-1. "
+            "Omitted: calibration samples.",
+            callback=_file,
+        ),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe as JSON.", callback=_file)] = None,
+    calibrator: Annotated[
+        str | None,
+        typer.Option(help="minmax, percentile, mse or entropy; goes before the recipe's."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Bits of weights, 1 to 8, ternary, or mixed.")
+    ] = None,
+    activations: Annotated[str | None, typer.Option(help="Bits of activations, 1 to 8.")] = None,
+    first_last: FirstLast = None,
+    layer: Layers = None,
+    choices: Choices = None,
+    budget: Budget = None,
+    sensitivity: Measure = None,
+    solver: Annotated[str | None, typer.Option(help="ilp, iqp or closed_form.")] = None,
+    correct: Correct = None,
+    allocation: AllocationFile = None,
+    target: Annotated[
+        str, typer.Option(help="native, x86-64-v3, …; this machine must run it.")
+    ] = "native",
+    measure: Annotated[
+        bool, typer.Option(help="Time the kernels of every layer: latencies join the costs.")
+    ] = False,
+    prefer: Prefer = "speed",
+    samples: Annotated[
+        int, typer.Option(min=1, help="Calibration samples to compare layers on.")
+    ] = 16,
+) -> None:
+    """Show what each layer loses and costs at each width, and what was chosen: one HTML file."""
+    from nybble import commands_report
+    from nybble.options import RecipeOptions
+
+    options = RecipeOptions(
+        recipe, weights, activations, first_last, tuple(layer or ()), calibrator,
+        choices, budget, sensitivity, solver, correct, allocation,
+    )  # fmt: skip
+    job = commands_report.ReportJob(
+        model, output, calibration, evaluate, options, target, measure, prefer, samples
+    )
+    commands_report.report(job)
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from html import escape
 
 from nybble.report import columns, front, parts, units
@@ -56,7 +55,7 @@ def _outcomes(study: Study) -> str:
                     lambda v: f"{100 * (v - (base.accuracy or 0)):+.2f}"),
         parts.chart("Signal to noise of the outputs", "dB, higher is better",
                     [] if base.accuracy is not None else
-                    [(r.name, r.kind, decibels(r.error)) for r in rows if r.error],
+                    [(r.name, r.kind, r.snr) for r in rows if r.error],
                     lambda v: f"{v:.1f} dB", lambda v: f"{v - _first(rows):+.1f}"),
         parts.chart(SIZE, "lower is better",
                     [(r.name, r.kind, r.weights) for r in rows], units.size),
@@ -71,12 +70,7 @@ def _outcomes(study: Study) -> str:
 
 
 def _first(rows: tuple[Outcome, ...]) -> float:
-    return next(decibels(r.error) for r in rows if r.error)
-
-
-def decibels(error: float | None) -> float:
-    """A relative squared error as signal to noise."""
-    return math.inf if not error else -10 * math.log10(error)
+    return next(r.snr for r in rows if r.error)
 
 
 def _outcomes_note(study: Study) -> str:
@@ -90,7 +84,7 @@ def _outcomes_note(study: Study) -> str:
     if chosen.accuracy is not None and base.accuracy is not None:
         said.append(f"top-1 {100 * (chosen.accuracy - base.accuracy):+.2f} points")
     elif chosen.error:
-        said.append(f"outputs {decibels(chosen.error):.1f} dB above their error")
+        said.append(f"outputs {chosen.snr:.1f} dB above their error")
     if chosen.seconds and base.seconds:
         said.append(f"{base.seconds / chosen.seconds:.2f} times as fast as float")
     kinds = "the deployed libraries" if base.size is not None else "every form of the network"
@@ -118,7 +112,7 @@ def _quotient(one: float | None, other: float | None) -> str:
 
 def _quality(row: Outcome, base: Outcome) -> tuple[str, ...]:
     if base.accuracy is None:
-        return (f"{decibels(row.error):.1f} dB" if row.error else units.NONE,)
+        return (f"{row.snr:.1f} dB" if row.error else units.NONE,)
     if row.accuracy is None or row is base:
         return units.share(row.accuracy), units.NONE
     return units.share(row.accuracy), f"{100 * (row.accuracy - base.accuracy):+.2f}"

@@ -53,6 +53,11 @@ class Outcome:
     accuracy: float | None = None
     error: float | None = None
 
+    @property
+    def snr(self) -> float:
+        """The error as signal to noise, dB; infinite where there is none."""
+        return -10 * math.log10(self.error) if self.error else math.inf
+
 
 @dataclass(frozen=True)
 class Study:
@@ -106,6 +111,12 @@ class Study:
         rows = self.losses.items()
         picked = {w: {n: w if w in row else next(iter(row)) for n, row in rows} for w in shared}
         return {w: self._point(cost, widths) for w, widths in picked.items()}
+
+    def to_html(self) -> str:
+        """One self-contained page; the same study gives the same text."""
+        from nybble.report import bits as page  # noqa: PLC0415  (which draws this record)
+
+        return page.render(self)
 
     def _point(self, cost: str, widths: Mapping[str, int | str]) -> Point:
         return Point(
