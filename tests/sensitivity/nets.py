@@ -37,7 +37,7 @@ LAYERS = ("stem", "branch", "mix", "head")
 
 
 @cache
-def net() -> nn.Module:
+def net() -> Any:
     return models.settled(Residual, (1, SIZE, SIZE)).double().requires_grad_(False)
 
 

@@ -161,6 +161,7 @@ def test_other_outputs_are_judged_by_squares_relative_to_their_variance() -> Non
 def test_outputs_that_never_change() -> None:
     net = Regression(1.0).eval()
     nn.init.zeros_(net.conv.weight)
+    assert net.conv.bias is not None
     nn.init.constant_(net.conv.bias, 0.3)
     with pytest.raises(CalibrationError, match="the same for all calibration samples"):
         measured(nybble.load_torch(net, (torch.zeros(1, 1, SIZE, SIZE),)), images())
