@@ -19,7 +19,7 @@ def render(study: Study) -> str:
         parts.section("Sensitivity", columns.heat_map(study), _heat_note(study)),
         _fidelity(study),
         _layers(study),
-        parts.facts("How this was made", study.facts),
+        parts.facts("How this was made", study.facts) if study.facts else "",
     )
     verdict = parts.chips(_badges(study))
     return parts.document(study.title, "Nybble report: widths of weights", verdict, sections)
@@ -84,7 +84,7 @@ def _outcomes_note(study: Study) -> str:
     if chosen.accuracy is not None and base.accuracy is not None:
         said.append(f"top-1 {100 * (chosen.accuracy - base.accuracy):+.2f} points")
     elif chosen.error:
-        said.append(f"outputs {chosen.snr:.1f} dB above their error")
+        said.append(f"outputs {units.decibels(chosen.snr)} above their error")
     if chosen.seconds and base.seconds:
         said.append(f"{base.seconds / chosen.seconds:.2f} times as fast as float")
     kinds = "the deployed libraries" if base.size is not None else "every form of the network"
@@ -112,7 +112,7 @@ def _quotient(one: float | None, other: float | None) -> str:
 
 def _quality(row: Outcome, base: Outcome) -> tuple[str, ...]:
     if base.accuracy is None:
-        return (f"{row.snr:.1f} dB" if row.error else units.NONE,)
+        return (units.decibels(None if row.error is None else row.snr),)
     if row.accuracy is None or row is base:
         return units.share(row.accuracy), units.NONE
     return units.share(row.accuracy), f"{100 * (row.accuracy - base.accuracy):+.2f}"
@@ -122,6 +122,8 @@ def _quality(row: Outcome, base: Outcome) -> tuple[str, ...]:
 
 
 def _fronts(study: Study) -> str:
+    if not study.fronts:
+        return ""
     note = (
         "A step of the line is the least loss that any choice of widths reaches at that cost: what "
         "lies above it wastes bits."
@@ -188,7 +190,8 @@ def _fidelity(study: Study) -> str:
     note = (
         f"Each layer's output as the next one reads it, against the float network's, on "
         f"{study.samples:,} calibration samples; errors of earlier layers are in it, so look for "
-        f"where it falls. The weakest is {escape(weakest)}: {snr:.1f} dB, cosine {cosine:.4f}."
+        f"where it falls. The weakest is {escape(weakest)}: {units.decibels(snr)}, cosine "
+        f"{cosine:.4f}."
     )
     return parts.section("What is left of every layer's output", columns.signals(study), note)
 
@@ -206,7 +209,7 @@ def _layers(study: Study) -> str:
                 for w in widths)  # fmt: skip
         cells.append((
             escape(layer), in_words(width), units.size(study.costs["size"][layer][width]),
-            f"{seen.snr:.1f} dB" if seen else units.NONE,
+            units.decibels(seen.snr if seen else None),
             f"{seen.cosine:.5f}" if seen else units.NONE, *each,
         ))  # fmt: skip
     table = parts.table(names, cells, len(names) - 2)

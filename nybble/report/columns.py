@@ -214,7 +214,7 @@ def signals(study: Study) -> str:
     columns = Columns(list(study.fidelity))
     found = list(study.fidelity.values())
     upper, lower = columns.frame(TOP, 130), columns.frame(TOP + 164, 90)
-    heights = [min(f.snr, HIGHEST) for f in found]
+    heights = [min(max(f.snr, -HIGHEST), HIGHEST) for f in found]
     foot = upper.y + upper.height
     high = Scale(min(0.0, *heights) * 1.1, max(10.0, *heights) * 1.06, foot, upper.y)
     least = min(f.cosine for f in found)
@@ -222,10 +222,9 @@ def signals(study: Study) -> str:
     parts = svg.left_axis(upper, high, "SNR (dB)", lambda v: f"{v:g}")
     parts += svg.left_axis(lower, near, "cosine", lambda v: f"{v:.4g}", 4)
     for index, (layer, (snr, cosine)) in enumerate(study.fidelity.items()):
-        said = f"{snr:.1f} dB" if math.isfinite(snr) else "no difference"
         width = study.allocation.widths.get(layer)
         style = kind(study, width) if width is not None else "k5"
-        tip = f"{layer}: {said}, cosine {cosine:.5f}"
+        tip = f"{layer}: {units.decibels(snr)}, cosine {cosine:.5f}"
         end, base = high(heights[index]), high(0)
         bar = columns.column(index, min(end, base), max(abs(base - end), 1.0))
         parts.append(svg.rect(bar, style, tip))

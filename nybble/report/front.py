@@ -10,7 +10,7 @@ from nybble.report.study import Point, Study, in_words
 from nybble.report.svg import LINE, Box, Scale
 
 WIDTH, HEIGHT = 474.0, 360.0  # two beside one another on a wide page
-FRAME = Box(66, 12, WIDTH - 66 - 10, HEIGHT - 12 - 48)
+FRAME = Box(66, 12, WIDTH - 66 - 24, HEIGHT - 12 - 48)
 TITLES = {"size": "size of weights", "bops": "bit operations of one sample",
           "latency": "latency of the layers' kernels, one sample"}  # fmt: skip
 WORDS: dict[str, Callable[[Any], str]] = {

@@ -44,7 +44,7 @@ def outcomes(study: Study) -> Table:
     for column in ("", "weights", "library", "latency", "top-1" if labelled else "output SNR"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in rows:
-        noise = units.NONE if row.error is None else f"{row.snr:.1f} dB"
+        noise = units.decibels(None if row.error is None else row.snr)
         quality = units.share(row.accuracy) if labelled else noise
         cells = (units.size(row.weights), units.size(row.size), units.duration(row.seconds))
         style = "bold" if row.kind == "chosen" else ""

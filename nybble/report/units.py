@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 NONE = "-"
 _STEPS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
@@ -35,3 +37,12 @@ def count(value: float) -> str:
         (step for step in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if value >= step[0]), (1, "")
     )
     return f"{value / scale:.3g}{unit}"
+
+
+def decibels(value: float | None) -> str:
+    """``23.4 dB``; a dash for None, and ``∞`` where nothing differs."""
+    if value is None:
+        return NONE
+    if math.isinf(value):
+        return f"{'-' if value < 0 else ''}∞ dB"
+    return f"{value:.1f} dB"
