@@ -45,9 +45,12 @@ class Trade:
         Raises:
             AllocationError: none keeps it.
         """
+        return allocate(self.sensitivity, self.costs, self.limits(), solver=self.recipe.solver)
+
+    def limits(self) -> dict[str, float]:
+        """The recipe's budget in bytes, bit operations and seconds."""
         asked = self.recipe.limits.items()
-        limits = {name: limit_of(name, limit, self.reach(name)) for name, limit in asked}
-        return allocate(self.sensitivity, self.costs, limits, solver=self.recipe.solver)
+        return {name: limit_of(name, limit, self.reach(name)) for name, limit in asked}
 
     def front(self, axis: str, points: int) -> list[Allocation]:
         """Losses against one cost, at most so many points."""

@@ -177,11 +177,8 @@ def _check_mixture(recipe: Recipe) -> None:
         if recipe.choices or recipe.budget:
             raise NybbleError("Recipe: choices and budget belong to weights='mixed'. Add it.")
         return
-    if not recipe.choices or not recipe.budget:
-        raise NybbleError(
-            "Recipe: weights='mixed' needs choices, such as (2, 4, 8), and a budget, such as "
-            "{'size': 0.5}."
-        )
+    if not recipe.choices:
+        raise NybbleError("Recipe: weights='mixed' needs choices, such as (2, 4, 8).")
     if recipe.activations == FLOAT:
         raise NybbleError("Recipe: weights='mixed' needs integer activations.")
 
