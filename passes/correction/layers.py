@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 ROWS = 4096  # of a layer's product, from all samples together
 ROWS_IN_MEMORY = 192 << 20  # bytes; wider layers have fewer rows
+JUDGED = 1024  # rows that tell better from worse
 PRIME = 1_000_003  # seeds of layers do not meet
 
 
@@ -94,17 +95,13 @@ class Problem:
         return rows if self.place.owner is None else fake(rows, grid)
 
     def errors(self, learned: Learned) -> Tensor:
-        """Mean squared error of every channel over all rows, (O,)."""
-        steps = learned.scale.reshape(len(self.weights), -1, 1)
-        weights = learned.integers * steps
-        total = torch.zeros(len(self.bias), dtype=torch.float64)
-        for start in range(0, len(self.rows), 1024):
-            part = slice(start, start + 1024)
-            beside = None if self.beside is None else self.beside[part]
-            x = self.inputs(self.rows[part], learned.grid)
-            made = self.answers(x, weights, learned.bias, beside)
-            total += (made - self.target[part]).double().square().sum(dim=0)
-        return total / len(self.rows)
+        """Mean squared error of every channel, (O,), over rows from all samples."""
+        some = slice(None, None, -(-len(self.rows) // JUDGED))
+        weights = learned.integers * learned.scale.reshape(len(self.weights), -1, 1)
+        beside = None if self.beside is None else self.beside[some]
+        x = self.inputs(self.rows[some], learned.grid)
+        made = self.answers(x, weights, learned.bias, beside)
+        return (made - self.target[some]).double().square().mean(dim=0)
 
     def settled(self) -> Learned:
         """The layer as it was before learning."""
@@ -316,7 +313,7 @@ def best_of(problem: Problem, learned: Learned) -> Learned:
 
 
 def _mixed(problem: Problem, before: Learned, learned: Learned) -> Learned:
-    before, learned = _bounded(before), _bounded(learned)
+    before, learned = bounded(before), bounded(learned)
     worse = problem.errors(learned) > problem.errors(before)
     rows = worse.reshape(len(problem.weights), -1, 1)
     return Learned(
@@ -327,8 +324,8 @@ def _mixed(problem: Problem, before: Learned, learned: Learned) -> Learned:
     )
 
 
-def _bounded(learned: Learned) -> Learned:
-    """Scales that biases fit: 32 bits of steps, 20 where a channel has no weights."""
+def bounded(learned: Learned) -> Learned:
+    """With scales that biases fit: 32 bits of steps, 20 where a channel has no weights."""
     magnitude = learned.bias.abs().double()
     enough = magnitude / (learned.grid.scale * BIAS_LIMIT)
     empty = ~learned.integers.reshape(len(enough), -1).any(dim=1)
