@@ -14,11 +14,11 @@ from torch import Tensor
 from nybble.ir import graph
 from nybble.passes.biases import bias_name, set_biases
 from nybble.passes.correction.front import IMAGES, Front
-from nybble.passes.correction.rows import Product, choose, product_of
+from nybble.passes.correction.places import Place, place_of
+from nybble.passes.correction.rows import choose, outputs_at
 from nybble.passes.correction.spool import Spool
 from nybble.passes.differentiable import Differentiable
 from nybble.passes.grids import BIAS_LIMIT, BIAS_STEPS, SMALLEST, Grid, Levels, weight_levels
-from nybble.passes.plan import clamp_bounds
 from nybble.passes.settle import Rounded, Settled, bias_of, rows_of
 from nybble.passes.simulation import Simulation, fake
 from nybble.passes.view import View
@@ -31,30 +31,6 @@ ROWS = 4096  # of a layer's product, from all samples together
 ROWS_IN_MEMORY = 192 << 20  # bytes; wider layers have fewer rows
 JUDGED = 1024  # rows that tell better from worse
 PRIME = 1_000_003  # seeds of layers do not meet
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a layer stands.
-
-    Attributes:
-        name: of the layer.
-        product: what it computes.
-        source: the tensor it reads.
-        end: the binding whose float value it aims at: behind its bias, the residual add that its
-            accumulators enter, and the clamps that follow.
-        beside: the other operand of that add.
-        bounds: of the clamps.
-        owner: of its input's grid, where no other binding depends on it.
-    """
-
-    name: str
-    product: Product
-    source: str
-    end: str
-    beside: str | None
-    bounds: tuple[float, float]
-    owner: str | None
 
 
 @dataclass(frozen=True)
@@ -256,49 +232,6 @@ class _Lesson:
             self.front.swaps[_bias_key(self.view, name)] = learned.bias
             owner = self.before.plan.owner
             self.front.grids = {point: self.grids[owner[point]] for point in owner}
-
-
-def place_of(view: View, settled: Settled, name: str) -> Place:
-    """Where a layer stands.
-
-    A residual add belongs to the layer whose accumulators enter it, if its other operand is
-    computed before the layer: then the layer mends that operand's error too.
-    """
-    kinds, order = settled.plan.kinds, list(view.calls)
-    end, beside, source = name, None, view.sources(name)[0]
-    lo, hi = -np.inf, np.inf
-    while (reader := view.sole_reader(end)) is not None:
-        kind = kinds[reader]
-        if kind == "add" and beside is None and end not in settled.plan.owner:
-            other = next((s for s in view.sources(reader) if s != end), None)
-            if other is None or (other in order and order.index(other) > order.index(name)):
-                break
-            beside = other
-        elif kind == "activation":
-            below, above = clamp_bounds(view.calls[reader])
-            lo, hi = min(max(lo, below), above), max(min(hi, above), below)
-        elif kind != "bias":
-            break
-        end = reader
-    owner = settled.plan.owner[source]
-    alone = _readers(view, settled, owner) == [name]
-    return Place(
-        name, product_of(view, name), source, end, beside, (lo, hi), owner if alone else None
-    )
-
-
-def _readers(view: View, settled: Settled, owner: str) -> list[str]:
-    """The bindings that read a grid's tensors and have none of the same grid."""
-    points = [point for point, owning in settled.plan.owner.items() if owning == owner]
-    readers = [reader for point in points for reader in view.readers[point]]
-    outputs = [point for point in points if point in view.outputs]
-    return [r for r in readers if r not in points] + outputs
-
-
-def outputs_at(y: Tensor, chosen: Tensor) -> Tensor:
-    """A tensor (N, …, O) at some outputs of every sample, (N * P, O)."""
-    flat = y.reshape(len(y), -1, y.shape[-1])
-    return flat[torch.arange(len(y)).reshape(-1, 1), chosen].reshape(-1, y.shape[-1])
 
 
 def best_of(problem: Problem, learned: Learned) -> Learned:

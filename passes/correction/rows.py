@@ -100,3 +100,9 @@ def choose(samples: int, pixels: int, rows: int, generator: torch.Generator) -> 
     each = min(pixels, max(1, -(-rows // samples)))
     keys = torch.rand((samples, pixels), generator=generator)
     return keys.argsort(dim=1)[:, :each].contiguous()
+
+
+def outputs_at(y: Tensor, chosen: Tensor) -> Tensor:
+    """A tensor (N, …, O) at some outputs of every sample, (N * P, O)."""
+    flat = y.reshape(len(y), -1, y.shape[-1])
+    return flat[torch.arange(len(y)).reshape(-1, 1), chosen].reshape(-1, y.shape[-1])

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 import nybble
 from nybble.ir import graph
 from nybble.passes.correction.front import Front
-from nybble.passes.correction.layers import outputs_at
-from nybble.passes.correction.rows import choose, product_of
+from nybble.passes.correction.rows import choose, outputs_at, product_of
 from nybble.passes.differentiable import Differentiable
 from nybble.passes.settle import rows_of
 from nybble.passes.simulation import Simulation
