@@ -94,7 +94,11 @@ dl {
 }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 640px) { section:not(.charts) .label { flex-basis: 110px; } }
+@media (max-width: 640px) {
+  section:not(.charts) .label { flex-basis: 110px; }
+  main { padding: 24px 10px 60px; }
+  section { padding: 16px 14px; }
+}
 /* drawings */
 svg { display: block; font-size: 11px; }
 svg text { fill: var(--soft); }
