@@ -32,7 +32,7 @@ class Effort:
     reused: float = 0.0
 
     def __str__(self) -> str:
-        passes = f"{self.forward} passes forward"
+        passes = f"{self.forward} {'pass' if self.forward == 1 else 'passes'} forward"
         if self.backward:
             passes += f" and {self.backward} back"
         words = f"{passes} over {self.samples} samples"

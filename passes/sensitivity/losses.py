@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,14 +13,27 @@ from nybble.errors import CalibrationError, StageError
 from nybble.ir import graph
 from nybble.passes.correction.spool import Spool
 from nybble.passes.differentiable import Differentiable
-from nybble.passes.sensitivity.options import Batch, Loss
+from nybble.passes.sensitivity.options import Batch
 from nybble.passes.sensitivity.samples import count
 from nybble.passes.sensitivity.task import Task
 from nybble.passes.view import View
 
 SMALLEST = 1e-30  # of a probability: its logarithm stays finite
 ROUNDING = 1e-12  # a variance below this share of the mean square is none
-Term = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """The part of one output in the default loss, a mean over samples.
+
+    Attributes:
+        distance: of the outputs (N, …) from those wanted; zero where they agree.
+        root: of the distance's second derivative by the outputs, where they agree: with S_n·S_nᵀ
+            that of sample n, S·e from the wanted outputs and e, both (N, …).
+    """
+
+    distance: Callable[[Tensor, Tensor], Tensor]
+    root: Callable[[Tensor, Tensor], Tensor]
 
 
 class Judge:
@@ -31,6 +45,7 @@ class Judge:
 
     Attributes:
         net: the float network; its parameters take no gradients.
+        terms: of the default loss, one for each output; empty with another loss.
 
     Raises:
         StageError: an op has no torch form.
@@ -46,8 +61,12 @@ class Judge:
                 "'influence' runs every op."
             ) from error
         self._task, self._wanted = task, wanted
-        variances = self._reference()
-        self._loss = task.measure.loss or divergence(task.view, self.net.outputs, variances)
+        variances, own = self._reference(), task.measure.loss
+        self.terms: list[Term] = []
+        if own is None:
+            each = zip(self.net.outputs, variances, strict=True)
+            self.terms = [_term(task.view, name, variance) for name, variance in each]
+        self._loss = own or self._divergence
 
     def batches(self) -> Iterator[Batch]:
         """The samples with the float outputs, in order."""
@@ -76,6 +95,11 @@ class Judge:
             )
         return loss
 
+    def _divergence(self, outputs: list[Tensor], batch: Batch) -> Tensor:
+        """The default loss: zero at the float network, a sum over its outputs."""
+        each = zip(self.terms, outputs, batch.wanted, strict=True)
+        return torch.stack([t.distance(y.double(), w.double()) for t, y, w in each]).sum()
+
     def _reference(self) -> list[float]:
         """Keeps the float outputs; returns the variance of each."""
         moments: list[Tensor] = []
@@ -92,32 +116,20 @@ class Judge:
         return variances
 
 
-def divergence(view: View, names: list[str], variances: list[float]) -> Loss:
-    """The default loss: zero at the float network, a sum over its outputs.
-
-    Raises:
-        CalibrationError: an output that is no class score never changes.
-    """
-    terms = [_term(view, name, v) for name, v in zip(names, variances, strict=True)]
-
-    def loss(outputs: list[Tensor], batch: Batch) -> Tensor:
-        each = zip(terms, outputs, batch.wanted, strict=True)
-        return torch.stack([term(y.double(), wanted.double()) for term, y, wanted in each]).sum()
-
-    return loss
-
-
 def _term(view: View, name: str, variance: float) -> Term:
     """KL of the softmax for (N, classes), else the squared error relative to the variance."""
     shape = view.shape(name)
     if len(shape) == 2 and shape[1] != 1:
-        return _kl_of_probabilities if _is_softmax(view, name) else _kl_of_scores
+        return PROBABILITIES if _is_softmax(view, name) else SCORES
     if variance <= 0:
         raise CalibrationError(
             f"The output '{name}' is the same for all calibration samples, so nothing can be told "
             "from it. Give more and different samples, or a loss of your own."
         )
-    return lambda y, wanted: (y - wanted).square().mean() / variance
+    return Term(
+        lambda y, wanted: (y - wanted).square().mean() / variance,
+        lambda wanted, e: e * (2 / (variance * wanted[0].numel())) ** 0.5,
+    )
 
 
 def _is_softmax(view: View, name: str) -> bool:
@@ -133,3 +145,18 @@ def _kl_of_scores(y: Tensor, wanted: Tensor) -> Tensor:
 def _kl_of_probabilities(y: Tensor, wanted: Tensor) -> Tensor:
     mine, right = y.clamp_min(SMALLEST).log(), wanted.clamp_min(SMALLEST).log()
     return (wanted * (right - mine)).sum(1).mean()
+
+
+def _root_of_scores(wanted: Tensor, e: Tensor) -> Tensor:
+    """(I - p·1ᵀ)·diag(√p)·e: the root of diag(p) - p·pᵀ."""
+    p = torch.softmax(wanted, 1)
+    spread = p.sqrt() * e
+    return spread - p * spread.sum(1, keepdim=True)
+
+
+def _root_of_probabilities(wanted: Tensor, e: Tensor) -> Tensor:
+    return e / wanted.clamp_min(SMALLEST).sqrt()
+
+
+SCORES = Term(_kl_of_scores, _root_of_scores)
+PROBABILITIES = Term(_kl_of_probabilities, _root_of_probabilities)

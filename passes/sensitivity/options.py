@@ -48,9 +48,9 @@ class Measure:
         cache: the folder of finished work; None for ``sensitivity`` in Nybble's cache folder.
         remember: whether finished work is kept and looked for at all.
         batch: samples evaluated together, where the model leaves that open.
-        tolerance: ``hessian`` stops when another vector changes a layer's trace by less than this
-            share of it.
-        fewest: vectors of ``hessian`` for each layer.
+        tolerance: ``hessian`` stops when another random vector changes the mean of a layer's
+            traces by less than this share of it.
+        fewest: vectors of ``hessian`` for each layer, before it may stop.
         most: vectors of ``hessian`` for each layer.
         announce: called with the effort beforehand, and again when its time can be told.
     """
@@ -61,10 +61,10 @@ class Measure:
     loss_name: str = ""
     cache: Path | None = None
     remember: bool = True
-    batch: int = 32
+    batch: int = 16
     tolerance: float = 1e-3
     fewest: int = 16
-    most: int = 64
+    most: int = 128
     announce: Callable[[Effort], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:

@@ -106,7 +106,8 @@ def _effort(measure: Measure, layers: int, widths: int, samples: int) -> tuple[E
         return columns.hessian_proxy_effort(samples), samples
     if measure.name == "hessian":
         blocks = -(-measure.most // hessian.BLOCK)
-        return hessian.hessian_effort(layers, measure, samples), layers * blocks * hessian.BLOCK
+        at_once = 1 if measure.loss is None else layers
+        return hessian.hessian_effort(layers, measure, samples), at_once * blocks * hessian.BLOCK
     of = {"perturbation": forward.perturbation_effort, "pairwise": forward.pairwise_effort}
     effort = of[measure.name](layers, widths, samples)
     return effort, effort.forward - 1  # the float outputs come first, and are no unit

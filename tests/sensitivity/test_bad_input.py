@@ -45,6 +45,7 @@ def test_a_calibration_smaller_than_the_models_batch() -> None:
 
 def test_a_calibration_smaller_than_the_batch_evaluated_together() -> None:
     one = measured(model(), images(), batch=100)
+    assert measured(model(), list(images()), batch=100).losses == one.losses
     two = measured(model(), images(), batch=4)  # 4 and 2 samples
     for layer, losses in one.losses.items():
         assert two.losses[layer] == pytest.approx(losses, rel=1e-4, abs=1e-9)

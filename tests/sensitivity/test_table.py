@@ -70,7 +70,7 @@ def test_the_command_measures_shows_and_writes(
     told = capsys.readouterr()
     assert "Loss by influence" in told.out
     assert "/fc/Gemm" in told.out
-    assert "at most 1 passes forward over 4 samples" in told.err
+    assert "at most 1 pass forward over 4 samples" in told.err
     table = Sensitivity.from_json((tmp_path / "s.json").read_text())
     assert table.widths == [3, "ternary"]
     assert len(table.losses) == 14
