@@ -15,11 +15,21 @@ from nybble.errors import NybbleError
 class Equalize:
     """Cross-layer equalisation: moves range between neighbouring layers (arXiv 1906.04721).
 
+    Comes first: what other stages learned would be lost.
+
     Attributes:
+        by: what is made equal to the range of the weights that read a channel: ``weights`` that
+            of the weights it comes from, ``activations`` that of its values.
         sweeps: over the network.
     """
 
+    by: str = "activations"
     sweeps: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown way."""
+        _one_of(self, "by", ("weights", "activations"))
+        _at_least(self, "sweeps", 1)
 
 
 @dataclass(frozen=True)
@@ -30,11 +40,16 @@ class Scales:
         by: ``mse`` of the weights themselves, ``output`` of the layer's outputs, ``prediction``
             for PD-Quant's difference of the network's outputs (arXiv 2212.07048), which also
             moves the activations' scales.
-        candidates: scales tried for each channel or tensor, from half the largest value up.
+        candidates: scales tried for each channel or tensor, from a fifth of the largest value up.
     """
 
     by: str = "mse"
-    candidates: int = 40
+    candidates: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown criterion."""
+        _one_of(self, "by", ("mse", "output", "prediction"))
+        _at_least(self, "candidates", 1)
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,12 @@ class Gptq:
     order: str = "act"
     block: int = 128
 
+    def __post_init__(self) -> None:
+        """Refuses an unknown order, and what has no inverse."""
+        _one_of(self, "order", ("act", "natural"))
+        _at_least(self, "damping", 1e-6)
+        _at_least(self, "block", 1)
+
 
 @dataclass(frozen=True)
 class AdaRound:
@@ -63,10 +84,15 @@ class AdaRound:
         regularizer: weight of the term that drives each choice to one side.
     """
 
-    iterations: int = 1000
-    batch: int = 2048
+    iterations: int = 300
+    batch: int = 256
     rate: float = 0.01
     regularizer: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot learn."""
+        _can_learn(self)
+        _at_least(self, "regularizer", 0.0)
 
 
 @dataclass(frozen=True)
@@ -76,14 +102,18 @@ class AdaQuant:
     Attributes:
         iterations: of each layer.
         batch: rows of the layer's product in an iteration.
-        rate: learning rate of the weights; scales and biases have a tenth of it.
+        rate: how far a weight moves in an iteration, in steps of its scale; falls to 0.
         sequential: inputs come from the quantized layers before; otherwise from the float ones.
     """
 
-    iterations: int = 500
-    batch: int = 2048
-    rate: float = 1e-3
+    iterations: int = 300
+    batch: int = 256
+    rate: float = 0.01
     sequential: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot learn."""
+        _can_learn(self)
 
 
 @dataclass(frozen=True)
@@ -93,23 +123,33 @@ class FlexRound:
     Attributes:
         iterations: of each layer.
         batch: rows of the layer's product in an iteration.
-        rate: learning rate.
+        rate: learning rate of the divisors' logarithms; falls to 0.
     """
 
-    iterations: int = 1000
-    batch: int = 2048
+    iterations: int = 300
+    batch: int = 256
     rate: float = 2e-3
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot learn."""
+        _can_learn(self)
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """Adds a low-rank product that mends a linear layer's weights (LoRC, arXiv 2303.08302).
+    """Adds a thin 8-bit product that mends a layer's weights (LoRC, arXiv 2303.08302).
+
+    For linear layers, and for convolutions without groups.
 
     Attributes:
         rank: of the product.
     """
 
     rank: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuses a product of nothing."""
+        _at_least(self, "rank", 1)
 
 
 @dataclass(frozen=True)
@@ -159,13 +199,11 @@ def _read(given: Any) -> Iterable[Any]:
     if type(given) in NAMES:
         yield given
         return
-    for name, options in (given.items() if isinstance(given, Mapping) else [(given, {})]):
+    for name, options in given.items() if isinstance(given, Mapping) else [(given, {})]:
         if name not in STAGES:
             near = difflib.get_close_matches(str(name), STAGES, n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise NybbleError(
-                f"Recipe: correct={name!r} is not one of: {', '.join(STAGES)}{hint}."
-            )
+            raise NybbleError(f"Recipe: correct={name!r} is not one of: {', '.join(STAGES)}{hint}.")
         known = {field.name for field in dataclasses.fields(STAGES[name])}
         if not set(options) <= known:
             raise NybbleError(
@@ -173,6 +211,32 @@ def _read(given: Any) -> Iterable[Any]:
                 f"{', '.join(sorted(known)) or 'none'}."
             )
         yield STAGES[name](**options)
+
+
+def _one_of(stage: Any, option: str, allowed: tuple[str, ...]) -> None:
+    given = getattr(stage, option)
+    if given not in allowed:
+        raise NybbleError(
+            f"Recipe: correct, '{NAMES[type(stage)]}': {option}={given!r} is not one of: "
+            f"{', '.join(allowed)}."
+        )
+
+
+def _can_learn(stage: Any) -> None:
+    _at_least(stage, "iterations", 1)
+    _at_least(stage, "batch", 1)
+    _at_least(stage, "rate", 1e-9)
+
+
+def _at_least(stage: Any, option: str, least: float) -> None:
+    """Refuses smaller numbers, and fractions where ``least`` is whole."""
+    given, whole = getattr(stage, option), isinstance(least, int)
+    is_number = isinstance(given, int if whole else int | float) and not isinstance(given, bool)
+    if not is_number or given < least:
+        raise NybbleError(
+            f"Recipe: correct, '{NAMES[type(stage)]}': {option}={given!r} is not a number "
+            f"from {least} up{', and whole' if whole else ''}."
+        )
 
 
 def as_data(stages: Iterable[Any]) -> list[Any]:

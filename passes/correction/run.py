@@ -14,8 +14,13 @@ from nybble.passes.calibrate import calibrate
 from nybble.passes.correction.adaquant import adaquant
 from nybble.passes.correction.adaround import adaround
 from nybble.passes.correction.bias_correction import correct_biases
+from nybble.passes.correction.equalize import equalize
 from nybble.passes.correction.flexround import flexround
+from nybble.passes.correction.gptq import gptq
+from nybble.passes.correction.low_rank import add_low_rank
+from nybble.passes.correction.scales import choose_scales
 from nybble.passes.correction.spool import Spool
+from nybble.passes.correction.statistics import restore_statistics
 from nybble.passes.settle import Settled, settle
 from nybble.recipe import Recipe
 
@@ -37,18 +42,29 @@ class Work:
     recipe: Recipe
     report: Report
 
-    def resettled(self, mod: tvm.IRModule) -> Settled:
-        """A changed float module, calibrated anew and rounded to nearest."""
+    def resettled(self, mod: tvm.IRModule, recipe: Recipe | None = None) -> Settled:
+        """A changed float module, calibrated anew and rounded to nearest.
+
+        Args:
+            mod: canonical.
+            recipe: in place of the work's own.
+        """
+        recipe = recipe or self.recipe
         batches = ({k: v.numpy() for k, v in b.items()} for b in self.samples.batches(1))
-        return settle(mod, calibrate(mod, batches, self.recipe), self.recipe)
+        return settle(mod, calibrate(mod, batches, recipe), recipe)
 
 
 Correction = Callable[[Settled, Any, Work], Settled]
 CORRECTIONS: dict[type[Any], Correction] = {
+    stages.Equalize: equalize,
+    stages.Scales: choose_scales,
+    stages.Gptq: gptq,
     stages.AdaRound: adaround,
     stages.AdaQuant: adaquant,
     stages.FlexRound: flexround,
+    stages.LowRank: add_low_rank,
     stages.BiasCorrection: correct_biases,
+    stages.Statistics: restore_statistics,
 }
 
 
