@@ -14,7 +14,7 @@ from nybble.passes.differentiable import Differentiable
 from nybble.passes.grids import Grid
 from nybble.passes.simulation import fake
 
-LIMIT = 192 << 20  # bytes in memory; two spools live while one is made from the other
+LIMIT = 160 << 20  # bytes in memory; two fronts live while one is made from the other
 IMAGES = 8  # run together
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nybble.ir import graph
 from nybble.passes.biases import bias_name, set_biases
-from nybble.passes.correction.front import IMAGES, Front
+from nybble.passes.correction.front import IMAGES, LIMIT, Front
 from nybble.passes.correction.places import Place, place_of
 from nybble.passes.correction.rows import choose, outputs_at
 from nybble.passes.correction.spool import Spool
@@ -277,7 +277,7 @@ def _batch(view: View) -> int:
 def _targets(net: Differentiable, samples: Spool, size: int, lesson: _Lesson) -> Spool:
     """The float network's answers at the chosen outputs, by layer."""
     ends = {place.end: place for place in lesson.places}
-    found, start = Spool(), 0
+    found, start = Spool(LIMIT), 0
     for values in samples.batches(size):
         count = len(next(iter(values.values())))
         part: dict[str, Array] = {}

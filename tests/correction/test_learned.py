@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import nybble
+from nybble.errors import NybbleError
 from nybble.passes.correction import layers
 from nybble.passes.correction.layers import Learned, Problem
 from nybble.passes.correction.run import correct
@@ -150,6 +151,13 @@ def test_zeros_and_single_rows(stage: str) -> None:
         assert np.all(np.isfinite(rounded.scale))
         assert rounded.scale.min() > 0
     assert not found.weights["zeros"].integers.any()
+
+
+@pytest.mark.parametrize("stage", ["adaround", "adaquant", "flexround"])
+@pytest.mark.parametrize("option", [{"iterations": 0}, {"batch": 1.5}, {"rate": "fast"}])
+def test_options_that_cannot_learn_are_refused(stage: str, option: dict[str, Any]) -> None:
+    with pytest.raises(NybbleError, match=f"'{stage}': {next(iter(option))}="):
+        Recipe(correct=({stage: option},))
 
 
 def test_progress_is_reported() -> None:
