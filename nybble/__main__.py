@@ -223,7 +223,10 @@ def report_command(  # noqa: PLR0913, PLR0917  (one per option)
         str, typer.Option(help="native, x86-64-v3, …; this machine must run it.")
     ] = "native",
     measure: Annotated[
-        bool, typer.Option(help="Time the kernels of every layer: latencies join the costs.")
+        bool,
+        typer.Option(
+            help="Time kernels and take the fastest; without a budget latency joins the costs."
+        ),
     ] = False,
     prefer: Prefer = "speed",
     samples: Annotated[

@@ -23,7 +23,7 @@ from nybble.passes.correction.run import correct
 from nybble.passes.correction.spool import Spool
 from nybble.passes.sensitivity.options import Measure
 from nybble.passes.sensitivity.run import Subject, measured
-from nybble.passes.settle import settle
+from nybble.passes.settle import Settled, settle
 from nybble.phases import Phases, Progress
 from nybble.recipe import Recipe, with_widths
 from nybble.schedules.target import CpuTarget
@@ -57,12 +57,21 @@ class Calibrated:
             progress: called with (steps done, steps in all) of the corrections.
         """
         recipe = with_widths(self.recipe, allocation.widths) if allocation else self.recipe
-        settled = settle(self.module, self.ranges, recipe)
-        if recipe.correct:
-            settled = correct(settled, self.samples, recipe, progress or _silent)
-        module = pipeline.insert(settled)
+        module = pipeline.insert(self.settled(recipe, progress))
         integer = pipeline.to_integer(module, recipe)
         return QuantizedModel(module, integer, recipe, allocation, self.trade)
+
+    def settled(self, recipe: Recipe, progress: Progress | None = None) -> Settled:
+        """Rounds, and corrects.
+
+        Args:
+            recipe: of this network, with every layer's width.
+            progress: called with (steps done, steps in all) of the corrections.
+        """
+        settled = settle(self.module, self.ranges, recipe)
+        if not recipe.correct:
+            return settled
+        return correct(settled, self.samples, recipe, progress or _silent)
 
 
 def refined(

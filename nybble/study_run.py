@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import glob
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -19,19 +18,18 @@ from numpy.typing import NDArray
 from nybble import samples
 from nybble.allocation.result import Allocation
 from nybble.budget import MIXED
-from nybble.costs import Costs, layer_costs, uniform
+from nybble.costs import uniform
 from nybble.errors import NybbleError
 from nybble.evaluation import Deployment, Evaluation, Ready, Tried, ready
 from nybble.ir import graph
 from nybble.mixed import Trade, free_layers
 from nybble.model import Model, QuantizedModel
 from nybble.passes import pipeline
-from nybble.passes.biases import give_biases
-from nybble.passes.calibrate import Ranges, calibrate
 from nybble.passes.fidelity import fidelity
 from nybble.passes.plan import plan
-from nybble.passes.settle import Settled, rows_of, settle
+from nybble.passes.settle import Settled, rows_of
 from nybble.passes.view import View
+from nybble.phases import Phases
 from nybble.recipe import FLOAT, Recipe, Widths, with_widths
 from nybble.report.data import facts
 from nybble.report.study import Fidelity, Outcome, Point, Study, bits, in_words
@@ -39,6 +37,10 @@ from nybble.runtime.manifest import Manifest
 from nybble.schedules.target import resolve
 from nybble.sensitivity_table import Sensitivity
 from nybble.walk import Target
+
+if TYPE_CHECKING:
+    from nybble.passes.correction.spool import Spool
+    from nybble.refine import Calibrated
 
 Array = NDArray[Any]
 Advance = Callable[[int, int | None], None]
@@ -60,8 +62,8 @@ class StudyOptions:
     Attributes:
         title: the network's name.
         target: what is compiled for; it must run here.
-        measure: time the kernels that can compile a layer and take the fastest; the latency of
-            every layer at every width then joins the costs.
+        measure: time the kernels that can compile a layer and take the fastest. Latency is a cost
+            of layers where the budget names it, and with ``measure`` where there is no budget.
         prefer: ``speed`` or ``size``, as for `nybble.compile`.
         samples: of the calibration data, on which layers' outputs are compared, and the networks'
             outputs where no other data is given.
@@ -75,6 +77,11 @@ class StudyOptions:
     prefer: str = "speed"
     samples: int = 16
     step: Step = _silent
+
+    def __post_init__(self) -> None:
+        """Refuses to compare on nothing."""
+        if self.samples < 1:
+            raise NybbleError(f"StudyOptions: samples={self.samples!r} is not at least 1.")
 
 
 def study(
@@ -113,33 +120,34 @@ def study(
         )
     resolve(options.target)
     given = None if evaluate is None else ready(model, evaluate)
-    spool = _torch("correction.spool")
-    with spool.Spool() as kept:
-        work = _Work(model, asked, options, kept)
-        work.calibrate(calibration)
-        return work.study(given)
+    work = _Work(model, asked, options)
+    with _torch("nybble.passes.correction.spool").Spool() as kept:
+        found: Study = work.study(calibration, given, kept)
+    return found
 
 
 def _torch(module: str) -> Any:
     try:
-        return importlib.import_module(f"nybble.passes.{module}")
+        return importlib.import_module(module)
     except ImportError as error:
         raise NybbleError("A study needs torch: pip install nybble[torch].") from error
 
 
-def opened(canonical: tvm.IRModule, recipe: Recipe) -> Recipe:
+def opened(canonical: tvm.IRModule, recipe: Recipe, timed: bool = False) -> Recipe:
     """A recipe that leaves widths open around the ones that this one names.
 
     Args:
         canonical: float.
         recipe: one of mixed widths is returned as it is.
+        timed: whether latency is a cost.
     """
     if recipe.weights == MIXED:
         return recipe
     named = plan(canonical, recipe).weights
     choices = tuple(sorted({*CHOICES, *named.values()}, key=bits))
+    budget = {"size": 1.0} | ({"latency": 1.0} if timed else {})
     kept = tuple((p, Widths(None, w.activations)) for p, w in recipe.overrides if w.activations)
-    found = replace(recipe, weights="mixed", layers=kept, choices=choices, budget={"size": 1.0})
+    found = replace(recipe, weights="mixed", layers=kept, choices=choices, budget=budget)
     fixed = set(named) - set(free_layers(canonical, found))  # by first_last
     return with_widths(found, {n: w for n, w in named.items() if n in fixed})
 
@@ -147,82 +155,55 @@ def opened(canonical: tvm.IRModule, recipe: Recipe) -> Recipe:
 class _Work:
     """A network with its calibration, which is read once, and every form of it."""
 
-    def __init__(self, model: Model, recipe: Recipe, options: StudyOptions, kept: Any):
-        self.model, self.recipe, self.options, self.kept = model, recipe, options, kept
+    def __init__(self, model: Model, recipe: Recipe, options: StudyOptions):
+        self.model, self.recipe, self.options = model, recipe, options
         self.deployment = Deployment(options.target, options.measure, options.prefer)
         self.canonical = pipeline.canonicalize(model.module)
-        if recipe.correct:
-            steps = [(give_biases.name, give_biases)]
-            self.canonical = pipeline.run(self.canonical, steps, "float", "float")
-        self.open = opened(self.canonical, recipe)
-        self.base = uniform(self.open, self.open.choices[0])
-        self.free = free_layers(self.canonical, self.open)
-        self.ranges = Ranges({})
-        if not self.free:
+        self.open = opened(self.canonical, recipe, options.measure)
+        if not free_layers(self.canonical, self.open):
             raise NybbleError(
                 "A study needs a layer whose width is open; the recipe fixes them all. Leave some "
                 "layers out of `layers`, or set first_last to none."
             )
 
-    def calibrate(self, calibration: Iterable[samples.Batch]) -> None:
-        """Reads the data once, and keeps it."""
-        batches = samples.batches(self.model, calibration)
-        total = samples.count(self.model, calibration)
-        with self.options.step("calibrate", total) as advance:
-            passing = self.kept.passing(batches)
-            self.ranges = calibrate(
-                self.canonical, passing, self.base, lambda done: advance(done, total)
-            )
-
-    def study(self, given: Ready | None) -> Study:
-        """Everything behind the calibration."""
-        data = given or ready(self.model, Evaluation(self._some()))
-        costs, found = self._costs(), self._sensitivity()
-        trade = Trade(None, costs, self.open).with_losses(found)
+    def study(
+        self, calibration: Iterable[samples.Batch], given: Ready | None, kept: Spool
+    ) -> Study:
+        """Measures, chooses, deploys; ``kept`` is empty and will hold the calibration data."""
+        network = self._calibrated(calibration, kept)
+        trade = network.trade
+        assert trade is not None
         assert trade.sensitivity is not None
         losses = trade.sensitivity.losses
         allocation = self._allocation(trade, losses)
-        settled = self._settled(with_widths(self.recipe, allocation.widths), "quantize as chosen")
-        alike = self._fidelity(settled)
-        outcomes, manifest = self._outcomes(data, costs, allocation, settled)
+        chosen = self._settled(network, self.recipe_of(allocation), "chosen")
+        alike = self._fidelity(chosen, kept)
+        data = given or ready(self.model, Evaluation(self._some(kept)))
+        outcomes, manifest = self._outcomes(data, network, allocation, chosen)
         fronts = {
             axis: tuple(Point(p.costs[axis], p.objective) for p in trade.front(axis, POINTS))
-            for axis in costs
+            for axis in trade.costs
         }
         return Study(
-            self.options.title, allocation, losses, costs, fronts, alike, outcomes, found.measure,
-            self._count, len(data), self._facts(found, manifest),
+            self.options.title, allocation, losses, trade.costs, fronts, alike, outcomes,
+            trade.sensitivity.measure, self._count(kept), len(data),
+            self._facts(trade.sensitivity, manifest, len(kept)),
         )  # fmt: skip
 
-    @property
-    def _fixed(self) -> int | None:
-        """Samples of a batch, where the network fixes that."""
-        extents = [graph.shape_of(v)[0] for v in graph.inputs(self.canonical)]
-        return next((e for e in extents if isinstance(e, int)), None)
+    def recipe_of(self, allocation: Allocation) -> Recipe:
+        """What was asked for, with every layer's width."""
+        return with_widths(self.recipe, allocation.widths)
 
-    @property
-    def _count(self) -> int:
-        """Samples to compare on, in whole batches."""
-        wanted, size = min(self.options.samples, len(self.kept)), self._fixed or 1
-        return -(-wanted // size) * size
-
-    def _some(self) -> dict[str, Array]:
-        """The first calibration samples."""
-        parts = list(self.kept.batches(self._fixed or TOGETHER, self._count))
-        return {name: np.concatenate([p[name].numpy() for p in parts]) for name in parts[0]}
-
-    def _costs(self) -> Costs:
-        timed = self.options.measure or "latency" in self.open.limits
-        cpu = resolve(self.options.target) if timed else None
-        with self.options.step("costs of every layer", None) as advance:
-            return layer_costs(self.canonical, self.ranges, self.open, cpu, advance)
-
-    def _sensitivity(self) -> Sensitivity:
-        run, options = _torch("sensitivity.run"), _torch("sensitivity.options")
-        measure = options.Measure(self.open.sensitivity, tuple(map(glob.escape, self.free)))
-        subject = run.Subject(self.canonical, self.kept, self.base, self.open.choices, self.ranges)
-        with self.options.step(f"sensitivity: {measure.name}", None) as advance:
-            found: Sensitivity = run.measured(subject, measure, advance)
+    def _calibrated(self, calibration: Iterable[samples.Batch], kept: Spool) -> Calibrated:
+        refine = _torch("nybble.refine")
+        batches = kept.passing(samples.batches(self.model, calibration))
+        cpu = resolve(self.options.target)
+        what = f"calibrate, and measure by {self.open.sensitivity}"
+        with self.options.step(what, samples.count(self.model, calibration)) as advance:
+            phases = Phases(advance, refine.phases_of(self.canonical, self.open))
+            found: Calibrated = refine.calibrated(
+                self.canonical, kept, batches, self.open, cpu, phases
+            )
         return found
 
     def _allocation(self, trade: Trade, losses: Mapping[str, Any]) -> Allocation:
@@ -233,40 +214,51 @@ class _Work:
         spent = {c: sum(rows[n][w] for n, w in widths.items()) for c, rows in trade.costs.items()}
         return Allocation(widths, sum(losses[n][w] for n, w in widths.items()), None, spent, {})
 
-    def _settled(self, recipe: Recipe, what: str) -> Settled:
-        """Rounded to nearest, then corrected as the recipe says."""
-        settled = settle(self.canonical, self.ranges, recipe)
+    def _settled(self, network: Calibrated, recipe: Recipe, name: str) -> Settled:
         if not recipe.correct:
-            return settled
-        run = _torch("correction.run")
-        with self.options.step(what, None) as advance:
-            corrected: Settled = run.correct(settled, self.kept, recipe, advance)
-        return corrected
+            return network.settled(recipe)
+        with self.options.step(f"correct: {name}", None) as advance:
+            return network.settled(recipe, advance)
 
-    def _fidelity(self, settled: Settled) -> dict[str, Fidelity]:
+    def _fixed(self) -> int | None:
+        """Samples of a batch, where the network fixes that."""
+        extents = [graph.shape_of(v)[0] for v in graph.inputs(self.canonical)]
+        return next((e for e in extents if isinstance(e, int)), None)
+
+    def _count(self, kept: Spool) -> int:
+        """Samples to compare on, in whole batches."""
+        wanted, size = min(self.options.samples, len(kept)), self._fixed() or 1
+        return -(-wanted // size) * size
+
+    def _some(self, kept: Spool) -> dict[str, Array]:
+        """The first calibration samples."""
+        parts = list(kept.batches(self._fixed() or TOGETHER, self._count(kept)))
+        return {name: np.concatenate([p[name].numpy() for p in parts]) for name in parts[0]}
+
+    def _fidelity(self, settled: Settled, kept: Spool) -> dict[str, Fidelity]:
         """Of every layer, on the first calibration samples."""
-        count = self._count
-        parts = self.kept.batches(self._fixed or TOGETHER, count)
+        count = self._count(kept)
+        parts = kept.batches(self._fixed() or TOGETHER, count)
         batches = ({name: x.numpy() for name, x in part.items()} for part in parts)
         with self.options.step("compare the outputs of every layer", count) as advance:
             sums = fidelity(settled, batches, lambda done: advance(done, count))
         return {layer: Fidelity(s.snr, s.cosine) for layer, s in sums.items()}
 
-    # ------------------------------------------------------------ outcomes
-
     def _outcomes(
-        self, data: Ready, costs: Costs, allocation: Allocation, chosen: Settled
+        self, data: Ready, network: Calibrated, allocation: Allocation, chosen: Settled
     ) -> tuple[tuple[Outcome, ...], Manifest]:
         """Float, each uniform width, and the choice, deployed; and the choice's manifest."""
         calls = View(self.canonical).calls
         weights = sum(4.0 * rows_of(calls[layer]).size for layer in allocation.widths)
         plain = self._tried("float", self.model, data)
         found = [_outcome("float", "float", weights, plain, (data, plain))]
+        assert network.trade is not None
+        rows = network.trade.costs["size"].values()
         for width in sorted(self.open.choices, key=bits, reverse=True):
             name = in_words(width)
-            settled = self._settled(uniform(self.open, width), f"quantize to {name}")
+            settled = self._settled(network, uniform(self.open, width), name)
             tried = self._tried(name, self._quantized(settled), data)
-            size = sum(row.get(width, next(iter(row.values()))) for row in costs["size"].values())
+            size = sum(row.get(width, next(iter(row.values()))) for row in rows)
             found.append(_outcome(name, "uniform", size, tried, (data, plain)))
         tried = self._tried("chosen", self._quantized(chosen), data)
         found.append(_outcome("chosen", "chosen", allocation.costs["size"], tried, (data, plain)))
@@ -280,13 +272,15 @@ class _Work:
         with self.options.step(f"compile and run: {name}", len(data)) as advance:
             return self.deployment.tried(network, data, advance)
 
-    def _facts(self, found: Sensitivity, manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    def _facts(
+        self, found: Sensitivity, manifest: Manifest, samples: int
+    ) -> tuple[tuple[str, str], ...]:
         """About network, recipe, measurement and machine."""
         told = facts(replace(manifest, recipe=self.recipe.as_dict()))
         kept = ("inputs", "outputs", "recipe", "target", "versions")
         given = tuple(pair for pair in told if pair[0] in kept)
         return (*given, ("sensitivity", f"{found.measure}: {found.effort}"),
-                ("calibration", f"{len(self.kept):,} samples"))  # fmt: skip
+                ("calibration", f"{samples:,} samples"))  # fmt: skip
 
 
 def _outcome(

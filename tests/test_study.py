@@ -171,6 +171,8 @@ def test_recipes_that_cannot_be_studied() -> None:
         nybble.study(tiny(), few(), replace(MIXED, budget={"size": "1KB"}))
     with pytest.raises(CalibrationError, match="empty"):
         nybble.study(tiny(), [], MIXED)
+    with pytest.raises(NybbleError, match="at least 1"):
+        nybble.StudyOptions(samples=0)
     with pytest.raises(NybbleError, match="no-such-cpu"):
         nybble.study(tiny(), few(), MIXED, options=nybble.StudyOptions(target="no-such-cpu"))
 
