@@ -14,37 +14,66 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nybble.allocation.allocate import allocate
+    from nybble.allocation.pareto import pareto
+    from nybble.allocation.result import Allocation
+    from nybble.evaluation import Evaluation
     from nybble.model import Artifact, Model, QuantizedModel
+    from nybble.passes.sensitivity.options import Measure
     from nybble.recipe import Recipe
+    from nybble.report.study import Study
     from nybble.runtime.session import Session, load
+    from nybble.sensitivity_run import sensitivity
+    from nybble.sensitivity_table import Sensitivity
+    from nybble.study_run import StudyOptions, study
     from nybble.walk import compile, load_onnx, load_torch, quantize  # noqa: A004
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Allocation",
     "Artifact",
+    "Evaluation",
+    "Measure",
     "Model",
     "QuantizedModel",
     "Recipe",
+    "Sensitivity",
     "Session",
+    "Study",
+    "StudyOptions",
+    "allocate",
     "compile",
     "load",
     "load_onnx",
     "load_torch",
+    "pareto",
     "quantize",
+    "sensitivity",
+    "study",
 ]
 
 _HOMES = {
+    "Allocation": "nybble.allocation.result",
     "Artifact": "nybble.model",
+    "Evaluation": "nybble.evaluation",
+    "Measure": "nybble.passes.sensitivity.options",
     "Model": "nybble.model",
     "QuantizedModel": "nybble.model",
     "Recipe": "nybble.recipe",
+    "Sensitivity": "nybble.sensitivity_table",
     "Session": "nybble.runtime.session",
+    "Study": "nybble.report.study",
+    "StudyOptions": "nybble.study_run",
+    "allocate": "nybble.allocation.allocate",
     "compile": "nybble.walk",
     "load": "nybble.runtime.session",
     "load_onnx": "nybble.walk",
     "load_torch": "nybble.walk",
+    "pareto": "nybble.allocation.pareto",
     "quantize": "nybble.walk",
+    "sensitivity": "nybble.sensitivity_run",
+    "study": "nybble.study_run",
 }
 
 

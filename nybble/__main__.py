@@ -1,4 +1,4 @@
-"""The command line: ``nybble compile | run | bench | inspect | demo``.
+"""The command line: ``nybble compile | sensitivity | report | run | bench | inspect | demo``.
 
 Everything heavy is imported inside the commands, so that ``nybble --help`` is quick.
 """
@@ -83,6 +83,32 @@ Prefer = Annotated[
 ]
 
 
+Choices = Annotated[
+    str | None, typer.Option(help="With --weights mixed: widths to choose from, as 2,4,8.")
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        help="With --weights mixed: what the network may cost, as size=0.5,latency=0.8 (shares of "
+        "the way from all low to all high) or size=4MB,latency=8ms,bops=20G."
+    ),
+]
+Measure = Annotated[
+    str | None,
+    typer.Option(help="hessian, perturbation, pairwise, hessian_proxy or influence."),
+]
+Correct = Annotated[
+    str | None,
+    typer.Option(
+        help="Corrections in order, as equalize,adaround,bias_correction. Options: in a recipe."
+    ),
+]
+AllocationFile = Annotated[
+    Path | None,
+    typer.Option(help="Widths of layers as JSON, from an earlier run or edited.", callback=_file),
+]
+
+
 @app.command("compile")
 def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     model: ModelFile,
@@ -101,6 +127,12 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     ] = None,
     first_last: FirstLast = None,
     layer: Layers = None,
+    choices: Choices = None,
+    budget: Budget = None,
+    sensitivity: Measure = None,
+    solver: Annotated[str | None, typer.Option(help="ilp, iqp or closed_form.")] = None,
+    correct: Correct = None,
+    allocation: AllocationFile = None,
     target: Targets = None,
     keep_float: Annotated[
         bool, typer.Option("--float", help="Compile without quantizing.")
@@ -116,12 +148,103 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
 
     targets = tuple(target or ["native"])
     options = RecipeOptions(
-        recipe, weights, activations, first_last, tuple(layer or ()), calibrator
-    )
+        recipe, weights, activations, first_last, tuple(layer or ()), calibrator,
+        choices, budget, sensitivity, solver, correct, allocation,
+    )  # fmt: skip
     job = commands.CompileJob(
         model, output, calibration, options, targets, keep_float, measure, prefer
     )
     commands.compile_to_file(job)
+
+
+@app.command("sensitivity")
+def sensitivity_command(  # noqa: PLR0913, PLR0917  (one per option)
+    model: ModelFile,
+    calibration: Annotated[
+        Path,
+        typer.Option(
+            help="Representative inputs: .npy, .npz, or a folder of them.", callback=_existing
+        ),
+    ],
+    measure: Annotated[
+        str,
+        typer.Option(help="perturbation, pairwise, hessian, hessian_proxy or influence."),
+    ] = "perturbation",
+    widths: Annotated[str, typer.Option(help="Bits of weights to try, 2,4,8; or t.")] = "2,4,8",
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers to measure, all by default; repeatable."),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe as JSON.", callback=_file)] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the table here, as JSON.")
+    ] = None,
+) -> None:
+    """Measure what each layer loses at each width; a run that was cut off goes on."""
+    from nybble import commands_bits
+
+    job = commands_bits.SensitivityJob(
+        model, calibration, measure, widths, tuple(layer or ()), recipe, output
+    )
+    commands_bits.sensitivity(job)
+
+
+@app.command("report")
+def report_command(  # noqa: PLR0913, PLR0917  (one per option)
+    model: ModelFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the page.")],
+    calibration: Calibration = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Inputs to try the networks on, .npz; an array 'labels' in it gives top-1. "
+            "Omitted: calibration samples.",
+            callback=_file,
+        ),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe as JSON.", callback=_file)] = None,
+    calibrator: Annotated[
+        str | None,
+        typer.Option(help="minmax, percentile, mse or entropy; goes before the recipe's."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Bits of weights, 1 to 8, ternary, or mixed.")
+    ] = None,
+    activations: Annotated[str | None, typer.Option(help="Bits of activations, 1 to 8.")] = None,
+    first_last: FirstLast = None,
+    layer: Layers = None,
+    choices: Choices = None,
+    budget: Budget = None,
+    sensitivity: Measure = None,
+    solver: Annotated[str | None, typer.Option(help="ilp, iqp or closed_form.")] = None,
+    correct: Correct = None,
+    allocation: AllocationFile = None,
+    target: Annotated[
+        str, typer.Option(help="native, x86-64-v3, …; this machine must run it.")
+    ] = "native",
+    measure: Annotated[
+        bool,
+        typer.Option(
+            help="Time kernels and take the fastest; without a budget latency joins the costs."
+        ),
+    ] = False,
+    prefer: Prefer = "speed",
+    samples: Annotated[
+        int, typer.Option(min=1, help="Calibration samples to compare layers on.")
+    ] = 16,
+) -> None:
+    """Show what each layer loses and costs at each width, and what was chosen: one HTML file."""
+    from nybble import commands_report
+    from nybble.options import RecipeOptions
+
+    options = RecipeOptions(
+        recipe, weights, activations, first_last, tuple(layer or ()), calibrator,
+        choices, budget, sensitivity, solver, correct, allocation,
+    )  # fmt: skip
+    job = commands_report.ReportJob(
+        model, output, calibration, evaluate, options, target, measure, prefer, samples
+    )
+    commands_report.report(job)
 
 
 @app.command()

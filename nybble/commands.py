@@ -67,7 +67,7 @@ def compile_to_file(job: CompileJob) -> None:
     resolve_all(job.targets)
     samples: Any = Samples(job.calibration) if job.calibration else ()
     with step(f"import {job.model.name}"):
-        model = _model(job.model)
+        model = load_model(job.model)
     network: Any = model
     if not job.keep_float:
         with step("calibrate and quantize", len(samples)) as advance:
@@ -99,7 +99,7 @@ def writable(path: Path) -> None:
         raise ArtifactError(f"Cannot write {path}: the directory {path.parent} is read-only.")
 
 
-def _model(path: Path) -> nybble.Model:
+def load_model(path: Path) -> nybble.Model:
     """Imports by suffix: ``.pt2`` is an exported program of torch, everything else ONNX."""
     if path.suffix in (".pt", ".pth"):
         raise ImportModelError(
@@ -146,21 +146,25 @@ class Samples:
                 f"{path}: no .npy or .npz calibration files. Store the inputs as the network takes "
                 "them (after resizing and normalizing): numpy.save(file, array)."
             )
-        self._lengths = [len(next(iter(_arrays(f).values()))) for f in self._files]
+        self._lengths = [len(next(iter(arrays_of(f).values()))) for f in self._files]
 
     def __len__(self) -> int:
         return sum(self._lengths)
 
     def __iter__(self) -> Iterator[Array | dict[str, Array]]:
         for file, length in zip(self._files, self._lengths, strict=True):
-            arrays = _arrays(file)
+            arrays = arrays_of(file)
             for i in range(length):
                 sample = {name: array[i : i + 1] for name, array in arrays.items()}
                 yield sample if file.suffix == ".npz" else sample[""]
 
 
-def _arrays(file: Path) -> dict[str, Array]:
-    """The arrays of a file by name; the one of a ``.npy`` is called ""."""
+def arrays_of(file: Path) -> dict[str, Array]:
+    """The arrays of a file by name; the one of a ``.npy`` is called "".
+
+    Raises:
+        NybbleError: it is no NumPy file of arrays with as many samples each.
+    """
     try:
         loaded = np.load(file, mmap_mode="r", allow_pickle=False)
         arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
@@ -186,7 +190,7 @@ def run(net: Path, inputs: Path, output: Path | None, threads: int | None) -> No
     if output is not None:
         writable(output)
     session = nybble.load(net, threads)
-    arrays = _arrays(inputs)
+    arrays = arrays_of(inputs)
     result = session(arrays[""] if inputs.suffix == ".npy" else arrays)
     named = result if isinstance(result, dict) else {session.manifest.outputs[0].name: result}
     table = Table("output", "shape", "dtype", "min", "mean", "max", "argmax of the first")

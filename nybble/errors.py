@@ -39,6 +39,10 @@ class CalibrationError(NybbleError):
     """The calibration data is empty, has the wrong shape, or holds NaN or infinity."""
 
 
+class AllocationError(NybbleError):
+    """Widths cannot be allocated: the tables do not go together, or no choice keeps the budget."""
+
+
 class StageError(NybbleError):
     """A module breaks the spec of the stage it claims to be in."""
 

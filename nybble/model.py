@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nybble.allocation.result import Allocation
 from nybble.errors import NybbleError
 from nybble.ir import graph, interpreter
 from nybble.recipe import Recipe
@@ -86,18 +87,39 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One network of a search, compiled and evaluated.
+
+    Attributes:
+        allocation: its widths.
+        score: what the user's function said of the deployed library.
+        accepted: whether it lies close enough to the float network's.
+    """
+
+    allocation: Allocation
+    score: float
+    accepted: bool
+
+
+@dataclass(frozen=True)
 class QuantizedModel:
     """A quantized network in its two forms.
 
     Attributes:
         module: stage ``quantized``: float ops between quantize/dequantize pairs.
         integer: stage ``integer``: what is deployed.
-        recipe: how it was quantized.
+        recipe: how it was quantized; of mixed widths, with the width of every layer.
+        allocation: the widths that were chosen, where the recipe left them open.
+        trade: what they were chosen from (`nybble.mixed.Trade`).
+        trials: what was tried on the way, where a drop of accuracy was limited.
     """
 
     module: tvm.IRModule
     integer: tvm.IRModule
     recipe: Recipe
+    allocation: Allocation | None = None
+    trade: Any = None
+    trials: tuple[Trial, ...] = ()
 
     def run(self, inputs: Inputs, observe: Observe | None = None) -> Outputs:
         """The NumPy law: exactly the integers (and the dequantized outputs) of every target.

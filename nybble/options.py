@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nybble.allocation.result import Allocation
+from nybble.budget import parse_budget
 from nybble.errors import NybbleError
-from nybble.recipe import FLOAT, Recipe, parse_layer, parse_weights
+from nybble.recipe import FLOAT, Recipe, parse_layer, parse_weights, with_widths
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,12 @@ class RecipeOptions:
         first_last: bits, or ``none``.
         layers: overrides such as ``layer1*=w4a8``; they go behind the file's, so they win.
         calibrator: its name.
+        choices: widths to choose from, such as ``2,4,8``.
+        budget: limits such as ``size=0.5,latency=8ms``.
+        sensitivity: the measure's name.
+        solver: its name.
+        correct: stages such as ``equalize,adaround``; they take the place of the file's.
+        allocation: a file that `nybble.Allocation.to_json` wrote; its widths win over all others.
     """
 
     file: Path | None = None
@@ -30,6 +38,12 @@ class RecipeOptions:
     first_last: str | None = None
     layers: tuple[str, ...] = ()
     calibrator: str | None = None
+    choices: str | None = None
+    budget: str | None = None
+    sensitivity: str | None = None
+    solver: str | None = None
+    correct: str | None = None
+    allocation: Path | None = None
 
     def recipe(self) -> Recipe:
         """The recipe.
@@ -48,14 +62,31 @@ class RecipeOptions:
             changes["first_last"] = None if bits == "none" else bits
         if self.layers:
             changes["layers"] = (*base.overrides, *map(parse_layer, self.layers))
-        if self.calibrator is not None:
-            changes["calibrator"] = self.calibrator
-        return dataclasses.replace(base, **changes)
+        if self.choices is not None:
+            changes["choices"] = tuple(map(parse_weights, self.choices.split(",")))
+        if self.budget is not None:
+            changes["budget"] = parse_budget(self.budget)
+        if self.correct is not None:
+            changes["correct"] = tuple(self.correct.split(","))
+        for field in ("calibrator", "sensitivity", "solver"):
+            if getattr(self, field) is not None:
+                changes[field] = getattr(self, field)
+        recipe = dataclasses.replace(base, **changes)
+        return with_widths(recipe, _allocation(self.allocation)) if self.allocation else recipe
 
 
 def _read(path: Path) -> Recipe:
     try:
         return Recipe.from_json(path.read_text())
+    except UnicodeDecodeError as error:
+        raise NybbleError(f"{path}: not JSON, not even text.") from error
+    except (NybbleError, OSError) as error:
+        raise NybbleError(f"{path}: {error}") from error
+
+
+def _allocation(path: Path) -> dict[str, Any]:
+    try:
+        return Allocation.from_json(path.read_text()).widths
     except UnicodeDecodeError as error:
         raise NybbleError(f"{path}: not JSON, not even text.") from error
     except (NybbleError, OSError) as error:

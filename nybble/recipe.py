@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from nybble.budget import (
+    EXAMPLE,
+    MEASURES,
+    MIXED,
+    SOLVERS,
+    check_choices,
+    is_budget,
+)
 from nybble.errors import NybbleError
+from nybble.stages import as_data, stages_of
 
 Calibrator = Literal["minmax", "percentile", "mse", "entropy"]
 CALIBRATORS: tuple[str, ...] = ("minmax", "percentile", "mse", "entropy")
 ROUNDINGS: tuple[str, ...] = ("half_up", "half_even", "tflite")
-Weights = int | Literal["ternary"]
+Weights = int | Literal["ternary", "mixed"]
 Activations = int | Literal["float"]
 TERNARY: Literal["ternary"] = "ternary"
 FLOAT: Literal["float"] = "float"
@@ -50,6 +60,7 @@ class Recipe:
     Attributes:
         weights: bits of weights, 1 to 8, or ``"ternary"`` (the values -1, 0 and 1 in 2 bits);
             symmetric per output channel. How each width is rounded: docs/quantization.md.
+            ``"mixed"`` chooses one of ``choices`` for every layer.
         activations: bits of activations, 1 to 8: unsigned after ReLU, else symmetric. ``"float"``
             quantizes the weights of linear layers only, and needs no calibration.
         first_last: bits of the weights and the input activations of the first and of the last
@@ -65,6 +76,15 @@ class Recipe:
         percentile: share of values inside the range, in percent, for ``calibrator="percentile"``.
         rounding: the convention of integer requantization (`nybble.ir.numerics.scaled`).
         keep_float: shell-style patterns of layer names that stay float.
+        correct: stages of correction in order (`nybble.stages`): names, or {name: options}. Kept
+            as the stages themselves. They need torch.
+        seed: of everything random: the same recipe and data give the same bits.
+        choices: widths to choose from, with ``weights="mixed"``.
+        budget: what the whole network may cost, with ``weights="mixed"``: ``size``, ``bops`` and
+            ``latency`` as shares from 0 (all layers at their cheapest) to 1 (at their dearest), or
+            as "4MB", "20G", "8ms". Kept as pairs.
+        sensitivity: how the loss of a width is measured (`nybble.sensitivity`).
+        solver: of the allocation (`nybble.allocate`).
     """
 
     weights: Weights = 8
@@ -77,6 +97,12 @@ class Recipe:
     percentile: float = 99.99
     rounding: Literal["half_up", "half_even", "tflite"] = "half_up"
     keep_float: tuple[str, ...] = ()
+    correct: tuple[Any, ...] = ()
+    seed: int = 0
+    choices: tuple[Weights, ...] = ()
+    budget: Mapping[str, float | str] | tuple[tuple[str, float | str], ...] = ()
+    sensitivity: str = "perturbation"
+    solver: str = "ilp"
 
     def __post_init__(self) -> None:
         """Refuses values that no later stage could honour."""
@@ -86,6 +112,10 @@ class Recipe:
                 raise NybbleError(f"Recipe: {name}={given[name]!r} is not one of: {allowed}.")
         object.__setattr__(self, "keep_float", tuple(self.keep_float))
         object.__setattr__(self, "layers", tuple(_pairs(self.layers)))
+        object.__setattr__(self, "correct", stages_of(self.correct))
+        object.__setattr__(self, "choices", tuple(self.choices))
+        object.__setattr__(self, "budget", tuple(dict(self.budget).items()))
+        _check_mixture(self)
         if self.activations == FLOAT:
             _check_weight_only(self)
         elif self.group is not None or not self.symmetric:
@@ -99,6 +129,11 @@ class Recipe:
         """``layers`` as it is kept."""
         return tuple(_pairs(self.layers))
 
+    @property
+    def limits(self) -> dict[str, float | str]:
+        """``budget`` as a mapping."""
+        return dict(self.budget)
+
     def as_dict(self) -> dict[str, Any]:
         """The recipe in plain Python, as JSON has it."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -106,6 +141,7 @@ class Recipe:
             pattern: {k: v for k, v in vars(widths).items() if v is not None}
             for pattern, widths in self.overrides
         }
+        values |= {"correct": as_data(self.correct), "budget": self.limits}
         return values
 
     def to_json(self) -> str:
@@ -127,6 +163,24 @@ class Recipe:
         if not isinstance(values, dict) or not set(values) <= known:
             raise NybbleError(f"Recipe: expected an object with fields among {sorted(known)}.")
         return cls(**values)
+
+
+def with_widths(recipe: Recipe, widths: Mapping[str, Any]) -> Recipe:
+    """A recipe in which these layers have these weights, whatever it said before."""
+    named = tuple((glob.escape(layer), Widths(weights=w)) for layer, w in widths.items())
+    return replace(recipe, layers=(*recipe.overrides, *named))
+
+
+def _check_mixture(recipe: Recipe) -> None:
+    """Choices and a budget belong to mixed widths, and those to them."""
+    if recipe.weights != MIXED:
+        if recipe.choices or recipe.budget:
+            raise NybbleError("Recipe: choices and budget belong to weights='mixed'. Add it.")
+        return
+    if not recipe.choices:
+        raise NybbleError("Recipe: weights='mixed' needs choices, such as (2, 4, 8).")
+    if recipe.activations == FLOAT:
+        raise NybbleError("Recipe: weights='mixed' needs integer activations.")
 
 
 def _check_weight_only(recipe: Recipe) -> None:
@@ -172,6 +226,8 @@ def parse_weights(text: str) -> Weights:
     """
     if text in ("t", TERNARY):
         return TERNARY
+    if text == MIXED:
+        return "mixed"
     if not text.isdecimal():
         raise NybbleError(f"Recipe: weights={text!r} is not one of: {_WEIGHTS}.")
     return int(text)
@@ -210,7 +266,7 @@ def _are_patterns(patterns: Any) -> bool:  # a lone string would be letters
 
 
 _RULES: dict[str, tuple[Any, str]] = {
-    "weights": (lambda w: _is_width(w) or w == TERNARY, _WEIGHTS),
+    "weights": (lambda w: _is_width(w) or w in (TERNARY, MIXED), f"{_WEIGHTS}, 'mixed'"),
     "activations": (lambda a: _is_width(a) or a == FLOAT, "1 to 8, 'float'"),
     "first_last": (lambda b: b is None or _is_width(b), "1 to 8, None"),
     "layers": (_are_overrides, "patterns with widths such as {'layer1*': {'weights': 4}}"),
@@ -226,4 +282,16 @@ _RULES: dict[str, tuple[Any, str]] = {
     ),
     "rounding": (lambda r: r in ROUNDINGS, ", ".join(ROUNDINGS)),
     "keep_float": (_are_patterns, "a tuple of patterns such as ('head*', '*/gate')"),
+    "correct": (
+        lambda stages: isinstance(stages, list | tuple),
+        "a tuple of stages such as ('equalize', {'adaround': {'iterations': 2000}})",
+    ),
+    "choices": (
+        lambda c: not c or check_choices(c),
+        "at least two different widths such as (2, 4, 8)",
+    ),
+    "budget": (is_budget, f"limits such as {EXAMPLE}"),
+    "sensitivity": (lambda m: m in MEASURES, ", ".join(MEASURES)),
+    "solver": (lambda s: s in SOLVERS, ", ".join(SOLVERS)),
+    "seed": (lambda seed: type(seed) is int and seed >= 0, "an integer from 0 up"),
 }

@@ -6,26 +6,32 @@ place of the public function ``nybble.compile`` as soon as anything imports it.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nybble import samples
 from nybble.describe import describe
+from nybble.errors import NybbleError
 from nybble.frontend.onnx import from_onnx
 from nybble.ir import specs
 from nybble.latency import Ruler, default_cache
 from nybble.limits import multiply_rates
-from nybble.model import Artifact, Model, QuantizedModel
+from nybble.mixed import free_layers
+from nybble.model import Artifact, Model, QuantizedModel, Trial
 from nybble.passes import pipeline
 from nybble.passes.calibrate import calibrate
 from nybble.passes.pipeline import canonicalize
 from nybble.phases import Phases, Progress
 from nybble.recipe import FLOAT, Recipe
+from nybble.runtime.session import Session, load
 from nybble.schedules.build import build
 from nybble.schedules.lower import lower
 from nybble.schedules.select import Planner
-from nybble.schedules.target import resolve_all
+from nybble.schedules.target import resolve, resolve_all
 
 Target = str | dict[str, Any]
 
@@ -67,11 +73,16 @@ def _checked(module: Any) -> Model:
     return Model(module)
 
 
-def quantize(
+def quantize(  # noqa: PLR0913  (the last four go together)
     model: Model,
     calibration: Iterable[samples.Batch] = (),
     recipe: Recipe | None = None,
     progress: Progress | None = None,
+    *,
+    target: Target = "native",
+    max_drop: float | None = None,
+    evaluate: Callable[[Session], float] | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
 ) -> QuantizedModel:
     """Calibrates and quantizes a float network.
 
@@ -82,21 +93,65 @@ def quantize(
             the model fixes its batch size, larger arrays are cut to it. A recipe of
             ``activations="float"`` reads none.
         recipe: widths, calibrator, rounding; 8-bit min-max when omitted.
-        progress: called with (samples done, samples in all; None for a stream).
+        progress: called with (samples done, samples in all; None for a stream); for mixed widths
+            and corrections with their steps too.
+        target: where latency is measured, if ``recipe.budget`` limits it, and what trials are
+            compiled for.
+        max_drop: by how much the score may lie below the float network's: of the widths that
+            ``recipe`` leaves open, the cheapest that keep this are taken.
+        evaluate: the score of a deployed network, the larger the better, for ``max_drop``.
+        on_trial: called with every network that was compiled and evaluated.
 
     Raises:
         CalibrationError: no data, wrong shape or dtype, NaN or infinity.
+        AllocationError: no widths keep ``recipe.budget``, or none ``max_drop``.
         NybbleError: a pattern of ``recipe.keep_float`` or ``recipe.layers`` matches no layer.
     """
     recipe = recipe or Recipe()
     canonical = canonicalize(model.module)
     if recipe.activations == FLOAT:
         return QuantizedModel(*pipeline.round_weights(canonical, recipe), recipe)
+    batches = samples.batches(model, calibration)
+    _check_open(bool(free_layers(canonical, recipe)), recipe, max_drop, evaluate)
+    made: QuantizedModel
+    if max_drop is not None:
+        search = _needs_torch("nybble.search")
+        goal = search.Goal(max_drop, evaluate, partial(_deployed, target=target), on_trial)
+        made = search.cheapest(canonical, batches, recipe, resolve(target), goal, progress)
+        return made
+    if recipe.correct or free_layers(canonical, recipe):
+        refined = _needs_torch("nybble.refine").refined
+        made = refined(canonical, batches, recipe, resolve(target), progress)
+        return made
     total = samples.count(model, calibration) if progress else None
     report = (lambda done: progress(done, total)) if progress else None
-    ranges = calibrate(canonical, samples.batches(model, calibration), recipe, report)
+    ranges = calibrate(canonical, batches, recipe, report)
     module = pipeline.quantize(canonical, ranges, recipe)
     return QuantizedModel(module, pipeline.to_integer(module, recipe), recipe)
+
+
+def _check_open(is_open: bool, recipe: Recipe, max_drop: float | None, evaluate: Any) -> None:
+    """Refuses open widths without a goal, and half a goal."""
+    if (max_drop is None) != (evaluate is None):
+        raise NybbleError("max_drop and evaluate go together: give both, or neither.")
+    if is_open and not recipe.budget and max_drop is None:
+        raise NybbleError(
+            "Recipe: weights='mixed' needs a budget, such as {'size': 0.5}, or max_drop and "
+            "evaluate."
+        )
+
+
+def _deployed(model: Model | QuantizedModel, path: Path, target: Target) -> Session:
+    return load(compile(model, target).save(path))
+
+
+def _needs_torch(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise NybbleError(
+            "Recipe: mixed widths and corrections need torch: pip install nybble[torch]."
+        ) from error
 
 
 def compile(  # noqa: A001

@@ -68,7 +68,11 @@ def weight_levels(width: Weights) -> Levels:
 
 
 def quantize_weights(
-    weights: NDArray[Any], bias: NDArray[Any], scale_in: float, width: Weights = 8
+    weights: NDArray[Any],
+    bias: NDArray[Any],
+    scale_in: float,
+    width: Weights = 8,
+    steps: NDArray[Any] | None = None,
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Symmetric integers per output channel.
 
@@ -84,6 +88,7 @@ def quantize_weights(
         bias: (O,) float32.
         scale_in: of the activations that the weights meet.
         width: bits, or ternary.
+        steps: (O,) scales to take instead, above the bound; 1 bit has its own.
 
     Returns:
         (O, …) integers within `weight_levels`, and (O,) scales.
@@ -98,9 +103,9 @@ def quantize_weights(
         return signs.reshape(weights.shape), scale
     levels = weight_levels(width)
     largest = np.abs(rows).max(axis=1)
-    if levels.hi > 1:
+    if steps is None and levels.hi > 1:
         steps = largest / levels.hi
-    else:
+    elif steps is None:
         steps = np.array([least_squares(row, levels) for row in rows])
     natural, only_bias = np.maximum(steps, enough), magnitude / (scale_in * BIAS_STEPS)
     scale = np.where(largest > SMALLEST * levels.hi, natural, only_bias)

@@ -21,6 +21,7 @@ from nybble.passes.fold_padding import fold_padding, spell_out_ceil_mode
 from nybble.passes.global_pool import spell_out_global_pool
 from nybble.passes.quantize import insert_borders
 from nybble.passes.scale_as_depthwise import scale_as_depthwise
+from nybble.passes.settle import Settled, settle
 from nybble.passes.to_integer import lower_to_integers
 from nybble.passes.weights_only import in_float, weights_only
 from nybble.recipe import Recipe
@@ -51,8 +52,13 @@ def quantize(mod: tvm.IRModule, ranges: Ranges, recipe: Recipe) -> tvm.IRModule:
     Raises:
         CalibrationError: ``ranges`` lacks a tensor.
     """
-    steps = [(insert_borders.name, partial(insert_borders, ranges=ranges, recipe=recipe))]
-    return run(mod, steps, "float", "quantized")
+    return insert(settle(mod, ranges, recipe))
+
+
+def insert(settled: Settled) -> tvm.IRModule:
+    """What quantization decided -> quantized."""
+    steps = [(insert_borders.name, partial(insert_borders, settled=settled))]
+    return run(settled.module, steps, "float", "quantized")
 
 
 def to_integer(mod: tvm.IRModule, recipe: Recipe) -> tvm.IRModule:

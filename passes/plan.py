@@ -140,15 +140,15 @@ def _arithmetic(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]
     step = affine(view.calls[name])
     if step is None:
         return "float", "a constant operand does not vary per channel only"
+    source = view.calls.get(sources[0])
+    is_bias = op == "relax.add" and source is not None and is_linear(source)
+    if is_bias and view.sole_reader(sources[0]) == name and kinds.get(sources[0]) != "float":
+        return "bias", ""  # also one of zeros
     scale, offset = step
     if not np.any(offset) and np.ptp(scale) == 0 and scale[0] > 0:
         return "scale", ""
     if kinds.get(sources[0]) == "float":
         return "float", "follows a layer that stays float"
-    source = view.calls.get(sources[0])
-    is_bias = op == "relax.add" and source is not None and is_linear(source)
-    if is_bias and view.sole_reader(sources[0]) == name:
-        return "bias", ""
     return "float", "scales or shifts channels behind no convolution"
 
 

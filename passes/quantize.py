@@ -11,44 +11,31 @@ from tvm import relax
 from nybble.ir import graph, ops, specs
 from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
-from nybble.passes.calibrate import Ranges
-from nybble.passes.grids import Grid, grid, quantize_weights, weight_levels
-from nybble.passes.plan import Plan, non_negative, plan
+from nybble.passes.grids import Grid, weight_levels
+from nybble.passes.settle import Settled, channel_axis
 from nybble.passes.view import View, with_attribute
-from nybble.recipe import Recipe
 
 
 @module_pass
-def insert_borders(mod: tvm.IRModule, ranges: Ranges, recipe: Recipe) -> tvm.IRModule:
+def insert_borders(mod: tvm.IRModule, settled: Settled) -> tvm.IRModule:
     """Puts every tensor of a quantized layer on its grid.
 
     before: relu(add(conv2d(x, w), b))
     --->
     after: dequantize(quantize(relu(add(conv2d(dequantize(quantize(x)), dequantize(intK w)), b))))
     """
-    view, borders = View(mod), plan(mod, recipe)
-    grids = _grids(view, borders, ranges)
-    quantized = graph.rewrite(mod, _Borders(view, borders, grids).visit, "quantized")
-    kept = [f"{name}: {view.op(name)}: {why}" for name, why in borders.kept.items()]
+    view = View(mod)
+    quantized = graph.rewrite(mod, _Borders(view, settled).visit, "quantized")
+    kept = [f"{name}: {view.op(name)}: {why}" for name, why in settled.plan.kept.items()]
     return with_attribute(quantized, specs.KEPT_FLOAT, kept)
 
 
-def _grids(view: View, borders: Plan, ranges: Ranges) -> dict[str, Grid]:
-    """The grid of every point."""
-    arriving = [n for n in borders.owner if borders.kinds.get(n, "arriving") == "arriving"]
-    never_negative = non_negative(view, [n for n in arriving if ranges[n][0] >= 0])
-    by_owner = {
-        owner: grid(*ranges[owner], owner in never_negative, borders.bits[owner])
-        for owner in borders.owners()
-    }
-    return {point: by_owner[owner] for point, owner in borders.owner.items()}
-
-
 class _Borders:
-    """Rewrites one binding at a time; `simulated` maps a new variable to its dequantized twin."""
+    """Rewrites one binding at a time; `input_twins` holds the dequantized twins of inputs."""
 
-    def __init__(self, view: View, borders: Plan, grids: dict[str, Grid]):
-        self.view, self.borders, self.grids = view, borders, grids
+    def __init__(self, view: View, settled: Settled):
+        self.view, self.settled = view, settled
+        self.borders, self.grids = settled.plan, settled.points()
         self.input_twins: dict[str, Any] = {}
 
     def visit(self, emitter: Emitter, name: str, call: Any) -> Any:
@@ -75,26 +62,15 @@ class _Borders:
         return graph.substitute(call, swaps)
 
     def _with_quantized_weights(self, emitter: Emitter, name: str, call: Any) -> Any:
-        axis = 0 if graph.op_name(call) == "relax.nn.conv2d" else 1
-        weights = np.moveaxis(graph.numpy_of(call.args[1]), axis, 0)
-        bias = self._bias(name, len(weights))
-        scale_in = self.grids[self.view.sources(name)[0]].scale
-        width = self.borders.weights[name]
-        integers, scale = quantize_weights(weights, bias, scale_in, width)
+        rounded, axis = self.settled.weights[name], channel_axis(call)
+        dtype = weight_levels(self.borders.weights[name]).dtype
         constants = [
-            graph.constant(np.moveaxis(integers, 0, axis), weight_levels(width).dtype),
-            graph.constant(scale),
+            graph.constant(np.moveaxis(rounded.integers, 0, axis), dtype),
+            graph.constant(rounded.scale),
             graph.constant(np.int32(0)),
         ]
         simulated = emitter.emit(ops.call("dequantize", constants, axis=axis), f"{name}.weight")
         return relax.Call(call.op, [call.args[0], simulated], call.attrs)
-
-    def _bias(self, name: str, channels: int) -> Any:
-        reader = self.view.sole_reader(name)
-        if reader is None or self.borders.kinds[reader] != "bias":
-            return np.zeros(channels, np.float32)
-        constant = next(t for t in graph.operands(self.view.calls[reader]) if graph.is_constant(t))
-        return np.broadcast_to(graph.numpy_of(constant).reshape(-1), (channels,))
 
     def _with_common_grid(self, emitter: Emitter, name: str, call: Any) -> Any:
         """Branches whose grid is not the concat's are requantized to it."""

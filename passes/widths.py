@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nybble.budget import MIXED
 from nybble.errors import NybbleError
 from nybble.passes.view import View
 from nybble.recipe import FLOAT, Recipe, Weights, Widths
@@ -46,10 +47,15 @@ def layer_widths(view: View, kinds: Mapping[str, str], recipe: Recipe) -> dict[s
     ends = {linear[0], linear[-1]} if linear else set[str]()
     found: dict[str, LayerWidths] = {}
     for name in linear:
-        asked = Widths(recipe.weights, recipe.activations)
+        asked = Widths(None if recipe.weights == MIXED else recipe.weights, recipe.activations)
         if name in ends and recipe.first_last is not None:
             asked = Widths(recipe.first_last, recipe.first_last)
         weights, activations = overridden(name, asked, recipe)
+        if weights is None:
+            raise NybbleError(
+                f"Recipe: the width of '{name}' is still to be chosen. nybble.quantize chooses it, "
+                "given choices and a budget."
+            )
         found[name] = LayerWidths(weights, activations)
     return found
 

@@ -61,11 +61,11 @@ def test_help_is_light_and_names_every_command() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip().endswith("[]")
-    for command in ("compile", "run", "bench", "inspect", "demo"):
+    for command in ("compile", "report", "run", "bench", "inspect", "demo"):
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["compile", "run", "bench", "inspect", "demo"])
+@pytest.mark.parametrize("command", ["compile", "report", "run", "bench", "inspect", "demo"])
 def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     assert call(monkeypatch, command, "--help") == 0
 

@@ -5,6 +5,8 @@ STYLE = """\
   --ink: #1c2330; --soft: #5d6778; --line: #e3e7ee; --paper: #fff; --ground: #f5f7fa;
   --float: #9aa5b5; --simulated: #6ea8dc; --deployed: #0f766e; --good: #0f766e; --bad: #b42318;
   --k0: #0f766e; --k1: #3b82c4; --k2: #c98a1b; --k3: #8a5cc2; --k4: #c2526b; --k5: #64748b;
+  --heat: #b4321a; --ring: #1c2330;
+  --w0: #7c8aa0; --w1: #2f7fc1; --w2: #c98a1b; --w3: #c2526b; --w4: #8a5cc2; --w5: #5f7a2c;
   color-scheme: light dark;
 }
 @media (prefers-color-scheme: dark) {
@@ -12,6 +14,8 @@ STYLE = """\
     --ink: #e6eaf1; --soft: #97a3b6; --line: #2b3442; --paper: #171d27; --ground: #0f141c;
     --float: #66748a; --simulated: #4b8fcb; --deployed: #2bb3a3; --good: #2bb3a3; --bad: #f0766b;
     --k0: #2bb3a3; --k1: #5b9fdd; --k2: #e0a63f; --k3: #a884dc; --k4: #dd7a90; --k5: #8b99ad;
+    --heat: #ff8a5c; --ring: #fff;
+    --w0: #75849b; --w1: #4f9fe0; --w2: #e0a63f; --w3: #dd7a90; --w4: #a884dc; --w5: #9dbb5e;
   }
 }
 * { box-sizing: border-box; }
@@ -76,6 +80,7 @@ summary { cursor: pointer; color: var(--soft); font-size: 13px; margin-bottom: 8
   display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px;
 }
 .scroll { overflow-x: auto; }
+figure, .scroll { min-width: 0; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
 th, td { padding: 6px 14px 6px 0; white-space: nowrap; }
@@ -89,5 +94,46 @@ dl {
 }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 640px) { section:not(.charts) .label { flex-basis: 110px; } }
+@media (max-width: 640px) {
+  section:not(.charts) .label { flex-basis: 110px; }
+  main { padding: 24px 10px 60px; }
+  section { padding: 16px 14px; }
+}
+/* drawings */
+svg { display: block; font-size: 11px; }
+svg text { fill: var(--soft); }
+svg .mid { text-anchor: middle; }
+svg .end { text-anchor: end; }
+svg .title { font-size: 12px; }
+.grid { stroke: var(--line); stroke-width: 1; }
+.cell { fill: var(--heat); }
+.fixed, .legend .shut { fill: none; stroke: var(--line); stroke-dasharray: 2 2; }
+.legend .shut { border: 1px dashed var(--soft); }
+.ring { fill: none; stroke: var(--ring); stroke-width: 2; }
+.legend .ringed { border: 2px solid var(--ring); border-radius: 0; }
+.pick { fill: var(--ring); }
+.legend .picked { background: var(--ring); border-radius: 0; height: 6px; }
+.legend .ramp {
+  width: 90px; margin: 0 2px 0 4px; background: linear-gradient(90deg, transparent, var(--heat));
+  border: 1px solid var(--line);
+}
+.full { fill: none; stroke: var(--soft); stroke-width: .6; }
+.w0 { fill: var(--w0); background: var(--w0); } .w1 { fill: var(--w1); background: var(--w1); }
+.w2 { fill: var(--w2); background: var(--w2); } .w3 { fill: var(--w3); background: var(--w3); }
+.w4 { fill: var(--w4); background: var(--w4); } .w5 { fill: var(--w5); background: var(--w5); }
+svg .k5 { fill: var(--k5); }
+.curve { fill: none; stroke: var(--k1); stroke-width: 1.5; }
+.spot { fill: var(--k1); }
+.limit { stroke: var(--bad); stroke-dasharray: 4 4; }
+svg .limit-name { fill: var(--bad); }
+.mark-uniform { fill: var(--paper); stroke: var(--ink); stroke-width: 2; }
+.mark-chosen { fill: var(--k0); stroke: var(--paper); stroke-width: 2; }
+svg .name { font-size: 12px; font-weight: 600; fill: var(--ink); }
+.uniform { background: var(--simulated); }
+.pairs {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(474px, 100%), 1fr));
+  gap: 24px 32px;
+}
+.pairs .note { margin: 6px 0 0; }
+.chosen { background: var(--k0); }
 """

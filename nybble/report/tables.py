@@ -12,6 +12,7 @@ from rich.text import Text
 from nybble.report import choices, units
 from nybble.report.data import LayerRow, Variant
 from nybble.report.parity import ParityReport
+from nybble.report.study import Study, in_words
 from nybble.runtime.manifest import Manifest
 
 BAR = 8
@@ -32,6 +33,25 @@ def variants(rows: Sequence[Variant]) -> Table:
         speed = f"{base.seconds / row.seconds:.2f}x" if faster else units.NONE  # type: ignore[operator]
         cells = (units.share(row.accuracy), delta, units.size(row.size))
         table.add_row(row.name, *cells, units.duration(row.seconds), speed)
+    return table
+
+
+def outcomes(study: Study) -> Table:
+    """Size, latency and top-1 or output error of float, each uniform width, and the choice."""
+    rows = study.outcomes
+    labelled = any(row.accuracy is not None for row in rows)
+    table = _table(study.title)
+    for column in ("", "weights", "library", "latency", "top-1" if labelled else "output SNR"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in rows:
+        noise = units.decibels(None if row.error is None else row.snr)
+        quality = units.share(row.accuracy) if labelled else noise
+        cells = (units.size(row.weights), units.size(row.size), units.duration(row.seconds))
+        style = "bold" if row.kind == "chosen" else ""
+        table.add_row(row.name, *cells, quality, style=style)
+    widths = list(study.allocation.widths.values())
+    counts = (f"{widths.count(w)} of {in_words(w)}" for w in study.widths if w in widths)
+    table.caption = f"chosen: {', '.join(counts)}"
     return table
 
 

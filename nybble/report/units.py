@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 NONE = "-"
 _STEPS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
@@ -14,7 +16,7 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / scale:.3g} {unit}"
 
 
-def size(count: int | None) -> str:
+def size(count: float | None) -> str:
     """``1.2 MB`` in powers of ten; a dash for None."""
     if count is None:
         return NONE
@@ -27,7 +29,7 @@ def share(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.2f} %"
 
 
-def count(value: int) -> str:
+def count(value: float) -> str:
     """``1.2 M``, for multiply-adds; a dash for 0."""
     if value == 0:
         return NONE
@@ -35,3 +37,12 @@ def count(value: int) -> str:
         (step for step in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if value >= step[0]), (1, "")
     )
     return f"{value / scale:.3g}{unit}"
+
+
+def decibels(value: float | None) -> str:
+    """``23.4 dB``; a dash for None, and ``∞`` where nothing differs."""
+    if value is None:
+        return NONE
+    if math.isinf(value):
+        return f"{'-' if value < 0 else ''}∞ dB"
+    return f"{value:.1f} dB"

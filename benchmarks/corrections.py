@@ -1,0 +1,235 @@
+"""What every correction does to real networks: top-1 of the deployed library, method by width.
+
+    python -m benchmarks.corrections                      # hours; goes on where it was stopped
+    python -m benchmarks.corrections --only 'Fashion*W4A4*'
+    python -m benchmarks.corrections --table              # only writes docs/corrections.md
+
+A cell is a network, its widths and a list of stages. Finished cells stand in
+``build/benchmarks/corrections.json`` and are not run again. Data as in `benchmarks.accuracy`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nybble
+from benchmarks.accuracy import BATCH, Task, answers, tasks
+from benchmarks.output import RESULTS, ROOT, console
+from nybble.model import QuantizedModel
+from nybble.passes import pipeline
+from nybble.passes.biases import give_biases
+from nybble.passes.calibrate import calibrate
+from nybble.passes.correction.run import correct
+from nybble.passes.correction.spool import Spool
+from nybble.passes.settle import settle
+from nybble.recipe import Recipe
+from nybble.report.progress import step
+
+PAGE = ROOT / "docs" / "corrections.md"
+STATE = RESULTS / "corrections.json"
+FLOAT = "float"
+NONE = "round to nearest"
+BY_OUTPUT = {"scales": {"by": "output"}}
+METHODS: dict[str, tuple[Any, ...]] = {
+    NONE: (),
+    "bias_correction": ("bias_correction",),
+    "statistics": ("statistics",),
+    "equalize by weights": ({"equalize": {"by": "weights"}},),
+    "equalize": ("equalize",),
+    "scales by mse": ("scales",),
+    "scales by output": (BY_OUTPUT,),
+    "scales by prediction": ({"scales": {"by": "prediction"}},),
+    "gptq": ("gptq",),
+    "low_rank": ("low_rank",),
+    "adaround": ("adaround",),
+    "adaquant": ("adaquant",),
+    "flexround": ("flexround",),
+    "scales by output, gptq, bias_correction": (BY_OUTPUT, "gptq", "bias_correction"),
+    "scales by output, gptq, statistics": (BY_OUTPUT, "gptq", "statistics"),
+    "scales by prediction, gptq, bias_correction": (
+        {"scales": {"by": "prediction"}},
+        "gptq",
+        "bias_correction",
+    ),
+    "scales by mse, low_rank, bias_correction": ("scales", "low_rank", "bias_correction"),
+    "scales by output, adaround, bias_correction": (BY_OUTPUT, "adaround", "bias_correction"),
+    "equalize, adaround, bias_correction": ("equalize", "adaround", "bias_correction"),
+    "scales by output, adaquant, bias_correction": (BY_OUTPUT, "adaquant", "bias_correction"),
+    "adaquant, statistics": ("adaquant", "statistics"),
+}
+WIDTHS: dict[str, tuple[tuple[int, int], ...]] = {
+    "EfficientNet-Lite0": ((4, 8),),
+    "Fashion-MNIST ResNet": ((4, 4), (2, 8), (2, 4)),
+}
+Cells = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to measure."""
+
+    network: str
+    weights: int
+    activations: int
+    method: str
+
+    @property
+    def key(self) -> str:
+        """As `--only` matches it and the JSON names it."""
+        return f"{self.network}/W{self.weights}A{self.activations}/{self.method}"
+
+
+def cells(network: str) -> list[Cell]:
+    """All of a network: method by method, so that a broken off table has whole rows."""
+    return [Cell(network, w, a, m) for m in METHODS for w, a in WIDTHS[network]]
+
+
+class Bench:
+    """A network, calibrated once: ranges of the largest values are the same for all widths."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        steps = [(give_biases.name, give_biases)]
+        canonical = pipeline.canonicalize(task.model.module)
+        self.module = pipeline.run(canonical, steps, "float", "float")
+        self.input = str(self.module["main"].params[0].name)
+        with step(f"calibrate {task.name}", len(task.calibration)) as report:
+            batches = [{self.input: task.calibration}]
+            ticking = lambda done: report(done, None)  # noqa: E731
+            self.ranges = calibrate(self.module, batches, Recipe(), ticking)
+
+    def quantized(self, cell: Cell) -> tuple[QuantizedModel, float]:
+        """The network, and the seconds of CPU that its corrections took."""
+        stages = METHODS[cell.method]
+        recipe = Recipe(weights=cell.weights, activations=cell.activations, correct=stages)
+        settled = settle(self.module, self.ranges, recipe)
+        with Spool() as samples, step(cell.key) as report:
+            samples.add({self.input: self.task.calibration})
+            start = time.process_time()
+            settled = correct(settled, samples, recipe, report)
+            seconds = time.process_time() - start
+        module = pipeline.insert(settled)
+        return QuantizedModel(module, pipeline.to_integer(module, recipe), recipe), seconds
+
+    def measure(self, cell: Cell) -> dict[str, float]:
+        """Percent of right answers of the deployed library, and seconds."""
+        quantized, seconds = self.quantized(cell)
+        with tempfile.TemporaryDirectory() as folder:
+            path = nybble.compile(quantized).save(Path(folder) / "net.so")
+            deployed = nybble.load(path)
+            right = answers(deployed, self.task.images) == self.task.labels
+            some = self.task.images[: BATCH // 10]
+            same = (deployed(some) == quantized.run(some)).all()
+        if not same:
+            raise SystemExit(f"{cell.key}: the library differs from the law")
+        return {"top1": 100 * float(right.mean()), "seconds": seconds}
+
+    def reference(self) -> dict[str, float]:
+        """The float network."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = nybble.compile(self.task.model).save(Path(folder) / "net.so")
+            right = answers(nybble.load(path), self.task.images) == self.task.labels
+        return {"top1": 100 * float(right.mean()), "seconds": 0.0}
+
+
+def run(tasks: Iterable[Task], only: str, done: Cells) -> None:
+    """Measures what is missing; every cell is written at once."""
+    for task in tasks:
+        wanted = [c for c in cells(task.name) if fnmatch.fnmatchcase(c.key, only)]
+        wanted = [c for c in wanted if c.key not in done]
+        if not wanted:
+            continue
+        bench = Bench(task)
+        if f"{task.name}/{FLOAT}" not in done:
+            _keep(done, f"{task.name}/{FLOAT}", bench.reference())
+        for index, cell in enumerate(wanted):
+            _keep(done, cell.key, bench.measure(cell))
+            found = done[cell.key]
+            console.print(f"{index + 1}/{len(wanted)} {cell.key}: {found['top1']:.2f} %")
+
+
+def _keep(done: Cells, key: str, found: dict[str, float]) -> None:
+    """Notes a cell, beside those that other runs have finished meanwhile."""
+    done |= {**_finished(), key: found}
+    STATE.parent.mkdir(parents=True, exist_ok=True)
+    STATE.write_text(json.dumps(done, indent=1) + "\n")
+
+
+def _finished() -> Cells:
+    found: Cells = json.loads(STATE.read_text()) if STATE.exists() else {}
+    return found
+
+
+def page(done: Cells) -> str:
+    """docs/corrections.md."""
+    parts = [HEAD]
+    for network, widths in WIDTHS.items():
+        if f"{network}/{FLOAT}" in done:
+            parts.append(_section(network, widths, done))
+    return "\n".join(parts)
+
+
+def _section(network: str, widths: tuple[tuple[int, int], ...], done: Cells) -> str:
+    names = [f"W{w}A{a}" for w, a in widths]
+    lines = [
+        f"## {network}",
+        "",
+        f"Float: {done[f'{network}/{FLOAT}']['top1']:.2f} %.",
+        "",
+        "| stages | " + " | ".join(f"{n} | gain | CPU s" for n in names) + " |",
+        "|---|" + "---:|---:|---:|" * len(names),
+    ]
+    for method in METHODS:
+        keys = [f"{network}/{name}/{method}" for name in names]
+        if any(key in done for key in keys):
+            row = [_figures(done, key, f"{key.rsplit('/', 1)[0]}/{NONE}") for key in keys]
+            lines.append(f"| {method} | " + " | ".join(row) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _figures(done: Cells, key: str, base: str) -> str:
+    if key not in done:
+        return "not run | |"
+    found = done[key]["top1"]
+    gain = f"{found - done[base]['top1']:+.2f}" if base in done and key != base else ""
+    return f"{found:.2f} | {gain} | {done[key]['seconds']:.0f}"
+
+
+HEAD = """# What the corrections do
+
+Top-1 in percent of the deployed library (integers only), not of a simulation. *gain* is over
+round to nearest at the same widths; *CPU s* are the seconds that the stages took on one core,
+calibration and compiling apart. First and last layers have 8 bits, calibration is min-max, and
+every stage has its default options. Written by `python -m benchmarks.corrections`.
+
+- EfficientNet-Lite0: 500 labelled ImageNet images; every tenth calibrates, without its label.
+  One image is 0.2 points, so differences below 2 points say little.
+- Fashion-MNIST ResNet: the 10,000 test images; 256 training images calibrate.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reads the command line, measures, writes the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="*", help="pattern of network/widths/stages")
+    parser.add_argument("--table", action="store_true", help="measure nothing, write the page")
+    args = parser.parse_args(argv)
+    done = _finished()
+    if not args.table:
+        run(tasks(), args.only, done)
+    PAGE.write_text(page(done))
+    console.print(f"written: {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

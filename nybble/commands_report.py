@@ -1,0 +1,99 @@
+"""What ``nybble report`` does, once its arguments are read."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.text import Text
+
+from nybble.commands import Samples, arrays_of, load_model, writable
+from nybble.errors import ArtifactError, NybbleError
+from nybble.evaluation import Evaluation
+from nybble.options import RecipeOptions
+from nybble.report import tables
+from nybble.report.progress import console, step
+from nybble.schedules.target import resolve
+from nybble.study_run import StudyOptions, study
+
+LABELS = "labels"
+
+
+@dataclass(frozen=True)
+class ReportJob:
+    """The arguments of ``nybble report``."""
+
+    model: Path
+    output: Path
+    calibration: Path | None
+    evaluate: Path | None
+    recipe: RecipeOptions
+    target: str = "native"
+    measure: bool = False
+    prefer: str = "speed"
+    samples: int = 16
+
+
+def report(job: ReportJob) -> None:
+    """Measures a network at all widths, shows the outcomes, and writes the page.
+
+    Raises:
+        NybbleError: the arguments do not go together, or a measurement refuses; nothing is written
+            then.
+    """
+    recipe = job.recipe.recipe()
+    if job.calibration is None:
+        raise NybbleError(
+            "Give --calibration FILE: some dozens of representative inputs as .npy, .npz or a "
+            "folder of them. The sensitivity is measured on them."
+        )
+    writable(job.output)
+    resolve(job.target)
+    samples = Samples(job.calibration)
+    given = None if job.evaluate is None else _trial(job.evaluate)
+    with step(f"import {job.model.name}"):
+        model = load_model(job.model)
+    options = StudyOptions(job.model.stem, job.target, job.measure, job.prefer, job.samples, step)
+    found = study(model, samples, recipe, given, options)
+    console.print(tables.outcomes(found))
+    write(job.output, found.to_html())
+    console.print(Text(f"\nThe report: {job.output.resolve()}"), soft_wrap=True)
+
+
+def _trial(file: Path) -> Evaluation:
+    """Inputs and labels of a file; a lone array goes to the only input, whatever its name.
+
+    Raises:
+        NybbleError: it holds labels alone.
+    """
+    arrays = arrays_of(file)
+    labels = arrays.pop(LABELS, None)
+    if not arrays:
+        raise NybbleError(
+            f"{file}: holds labels only. Store the inputs beside them: numpy.savez(file, "
+            "images=…, labels=…)."
+        )
+    return Evaluation(next(iter(arrays.values())) if len(arrays) == 1 else arrays, labels)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        ArtifactError: the file system refuses.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise ArtifactError(f"Cannot write {path}: {error.strerror}.") from error
+    whole = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        whole.chmod(0o644)
+        whole.replace(path)
+    except OSError as error:
+        whole.unlink(missing_ok=True)
+        raise ArtifactError(f"Cannot write {path}: {error.strerror}.") from error

@@ -1,0 +1,95 @@
+"""What every layer costs at every width: bytes, bit operations, and time on the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+
+import tvm
+
+from nybble.ir import numerics
+from nybble.latency import Ruler, default_cache
+from nybble.passes import pipeline
+from nybble.passes.calibrate import Ranges
+from nybble.passes.grids import weight_levels
+from nybble.passes.settle import rows_of, settle
+from nybble.passes.view import View
+from nybble.recipe import Recipe, Weights
+from nybble.schedules.lower import Layer, lower
+from nybble.schedules.select import Planner
+from nybble.schedules.target import CpuTarget
+
+Costs = dict[str, dict[str, dict[Weights, float]]]
+Report = Callable[[int, int | None], None]
+
+
+def layer_costs(
+    canonical: tvm.IRModule,
+    ranges: Ranges,
+    recipe: Recipe,
+    target: CpuTarget | None,
+    report: Report | None = None,
+) -> Costs:
+    """{"size" | "bops" | "latency": {layer: {width: cost}}} for the widths that the recipe allows.
+
+    Size is bytes of the weights in their own width; bops multiply-adds of one image times the bits
+    of both operands; latency seconds of the kernel that the planner takes, with what is fused
+    behind it, measured on one thread and remembered (`nybble.latency`).
+
+    Args:
+        canonical: float.
+        ranges: its calibration.
+        recipe: of mixed widths. A layer whose width it fixes has that one only.
+        target: to measure on; None leaves latency out.
+        report: called with (layers done, layers in all).
+
+    Raises:
+        NybbleError: this machine cannot run the target's code.
+    """
+    view, found = View(canonical), Costs(size={}, bops={})
+    for index, width in enumerate(recipe.choices):
+        asked = uniform(recipe, width)
+        settled = settle(canonical, ranges, asked)
+        seconds: dict[str, float] = {}
+        if target is not None:
+            phase = _phase(report, index, len(recipe.choices))
+            seconds = _seconds(pipeline.to_integer(pipeline.insert(settled), asked), target, phase)
+        grids = settled.points()
+        for name, given in settled.plan.weights.items():
+            bits = numerics.width(weight_levels(given).dtype)[1]
+            weights = rows_of(view.calls[name]).size
+            pixels = prod(int(extent) for extent in view.shape(name)[1:-1])
+            with_bits = bits * numerics.width(grids[view.sources(name)[0]].dtype)[1]
+            _put(found, "size", name, given, weights * bits / 8)
+            _put(found, "bops", name, given, weights * pixels * with_bits)
+            if target is not None:
+                _put(found, "latency", name, given, seconds[name])
+    return found
+
+
+def uniform(recipe: Recipe, width: Weights) -> Recipe:
+    """The recipe with one width wherever it leaves a choice."""
+    return replace(recipe, weights=width, choices=(), budget=())
+
+
+def _put(costs: Costs, cost: str, layer: str, width: Weights, value: float) -> None:
+    costs.setdefault(cost, {}).setdefault(layer, {})[width] = value
+
+
+def _seconds(mod: tvm.IRModule, target: CpuTarget, report: Report | None) -> dict[str, float]:
+    """The time of the kernel that each layer gets."""
+    lowered = lower(mod, target, Planner(ruler=Ruler(default_cache())), report)
+    return {layer.name: _taken(layer) for layer in lowered.layers if layer.weights}
+
+
+def _taken(layer: Layer) -> float:
+    taken = (layer.kernel, layer.stored)
+    return next(t.seconds for t in layer.timed if (t.kernel, t.weights) == taken)
+
+
+def _phase(report: Report | None, index: int, phases: int) -> Report | None:
+    """Progress of one width among equals."""
+    if report is None:
+        return None
+    return lambda done, of: report(index * (of or done) + done, phases * (of or done))

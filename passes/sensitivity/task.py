@@ -1,0 +1,164 @@
+"""What every measure works with: layers and their rounded weights, samples, finished units."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nybble.passes.calibrate import Ranges
+from nybble.passes.sensitivity.journal import Journal
+from nybble.passes.sensitivity.options import Measure
+from nybble.passes.sensitivity.samples import Samples
+from nybble.passes.settle import Rounded, channel_axis, rows_of, settle
+from nybble.passes.view import View
+from nybble.phases import Progress
+from nybble.recipe import Recipe, Widths
+from nybble.sensitivity_table import Effort, Width
+
+Array = NDArray[Any]
+Losses = dict[str, dict[Width, float]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be measured.
+
+    Attributes:
+        module: float canonical.
+        view: of it.
+        layers: the layers to measure, in order.
+        widths: to be measured.
+        rounded: the weights of every quantized layer at those widths, and at others that the
+            measure needs.
+        samples: the calibration data.
+        measure: which, and its options.
+        seed: of random vectors.
+        units: the work.
+    """
+
+    module: tvm.IRModule
+    view: View
+    layers: tuple[str, ...]
+    widths: tuple[Width, ...]
+    rounded: Mapping[Width, Mapping[str, Rounded]]
+    samples: Samples
+    measure: Measure
+    seed: int
+    units: Units
+
+    def weights(self, layer: str) -> Array:
+        """A layer's float weights, output channels first."""
+        return rows_of(self.view.calls[layer])
+
+    def error(self, layer: str, width: Width) -> Array:
+        """What rounding adds to a layer's weights, output channels first, float64."""
+        made = self.rounded[width][layer].values().astype(np.float64)
+        return np.asarray(made - self.weights(layer))
+
+    def swap(self, layer: str, width: Width) -> Tensor:
+        """A layer's rounded weights as the module holds them."""
+        values = self.rounded[width][layer].values()
+        values = np.moveaxis(values, 0, channel_axis(self.view.calls[layer]))
+        return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def roundings(
+    mod: tvm.IRModule, ranges: Ranges, widths: Sequence[Width], recipe: Recipe
+) -> dict[Width, Mapping[str, Rounded]]:
+    """Every quantized layer's weights rounded to nearest at each width.
+
+    Activations, whose scales bound those of the weights, are what the recipe says.
+    """
+    found: dict[Width, Mapping[str, Rounded]] = {}
+    for width in widths:
+        found[width] = settle(mod, ranges, at_width(recipe, width)).weights
+    return found
+
+
+def at_width(recipe: Recipe, width: Width) -> Recipe:
+    """The recipe with one width for all weights, whatever it says of them."""
+    layers = (*recipe.overrides, ("*", Widths(weights=width)))
+    return replace(recipe, weights=width, layers=layers, correct=(), choices=(), budget=())
+
+
+class Units:
+    """Does units of work, or finds them done; tells progress and what is left to wait.
+
+    Args:
+        journal: the finished units.
+        effort: an upper bound, before the work.
+        total: steps of all units.
+        progress: called with (steps done, steps in all).
+        announce: called with the effort, and again when its time can be told.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        effort: Effort,
+        total: int,
+        progress: Progress | None = None,
+        announce: Callable[[Effort], None] | None = None,
+    ):
+        self._journal, self._effort, self._total = journal, effort, total
+        self._progress, self._announce = progress, announce
+        self._done = self._known = self._forward = self._backward = 0
+        self._spent, self._since = 0.0, 0.0
+        self._warm: tuple[int, float] | None = None  # steps and seconds of the first unit
+        self._told = False
+        if announce is not None:
+            announce(effort)
+
+    def do(self, unit: str, steps: int, work: Callable[[], Any]) -> Any:
+        """A unit's result, from the journal or worked out: plain data."""
+        if unit in self._journal:
+            self._known += steps
+        else:
+            self._since = time.perf_counter()
+            self._journal.add(unit, work())
+            self._spent += time.perf_counter() - self._since
+            self._tell(self._done + steps - self._known, self._spent)
+        self.skip(steps)
+        return self._journal[unit]
+
+    def skip(self, steps: int) -> None:
+        """Counts steps that are done, or need not be."""
+        self._done += steps
+        self._show(self._done)
+
+    def within(self, steps: int) -> None:
+        """Shows that a unit has done some of its steps."""
+        spent = self._spent + time.perf_counter() - self._since
+        self._tell(self._done + steps - self._known, spent)
+        self._show(self._done + steps)
+
+    def passed(self, forward: int = 0, backward: int = 0) -> None:
+        """Counts passes as they are made."""
+        self._forward += forward
+        self._backward += backward
+
+    def taken(self) -> Effort:
+        """What the work took."""
+        share = self._known / self._done if self._done else 0.0
+        return Effort(self._effort.samples, self._forward, self._backward, self._spent, share)
+
+    def _tell(self, steps: int, seconds: float) -> None:
+        """Announces the time that is left, once: the first steps only warm up."""
+        if self._warm is None:
+            self._warm = steps, seconds
+        elif self._announce is not None and not self._told and steps > self._warm[0]:
+            self._told = True
+            rate = (seconds - self._warm[1]) / (steps - self._warm[0])
+            self._announce(replace(self._effort, seconds=rate * (self._total - self._done)))
+
+    def _show(self, done: int) -> None:
+        if self._progress is not None:
+            self._progress(done, self._total)

@@ -1,0 +1,118 @@
+"""Everything that quantization decides in numbers, before anything is rewritten.
+
+What `settle` gives is round-to-nearest; corrections (`nybble.passes.correction`) take it and return
+a better one; `nybble.passes.quantize` writes it into the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+
+from nybble.ir import graph
+from nybble.passes.calibrate import Ranges
+from nybble.passes.grids import Grid, grid, quantize_weights
+from nybble.passes.plan import Plan, non_negative, plan
+from nybble.passes.view import View
+from nybble.recipe import Recipe
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """The weights of a layer as they will be deployed.
+
+    Attributes:
+        integers: (O, …) int8, one row for each output channel.
+        scale: (O,) float32; a weight is its integer times its row's scale.
+    """
+
+    integers: Array
+    scale: Array
+
+    def values(self) -> Array:
+        """The weights as floats, (O, …)."""
+        steps = self.scale.reshape(-1, *[1] * (self.integers.ndim - 1))
+        return np.asarray(self.integers.astype(np.float32) * steps)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A canonical float module with the numbers of its quantization.
+
+    Attributes:
+        module: float canonical; its biases are the ones that will be deployed.
+        plan: where the borders go, and every width.
+        grids: of every tensor that owns one.
+        weights: of every quantized convolution and linear layer.
+        goal: the float module that corrections aim at, where ``module`` has other biases.
+    """
+
+    module: tvm.IRModule
+    plan: Plan
+    grids: Mapping[str, Grid]
+    weights: Mapping[str, Rounded]
+    goal: tvm.IRModule | None = None
+
+    @property
+    def aim(self) -> tvm.IRModule:
+        """The float module whose values are the right ones."""
+        return self.goal or self.module
+
+    def points(self) -> dict[str, Grid]:
+        """The grid of every tensor that gets one."""
+        return {point: self.grids[owner] for point, owner in self.plan.owner.items()}
+
+
+def settle(mod: tvm.IRModule, ranges: Ranges, recipe: Recipe) -> Settled:
+    """Grids from the calibrated ranges, weights rounded to nearest.
+
+    Raises:
+        CalibrationError: ``ranges`` lacks a tensor.
+    """
+    view, borders = View(mod), plan(mod, recipe)
+    settled = Settled(mod, borders, _grids(view, borders, ranges), {})
+    rounded = {name: nearest(view, settled, name) for name in borders.weights}
+    return Settled(mod, borders, settled.grids, rounded)
+
+
+def nearest(view: View, settled: Settled, name: str) -> Rounded:
+    """A layer's weights rounded to nearest."""
+    weights = rows_of(view.calls[name])
+    scale_in = settled.points()[view.sources(name)[0]].scale
+    bias = bias_of(view, settled.plan, name, len(weights))
+    return Rounded(*quantize_weights(weights, bias, scale_in, settled.plan.weights[name]))
+
+
+def rows_of(call: Any) -> Array:
+    """The float weights of a layer, output channels first: (O, height, width, C) or (O, K)."""
+    return np.moveaxis(graph.numpy_of(call.args[1]), channel_axis(call), 0)
+
+
+def channel_axis(call: Any) -> int:
+    """The axis of output channels in a layer's weights."""
+    return 0 if graph.op_name(call) == "relax.nn.conv2d" else 1
+
+
+def bias_of(view: View, borders: Plan, name: str, channels: int) -> Array:
+    """The (O,) bias that is added behind a layer, zeros where none is."""
+    reader = view.sole_reader(name)
+    if reader is None or borders.kinds[reader] != "bias":
+        return np.zeros(channels, np.float32)
+    constant = next(t for t in graph.operands(view.calls[reader]) if graph.is_constant(t))
+    return np.broadcast_to(graph.numpy_of(constant).reshape(-1), (channels,))
+
+
+def _grids(view: View, borders: Plan, ranges: Ranges) -> dict[str, Grid]:
+    arriving = [n for n in borders.owner if borders.kinds.get(n, "arriving") == "arriving"]
+    never_negative = non_negative(view, [n for n in arriving if ranges[n][0] >= 0])
+    return {
+        owner: grid(*ranges[owner], owner in never_negative, borders.bits[owner])
+        for owner in borders.owners()
+    }
