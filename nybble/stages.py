@@ -128,7 +128,7 @@ class FlexRound:
 
     iterations: int = 300
     batch: int = 256
-    rate: float = 2e-3
+    rate: float = 0.01
 
     def __post_init__(self) -> None:
         """Refuses what cannot learn."""
