@@ -23,8 +23,9 @@ from tvm import relax
 from nybble.ir import graph, ops
 from nybble.schedules import match_float, match_weight_only
 from nybble.schedules.cpu import concat, entries, singles, winograd_range
-from nybble.schedules.cpu.epilogue import is_narrow, ratios_are_small
+from nybble.schedules.cpu.epilogue import is_narrow
 from nybble.schedules.cpu.headroom import flush_of, is_safe
+from nybble.schedules.cpu.scaling import ratios_are_small
 from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from nybble.schedules.target import CpuTarget

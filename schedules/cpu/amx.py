@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nybble.schedules.cpu import amx_block, amx_emit, amx_stage, epilogue, panels
+from nybble.schedules.cpu import amx_block, amx_emit, amx_stage, epilogue, panels, scaling
 from nybble.schedules.cpu.amx_plan import LANES, depth_of, vectors_of
 from nybble.schedules.cpu.dot import AVX512
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
@@ -59,10 +59,8 @@ def pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     """Weights in the order of use, and the table of per-channel numbers (bias in row 0)."""
     geometry = amx_stage.laid_out(geometry_of(problem))
     assert problem.weights is not None
-    rows = [constants["bias"], *epilogue.scaling_rows(problem, constants, geometry.o)]
-    table = np.zeros(amx_emit.table_shape(problem, geometry), np.int32)
-    for row, values in zip(table, rows, strict=True):
-        row[: geometry.o] = epilogue.wrapped(np.asarray(values), "int32")
+    columns = amx_emit.table_shape(problem, geometry)[1]
+    table = scaling.table(problem, constants, np.asarray(constants["bias"]), columns)
     filler = panels.filler(problem.weights.dtype)
     ordered = _ordered(geometry, np.asarray(constants["w"]), filler)
     layout = amx_block.panels_of(problem, geometry)

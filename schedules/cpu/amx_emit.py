@@ -20,7 +20,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import amx_plan, amx_stage, epilogue, panels, staging
+from nybble.schedules.cpu import amx_plan, amx_stage, panels, scaling, staging
 from nybble.schedules.cpu.amx_block import Block, Layer, intrinsic, panels_of, tile_dot
 from nybble.schedules.cpu.amx_plan import (
     LANES,
@@ -36,7 +36,7 @@ from nybble.schedules.kernel import Knobs, Problem, TensorSpec
 
 def table_shape(problem: Problem, geometry: Geometry) -> tuple[int, int]:
     """Shape of the packed table; few channels read a little beyond the last one."""
-    return epilogue.table_rows(problem.epilogue), max(geometry.o, LANES)
+    return scaling.table_rows(problem.epilogue), max(geometry.o, LANES)
 
 
 def _weights_spec(problem: Problem, geometry: Geometry) -> TensorSpec:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
-from nybble.schedules.cpu import epilogue, lut_template
+from nybble.schedules.cpu import epilogue, lut_template, scaling
 from nybble.schedules.cpu.bitserial_planes import WORD, BitStaging, Planes
 from nybble.schedules.cpu.bitserial_tile import BitLayer
 from nybble.schedules.cpu.blocking import Tile
@@ -92,10 +92,8 @@ def _pack(isa: Isa, problem: Problem, constants: Constants) -> list[NDArray[Any]
     if staging.planes.signs:
         flat = w.reshape(channels, -1).astype(np.int64)
         bias = bias + (flat.shape[1] if weights.signs else flat.sum(axis=1))
-    rows = [bias, *epilogue.scaling_rows(problem, constants, channels)]
-    table = np.zeros(lut_template.table_shape(problem, geometry, isa.lanes), np.int32)
-    for row, values in zip(table, rows, strict=True):
-        row[:channels] = epilogue.wrapped(values, "int32")
+    columns = lut_template.table_shape(problem, geometry, isa.lanes)[1]
+    table = scaling.table(problem, constants, bias, columns)
     return [_words(staging, weights, isa, w), table]
 
 

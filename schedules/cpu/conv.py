@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 from tvm import tirx
 
 from nybble.errors import ScheduleError
-from nybble.schedules.cpu import epilogue, excess, headroom, nibbles, panels, staging, template
+from nybble.schedules.cpu import (
+    epilogue,
+    excess,
+    headroom,
+    nibbles,
+    panels,
+    scaling,
+    staging,
+    template,
+)
 from nybble.schedules.cpu.blocking import vectors_of
 from nybble.schedules.cpu.dot import (
     AVX_VNNI,
@@ -97,10 +106,8 @@ def _pack(dot: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any]
     offset = dot.offset(problem.inputs[0].dtype)
     if offset:  # Σ(x + offset)·w = Σx·w + offset·Σw, modulo 2^32
         bias = bias.astype(np.int64) - offset * weights.reshape(channels, -1).sum(1, dtype=np.int64)
-    rows = [bias, *epilogue.scaling_rows(problem, constants, channels)]
-    table = np.zeros(template.table_shape(problem, geometry, dot), dot.acc)
-    for row, values in zip(table, rows, strict=True):
-        row[:channels] = epilogue.wrapped(values, dot.acc)
+    columns = template.table_shape(problem, geometry, dot)[1]
+    table = scaling.table(problem, constants, bias, columns, dot.acc)
     weights, *excess = _safe(dot, problem, geometry, weights)
     ordered = _ordered(geometry, dot, weights, panels.filler(problem.weights.dtype))
     layout = template.panels_of(problem, geometry, dot)

@@ -26,7 +26,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import epilogue, staging
+from nybble.schedules.cpu import epilogue, scaling, staging
 from nybble.schedules.cpu.blocking import STAGED_BYTES, TASKS
 from nybble.schedules.cpu.buffers import Buffers, declare, load, product, store
 from nybble.schedules.cpu.dot import FMA_AVX2, FMA_AVX512, MADD_AVX2, MADD_AVX512, VNNI, Dot
@@ -94,7 +94,7 @@ def _weights_spec(geometry: Geometry, dot: Dot) -> TensorSpec:
 
 
 def _table_shape(problem: Problem, geometry: Geometry, dot: Dot) -> tuple[int, int]:
-    return epilogue.table_rows(problem.epilogue), max(geometry.c, dot.lanes)
+    return scaling.table_rows(problem.epilogue), max(geometry.c, dot.lanes)
 
 
 def _pack(base: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any]]:
@@ -105,10 +105,8 @@ def _pack(base: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any
     offset = dot.offset(problem.inputs[0].dtype)
     if offset:
         bias = bias.astype(np.int64) - offset * weights.sum((1, 2), dtype=np.int64)
-    rows = [bias, *epilogue.scaling_rows(problem, constants, geometry.c)]
-    table = np.zeros(_table_shape(problem, geometry, dot), dot.acc)
-    for row, values in zip(table, rows, strict=True):
-        row[: geometry.c] = epilogue.wrapped(values, dot.acc)
+    columns = _table_shape(problem, geometry, dot)[1]
+    table = scaling.table(problem, constants, bias, columns, dot.acc)
     lanes, depth, groups = dot.lanes, dot.depth, ceil(geometry.tap_rows / dot.depth)
     padded = np.zeros((max(geometry.c, lanes), groups * depth, geometry.tap_cols), dot.w)
     padded[: geometry.c, : geometry.tap_rows] = weights

@@ -25,7 +25,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import epilogue, packing, quads
+from nybble.schedules.cpu import epilogue, packing, quads, scaling
 from nybble.schedules.cpu.blocking import TASKS
 from nybble.schedules.cpu.buffers import Buffers, declare, product
 from nybble.schedules.cpu.depthwise import geometry_of, touched
@@ -96,7 +96,7 @@ def _shapes(problem: Problem, geometry: Geometry, isa: Quads) -> tuple[TensorSpe
     dtype, depth = ("int16", 2) if wide else ("int8", 4)
     return (
         TensorSpec((rows, depth * isa.lanes), dtype),
-        TensorSpec((epilogue.table_rows(problem.epilogue), blocks * isa.channels), "int32"),
+        TensorSpec((scaling.table_rows(problem.epilogue), blocks * isa.channels), "int32"),
     )
 
 
@@ -111,8 +111,7 @@ def _pack(isa: Quads, problem: Problem, constants: Constants) -> list[NDArray[An
     weights = np.asarray(constants["w"])[..., 0]
     bias = constants["bias"].astype(np.int64) - pairs.offset * weights.sum((1, 2), dtype=np.int64)
     channels = np.add.outer(_starts(geometry, isa), _order(problem, isa))
-    rows: list[NDArray[Any]] = [bias, *epilogue.scaling_rows(problem, constants, geometry.c)]
-    table = np.stack([epilogue.wrapped(row, "int32")[channels.ravel()] for row in rows])
+    table = scaling.table(problem, constants, bias, geometry.c)[:, channels.ravel()]
     slots = quads.pair_slots(weights, pairs) if pairs.wide else quads.slots(weights)
     blocked = slots[channels].reshape(len(channels), 2, isa.lanes, -1, slots.shape[-1])
     ordered = np.ascontiguousarray(blocked.transpose(0, 3, 1, 2, 4))

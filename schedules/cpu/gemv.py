@@ -24,7 +24,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
-from nybble.schedules.cpu import epilogue, gemv_template
+from nybble.schedules.cpu import epilogue, gemv_template, scaling
 from nybble.schedules.cpu.buffers import Buffers, declare, load, product, store
 from nybble.schedules.cpu.gemv_codes import Codes
 from nybble.schedules.cpu.gemv_dot import INSTRUCTION_SETS, multiply
@@ -108,11 +108,7 @@ def _pack(isa: str, problem: Problem, constants: Constants) -> list[NDArray[Any]
     w = np.asarray(constants["w"]).astype(np.int64)
     bias = np.asarray(constants["bias"]).astype(np.int64)
     bias = bias + _offset(problem, layout) * w.sum(1)
-    table = np.zeros((epilogue.table_rows(problem.epilogue), layout.width), np.int32)
-    for row, values in zip(
-        table, [bias, *epilogue.scaling_rows(problem, constants, layout.o)], strict=True
-    ):
-        row[: layout.o] = epilogue.wrapped(values, "int32")
+    table = scaling.table(problem, constants, bias, layout.width)
     return [layout.pack((w - _base(problem, layout)).astype(np.uint8)), table]
 
 
@@ -164,7 +160,7 @@ def _build(isa: str, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimF
     layout, symbols = layout_of(problem, isa), dict[str, Any]()
     constants = (
         TensorSpec((layout.panels, layout.groups * layout.record), "uint8"),
-        TensorSpec((epilogue.table_rows(problem.epilogue), layout.width), "int32"),
+        TensorSpec((scaling.table_rows(problem.epilogue), layout.width), "int32"),
     )
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tvm import tirx
 
 from nybble.ir import numerics
-from nybble.schedules.cpu import epilogue, lut_template
+from nybble.schedules.cpu import epilogue, lut_template, scaling
 from nybble.schedules.cpu.dot import AVX2, AVX512
 from nybble.schedules.cpu.dot_arm import NEON, scaled
 from nybble.schedules.cpu.geometry import geometry_of
@@ -92,14 +92,11 @@ def _pack(isa: Isa, problem: Problem, constants: Constants) -> list[NDArray[Any]
     """Indices in the order of use, and the table of per-channel numbers (bias in row 0)."""
     staging = _staging(isa, problem)
     geometry = staging.geometry
-    channels = geometry.groups * geometry.o
     bias = np.asarray(constants["bias"]).astype(np.int64)
     if not fits_words(problem, staging):
         bias = bias + offset(staging)
-    rows = [bias, *epilogue.scaling_rows(problem, constants, channels)]
-    table = np.zeros(lut_template.table_shape(problem, geometry, isa.lanes), np.int32)
-    for row, values in zip(table, rows, strict=True):
-        row[:channels] = epilogue.wrapped(values, "int32")
+    columns = lut_template.table_shape(problem, geometry, isa.lanes)[1]
+    table = scaling.table(problem, constants, bias, columns)
     return [_indices(staging, isa, np.asarray(constants["w"])), table]
 
 

@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import epilogue
+from nybble.schedules.cpu import scaling
 from nybble.schedules.cpu.blocking import Plan, Tile
 from nybble.schedules.cpu.buffers import Buffers, declare, product
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
@@ -88,7 +88,7 @@ class Layer(Protocol):
 def table_shape(problem: Problem, geometry: Geometry, lanes: int) -> tuple[int, int]:
     """Shape of the packed table; groups narrower than a block read beyond the last channel."""
     spare = lanes if geometry.o < lanes else 0
-    return epilogue.table_rows(problem.epilogue), geometry.groups * geometry.o + spare
+    return scaling.table_rows(problem.epilogue), geometry.groups * geometry.o + spare
 
 
 def build(

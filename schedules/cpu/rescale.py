@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import epilogue, packing, stream
+from nybble.schedules.cpu import epilogue, packing, scaling, stream
 from nybble.schedules.cpu.buffers import declare
 from nybble.schedules.cpu.dot import AVX2, AVX512
 from nybble.schedules.kernel import Constants, Epilogue, Kernel, Knobs, Problem, TensorSpec
@@ -66,8 +66,8 @@ def _pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
         NAMES[problem.op], problem.inputs, ZEROS[problem.op], strict=True
     ):
         scale = constants[f"multiplier{branch}"], constants[f"shift{branch}"]
-        rows += epilogue.branch_rows(spec.dtype, problem.attr(zero), scale, channels)
-    return [np.stack([epilogue.wrapped(row, "int32") for row in rows])]
+        rows += scaling.branch_rows(spec.dtype, problem.attr(zero), scale, channels)
+    return [np.stack([scaling.wrapped(row, "int32") for row in rows])]
 
 
 # ---------------------------------------------------------------- build

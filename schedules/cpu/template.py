@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu import epilogue, nibbles, panels, staging
+from nybble.schedules.cpu import nibbles, panels, scaling, staging
 from nybble.schedules.cpu.blocking import Storage, Tile, plan_of, vectors_of
 from nybble.schedules.cpu.buffers import declare, product
 from nybble.schedules.cpu.dot import Dot
@@ -31,7 +31,7 @@ def table_shape(problem: Problem, geometry: Geometry, dot: Dot) -> tuple[int, in
     """Shape of the packed table; narrow groups read a little beyond the last channel."""
     channels = geometry.groups * geometry.o
     spare = dot.lanes if geometry.o < dot.lanes else 0
-    return epilogue.table_rows(problem.epilogue), channels + spare
+    return scaling.table_rows(problem.epilogue), channels + spare
 
 
 def steps_of(geometry: Geometry, dot: Dot) -> int:

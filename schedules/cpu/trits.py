@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tvm import tirx
 
 from nybble.errors import ScheduleError
-from nybble.schedules.cpu import epilogue, lut_template
+from nybble.schedules.cpu import epilogue, lut_template, scaling
 from nybble.schedules.cpu.blocking import Tile
 from nybble.schedules.cpu.dot import AVX2
 from nybble.schedules.cpu.geometry import geometry_of
@@ -59,14 +59,10 @@ def _pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     staging, w = TritStaging.of(problem), np.asarray(constants["w"])
     if w.size and w.min() < -1:
         raise ScheduleError("the weights are not ternary: some are -2")
-    o = w.shape[0]
     bias = np.asarray(constants["bias"]).astype(np.int64)
     bias = bias + staging.centre * w.astype(np.int64).sum(1)
-    rows = [bias, *epilogue.scaling_rows(problem, constants, o)]
-    table = np.zeros(lut_template.table_shape(problem, staging.geometry, ISA.lanes), np.int32)
-    for row, values in zip(table, rows, strict=True):
-        row[:o] = epilogue.wrapped(values, "int32")
-    return [_stored(staging, w), table]
+    columns = lut_template.table_shape(problem, staging.geometry, ISA.lanes)[1]
+    return [_stored(staging, w), scaling.table(problem, constants, bias, columns)]
 
 
 def _stored(staging: TritStaging, w: NDArray[Any]) -> NDArray[np.uint8]:

@@ -47,7 +47,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.errors import ScheduleError
 from nybble.ir import numerics
-from nybble.schedules.cpu import epilogue, nibbles, panels, winograd_range
+from nybble.schedules.cpu import epilogue, nibbles, panels, scaling, winograd_range
 from nybble.schedules.cpu.buffers import declare, product
 from nybble.schedules.cpu.dot import (
     AVX_VNNI,
@@ -137,10 +137,9 @@ def _pack(dot: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any]
     chosen = padded[np.add.outer(starts, np.arange(lanes))]
     chosen = chosen.reshape(len(starts), lanes, TAPS, -1, depth).transpose(0, 3, 2, 1, 4)
     first, *others = _biases(dot, problem, weights, np.asarray(constants["bias"]))
-    rows = [first, *epilogue.scaling_rows(problem, constants, geometry.o)]
-    tables = [np.stack([epilogue.wrapped(row, "int32") for row in rows])]
+    tables = [scaling.table(problem, constants, first, geometry.o)]
     if others:
-        tables.append(np.stack([epilogue.wrapped(row, "int32") for row in others]))
+        tables.append(np.stack([scaling.wrapped(row, "int32") for row in others]))
     if shape.layout is None:
         return [np.ascontiguousarray(chosen).reshape(-1, shape.chunk), *tables]
     return [panels.pack(shape.layout, chosen.reshape(len(starts), -1)), *tables]
@@ -170,7 +169,7 @@ def _specs(shape: Shape) -> tuple[TensorSpec, ...]:
         weights = TensorSpec((shape.columns * shape.steps * TAPS, shape.chunk), "int8")
     else:
         weights = TensorSpec((shape.columns, layout.packed), "uint8")
-    table = TensorSpec((epilogue.table_rows(shape.problem.epilogue), o), "int32")
+    table = TensorSpec((scaling.table_rows(shape.problem.epilogue), o), "int32")
     corners = () if shape.dot.w == "int16" else (TensorSpec((CORNERS - 1, o), "int32"),)
     return (weights, table, *corners)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nybble.errors import ScheduleError
 from nybble.ir import numerics
-from nybble.schedules.cpu import epilogue, singles
+from nybble.schedules.cpu import scaling, singles
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 
 
@@ -86,7 +86,7 @@ def test_what_is_not_proven_is_refused() -> None:
     problem, data = layer(np.exp2(-np.linspace(8, 12, 512)), 127, (0, 255), None)
     forced = replace(problem, epilogue=replace(problem.epilogue, singles=True))
     with pytest.raises(ScheduleError, match="float32"):
-        epilogue.scaling_rows(forced, data, 512)
+        scaling.rows(forced, data, 512)
     zero = data | {"multiplier": np.zeros(512, np.int32)}
     assert not singles.is_exact(problem, zero)
     even = replace(problem, epilogue=replace(problem.epilogue, rounding="half_even", hi=15))
