@@ -174,7 +174,27 @@ def page(done: Cells) -> str:
     for network, widths in WIDTHS.items():
         if f"{network}/{FLOAT}" in done:
             parts.append(_section(network, widths, done))
-    return "\n".join(parts)
+    return "\n".join([*parts, _where(done)])
+
+
+def _where(done: Cells) -> str:
+    """The cell in which each method gains most; those that gain nowhere say so."""
+    lines = ["## Where each helps most", "", "| stages | cells run | best gain | where |"]
+    lines.append("|---|---:|---:|---|")
+    for method in list(METHODS)[1:]:
+        gains = {
+            place: found["top1"] - done[f"{place}/{NONE}"]["top1"]
+            for key, found in done.items()
+            for place, _, name in [key.rpartition("/")]
+            if name == method and f"{place}/{NONE}" in done
+        }
+        best = max(gains, key=lambda place: gains[place], default=None)
+        if best is None:
+            lines.append(f"| {method} | 0 | | not run |")
+        else:
+            where = best.replace("/", ", ") if gains[best] > 0 else "nowhere"
+            lines.append(f"| {method} | {len(gains)} | {gains[best]:+.2f} | {where} |")
+    return "\n".join([*lines, ""])
 
 
 def _section(network: str, widths: tuple[tuple[int, int], ...], done: Cells) -> str:

@@ -141,6 +141,9 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
         bool, typer.Option(help="Time the kernels of every layer here and take the fastest.")
     ] = False,
     prefer: Prefer = "speed",
+    onnx: Annotated[
+        Path | None, typer.Option(help="Also write the quantized network here, as QDQ ONNX.")
+    ] = None,
 ) -> None:
     """Quantize a network and compile it to a shared library."""
     from nybble import commands
@@ -152,7 +155,7 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
         choices, budget, sensitivity, solver, correct, allocation,
     )  # fmt: skip
     job = commands.CompileJob(
-        model, output, calibration, options, targets, keep_float, measure, prefer
+        model, output, calibration, options, targets, keep_float, measure, prefer, onnx
     )
     commands.compile_to_file(job)
 

@@ -45,6 +45,7 @@ class CompileJob:
     keep_float: bool
     measure: bool = False
     prefer: str = "speed"
+    onnx: Path | None = None
 
 
 def compile_to_file(job: CompileJob) -> None:
@@ -62,8 +63,11 @@ def compile_to_file(job: CompileJob) -> None:
             "float to quantize weights only; just one of them."
         )
 
+    if job.onnx is not None and job.keep_float:
+        raise NybbleError("--onnx writes the quantized network; it does not go with --float.")
     start = time.perf_counter()
-    writable(job.output)
+    for path in (job.output, *([job.onnx] if job.onnx else ())):
+        writable(path)
     resolve_all(job.targets)
     samples: Any = Samples(job.calibration) if job.calibration else ()
     with step(f"import {job.model.name}"):
@@ -72,6 +76,9 @@ def compile_to_file(job: CompileJob) -> None:
     if not job.keep_float:
         with step("calibrate and quantize", len(samples)) as advance:
             network = nybble.quantize(model, samples, recipe, progress=advance)
+    if job.onnx is not None:
+        with step(f"write {job.onnx}"):
+            network.to_onnx(job.onnx)
     with step(f"compile for {', '.join(job.targets)}") as advance:
         artifact = nybble.compile(
             network, job.targets, advance, measure=job.measure, prefer=job.prefer

@@ -8,6 +8,7 @@ import tvm
 
 from nybble.allocation.allocate import allocate
 from nybble.allocation.pareto import pareto
+from nybble.allocation.problem import Limit
 from nybble.allocation.result import Allocation
 from nybble.budget import MIXED, limit_of
 from nybble.costs import Costs, Report, layer_costs, uniform
@@ -47,10 +48,10 @@ class Trade:
         """
         return allocate(self.sensitivity, self.costs, self.limits(), solver=self.recipe.solver)
 
-    def limits(self) -> dict[str, float]:
+    def limits(self) -> dict[str, Limit]:
         """The recipe's budget in bytes, bit operations and seconds."""
         asked = self.recipe.limits.items()
-        return {name: limit_of(name, limit, self.reach(name)) for name, limit in asked}
+        return {name: Limit(limit_of(name, limit, self.reach(name))) for name, limit in asked}
 
     def front(self, axis: str, points: int) -> list[Allocation]:
         """Losses against one cost, at most so many points."""

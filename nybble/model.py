@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nybble.allocation.result import Allocation
 from nybble.errors import NybbleError
+from nybble.export.onnx import to_onnx
 from nybble.ir import graph, interpreter
-from nybble.recipe import Recipe
-from nybble.runtime.artifact import export_all
+from nybble.recipe import FLOAT, Recipe
+from nybble.runtime.artifact import export_all, write_whole
 from nybble.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -138,6 +139,32 @@ class QuantizedModel:
         """The quantized network in float arithmetic: rounding as deployed, sums in float32."""
         values = interpreter.run(self.module, named_inputs(self.module, inputs))
         return _named_outputs(self.module, values)
+
+    @overload
+    def to_onnx(self, path: None = None) -> bytes: ...
+
+    @overload
+    def to_onnx(self, path: str | Path) -> Path: ...
+
+    def to_onnx(self, path: str | Path | None = None) -> bytes | Path:
+        """The network as QDQ ONNX (opset 21), for ONNX Runtime and other tools.
+
+        It computes what `simulate` does, with the biases rounded as deployed; below 8 bits the
+        integers stay within their own width.
+
+        Args:
+            path: where to write; the file appears whole or not at all.
+
+        Returns:
+            The path; without one, the model's bytes.
+
+        Raises:
+            NybbleError: a layer has no ONNX form; names it.
+            ArtifactError: the file cannot be written.
+        """
+        module = self.integer if self.recipe.activations == FLOAT else self.module
+        data = to_onnx(module, self.recipe.to_json())
+        return data if path is None else write_whole(path, data)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -190,9 +191,16 @@ def stages_of(given: Iterable[Any]) -> tuple[Any, ...]:
     """Stages from their names, from {name: options}, or as they are.
 
     Raises:
-        NybbleError: an unknown stage or option.
+        NybbleError: an unknown stage or option, or equalisation behind another stage.
     """
-    return tuple(stage for one in given for stage in _read(one))
+    stages = tuple(stage for one in given for stage in _read(one))
+    for before, stage in itertools.pairwise(stages):
+        if isinstance(stage, Equalize) and not isinstance(before, Equalize):
+            raise NybbleError(
+                f"Recipe: correct, 'equalize' comes after '{NAMES[type(before)]}', whose work it "
+                "would undo: it changes the float weights. Put it first."
+            )
+    return stages
 
 
 def _read(given: Any) -> Iterable[Any]:

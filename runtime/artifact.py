@@ -64,6 +64,20 @@ def export_all(variants: Sequence[tuple[Any, Manifest]], path: str | Path) -> tu
     return tuple(variant.manifest for variant in sealed)
 
 
+def write_whole(path: str | Path, data: bytes) -> Path:
+    """Writes any other file; it appears whole or not at all.
+
+    Raises:
+        ArtifactError: the directory is missing or not writable, or the disk is full.
+    """
+    path = Path(path)
+    with _staging(path) as staging:
+        whole = staging / "whole"
+        whole.write_bytes(data)
+        os.replace(whole, path)
+    return path
+
+
 def find_compiler(arch: str) -> list[str]:
     """The command of a C compiler that links for ``arch``.
 

@@ -12,6 +12,7 @@ import pytest
 import nybble
 from nybble.budget import limit_of, parse_budget
 from nybble.errors import AllocationError, NybbleError
+from nybble.mixed import Trade
 from tests import models
 from tests.walking import SMALL, compared, few, law_of, tiny
 
@@ -166,6 +167,19 @@ def test_recipes_that_are_none(given: dict[str, Any], message: str) -> None:
 def test_recipes_survive_json() -> None:
     asked = recipe(budget={"size": 0.5, "latency": "8ms"}, correct=({"adaround": {"batch": 9}},))
     assert nybble.Recipe.from_json(asked.to_json()) == asked
+
+
+def test_absolute_limits_are_no_shares() -> None:
+    """Beyond what the network can cost, on either side."""
+    with pytest.raises(AllocationError, match=r"size=1 is below what can be reached"):
+        nybble.quantize(tiny(), few(), recipe(budget={"size": "1B"}))
+    seconds = Trade(
+        nybble.Sensitivity({"a": {4: 1.0, 8: 0.1}}),
+        {"size": {"a": {4: 4.0, 8: 8.0}}, "latency": {"a": {4: 0.002, 8: 0.004}}},
+        recipe(budget={"latency": "8ms"}),
+    )
+    assert seconds.allocated().widths == {"a": 8}
+    assert seconds.allocated().limits == {"latency": 0.008}
 
 
 def test_a_budget_that_nothing_keeps_says_so() -> None:

@@ -40,7 +40,7 @@ def allocate(  # noqa: PLR0913  (the problem's own parts)
         costs: {cost: {layer: {width: value}}}, such as ``{"size": …, "latency": …}``.
         budget: {cost: limit}, any number of them. A float from 0 to 1 is a share of the way from
             the cheapest model to the dearest, unless it lies between the costs of the two; other
-            numbers are limits as they stand.
+            numbers, and any `nybble.allocation.problem.Limit`, are limits as they stand.
         ties: groups of layers that must agree.
         solver: ``ilp``, ``iqp`` or ``closed_form``.
         fixed: {shell-style pattern of layer names: width}; the last pattern that matches decides.

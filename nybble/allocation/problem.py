@@ -73,6 +73,10 @@ class Problem:
         return float(sum(c.min() for c in each)), float(sum(c.max() for c in each))
 
 
+class Limit(float):
+    """A limit as it stands, even between 0 and 1 (`limit_of`): seconds, for example."""
+
+
 def loosened(limit: float) -> float:
     """A limit that forgives the rounding of sums."""
     return limit + TOLERANCE * abs(limit)
@@ -124,7 +128,7 @@ def limit_of(problem: Problem, name: str, value: Any) -> float:
     """What a number in a budget means.
 
     A float from 0 to 1 is a share of the way from the cheapest choice to the dearest, unless it is
-    itself what some choice may cost. Everything else is the limit as it stands.
+    itself what some choice may cost. Everything else, a `Limit` above all, is taken as it stands.
 
     Raises:
         AllocationError: the number is NaN or negative.
@@ -132,7 +136,8 @@ def limit_of(problem: Problem, name: str, value: Any) -> float:
     if not value >= 0:
         raise AllocationError(f"budget: {name}={value!r} is no limit. Give a number from 0 up.")
     low, high = problem.reach(name)
-    if isinstance(value, float) and value <= 1 and not low <= value <= high:
+    is_share = isinstance(value, float) and not isinstance(value, Limit) and value <= 1
+    if is_share and not low <= value <= high:
         return low + value * (high - low)
     return float(value)
 

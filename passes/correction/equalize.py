@@ -38,14 +38,8 @@ def equalize(settled: Settled, stage: Equalize, work: Work) -> Settled:
     """Scales channels between layers, calibrates anew and rounds to nearest.
 
     Raises:
-        NybbleError: another stage came before, or no two layers follow each other with nothing
-            between that forbids it.
+        NybbleError: no two layers follow each other with nothing between that forbids it.
     """
-    if settled.goal is not None:
-        raise NybbleError(
-            "Recipe: correct, 'equalize' changes the float weights, so what earlier stages learned "
-            "would be lost. Put it first."
-        )
     net = _Network(settled.module)
     if not net.classes:
         raise NybbleError(

@@ -65,6 +65,11 @@ def brute_force(
     return best
 
 
+def _reach(table: Any) -> tuple[float, float]:
+    each = [list(widths.values()) for widths in table.values()]
+    return sum(map(min, each)), sum(map(max, each))
+
+
 # ---------------------------------------------------------------- golden
 
 
@@ -116,7 +121,14 @@ def test_optima_equal_brute_force(
     solver: str, seed: int, layers: int, budget: dict[str, float]
 ) -> None:
     sensitivity, costs = random_problem(seed, layers, pairs=solver == "iqp")
+    reach = {k: _reach(table) for k, table in costs.items()}
+    limits = {k: low + budget[k] * (high - low) for k, (low, high) in reach.items() if k in budget}
+    if brute_force(sensitivity, costs, limits) == np.inf:  # one layer may not fit two limits
+        with pytest.raises(AllocationError, match="together with the others"):
+            allocate(sensitivity, costs, budget, solver=solver)
+        return
     found = allocate(sensitivity, costs, budget, solver=solver)
+    assert found.limits == pytest.approx(limits)
     assert found.objective == pytest.approx(brute_force(sensitivity, costs, found.limits), rel=1e-9)
     assert found.gap == 0
     assert all(found.costs[k] <= limit * (1 + 1e-9) for k, limit in found.limits.items())

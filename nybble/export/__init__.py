@@ -1,0 +1,1 @@
+"""A quantized network written for other runtimes."""
