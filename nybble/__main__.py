@@ -100,7 +100,7 @@ Measure = Annotated[
 Correct = Annotated[
     str | None,
     typer.Option(
-        help="Corrections in order, as equalize,adaround,bias_correction. Options: in a recipe."
+        help="Corrections in order, as equalize,adaquant. Options: in a recipe."
     ),
 ]
 AllocationFile = Annotated[
