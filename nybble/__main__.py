@@ -99,9 +99,7 @@ Measure = Annotated[
 ]
 Correct = Annotated[
     str | None,
-    typer.Option(
-        help="Corrections in order, as equalize,adaquant. Options: in a recipe."
-    ),
+    typer.Option(help="Corrections in order, as equalize,adaquant. Options: in a recipe."),
 ]
 AllocationFile = Annotated[
     Path | None,

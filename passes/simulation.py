@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class Simulation:
 def fake(values: Tensor, grid: Grid) -> Tensor:
     """Values rounded to a grid, half to even; `numerics.quantize` in torch."""
     if grid.dtype == "int1":  # -1 and +1, no 0 between them
-        return torch.where(values < 0, -grid.scale, grid.scale)
+        return torch.where(torch.round(values / grid.scale) < 0, -grid.scale, grid.scale)
     lo, hi = numerics.limits(grid.dtype)
     steps = torch.round(values / grid.scale) + grid.zero_point
     return (torch.clamp(steps, lo, hi) - grid.zero_point) * grid.scale

@@ -42,5 +42,5 @@ def weight_only(matcher: Matcher, binding: relax.VarBinding) -> Group:
         TensorSpec((o, k), graph.dtype_of(call.args[1])),
         epilogue=Epilogue("float", -np.inf, np.inf),
     )
-    layer = Group((binding,), problem, (call.args[0],), constants)
-    return with_sum_and_clamp(matcher, layer)
+    alone = Group((binding,), problem, (call.args[0],), constants)
+    return with_sum_and_clamp(matcher, alone)

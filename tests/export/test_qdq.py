@@ -187,7 +187,8 @@ def test_the_command_writes_both(tmp_path: Path) -> None:
     options = RecipeOptions(None)
     job = CompileJob(source, tmp_path / "net.so", data, options, ("native",), False, onnx=made)
     compile_to_file(job)
-    assert nybble.load(tmp_path / "net.so")(few()).shape == (8, 10)
+    session: Any = nybble.load(tmp_path / "net.so")
+    assert session(few()).shape == (8, 10)
     assert answered(made.read_bytes(), few(), LEVELS.ORT_ENABLE_ALL).shape == (8, 10)
     job = CompileJob(source, tmp_path / "f.so", None, options, ("native",), True, onnx=made)
     with pytest.raises(NybbleError, match="does not go with --float"):
