@@ -15,10 +15,13 @@ from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 
 def layer(
     ratios: np.ndarray, weight: int, bounds: tuple[int, int], other: tuple[np.ndarray, str] | None
-) -> tuple[Problem, dict[str, np.ndarray]]:
+) -> tuple[Problem, dict[str, Any]]:
     """A linear layer of 64 equal weights a channel, so that accumulators reach 64·255·weight."""
     channels = len(ratios)
-    data = {"w": np.full((channels, 64), weight, np.int8), "bias": np.zeros(channels, np.int32)}
+    data: dict[str, Any] = {
+        "w": np.full((channels, 64), weight, np.int8),
+        "bias": np.zeros(channels, np.int32),
+    }
     suffix, add = ("_a", other) if other else ("", None)
     data |= {f"multiplier{suffix}": numerics.dyadic(ratios)[0]}
     data |= {f"shift{suffix}": numerics.dyadic(ratios)[1]}
