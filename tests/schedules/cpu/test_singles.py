@@ -1,6 +1,7 @@
 """Rescaling in float32 equals the law wherever it says that it does."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
