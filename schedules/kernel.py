@@ -190,6 +190,8 @@ class Kernel:
         forms: the storage forms of activations that it can read or write; ``supports`` is asked
             about no others.
         arch: of the machines that it is for, None for any; others do not hear of its refusals.
+        decodes: it decodes weights below 8 bits in every call, for more time than their bytes
+            save: where speed is asked for and nothing measured, it gets them in whole bytes.
     """
 
     name: str
@@ -199,6 +201,7 @@ class Kernel:
     build: Callable[[Problem, Any, Knobs], Any]
     forms: frozenset[Form] = frozenset({"values"})
     arch: str | None = None
+    decodes: bool = False
 
     def constants(self, problem: Problem, unpacked: Constants) -> list[NDArray[Any]]:
         """All constants in the order of the parameters: ``pack``'s, and the epilogue's table."""

@@ -135,7 +135,8 @@ def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Plan
     if by_size:
         candidates = _smallest(candidates)
     if plan.ruler is None:
-        return Choice(candidates[0], _heard(refusals, target, plan))
+        taken = _in_bytes(candidates[0], problem, constants, target, plan)
+        return Choice(taken, _heard(refusals, target, plan))
     rivals = [*candidates, *_in_float(problem, target, plan)]
     heard = _heard(refusals, target, plan)
     if len(rivals) == 1:
@@ -148,6 +149,16 @@ def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Plan
     level = [i for i in range(len(candidates)) if seconds[i] <= limit]
     taken = candidates[min(level, key=lambda i: (candidates[i].size, seconds[i]))]
     return Choice(taken, heard, timed)
+
+
+def _in_bytes(
+    first: Candidate, problem: Problem, constants: Constants, target: CpuTarget, plan: Planner
+) -> Candidate:
+    """The same kernel with narrow weights in whole bytes, where decoding them would cost time."""
+    if not first.kernel.decodes or plan.prefer != "speed":
+        return first
+    made = (_attempt(first.kernel, form, constants, target, []) for form in _widened(problem))
+    return next(filter(None, made), first)
 
 
 def _heard(refusals: Sequence[str], target: CpuTarget, plan: Planner) -> tuple[str, ...]:

@@ -87,5 +87,6 @@ def build(problem: Problem, _target: Any, knobs: Knobs) -> Any:
 
 
 KERNELS = tuple(
-    Kernel(NAME, op, supports, pack, build, arch="x86_64") for op in ("conv2d", "linear")
+    Kernel(NAME, op, supports, pack, build, arch="x86_64", decodes=True)
+    for op in ("conv2d", "linear")
 )

@@ -66,6 +66,16 @@ def test_size_takes_the_smallest() -> None:
     assert choose(V3, kernels=kernels, prefer="size").candidate.kernel is fallback.LINEAR
 
 
+def test_weights_that_would_be_decoded_in_every_call_are_stored_in_bytes() -> None:
+    decoding = replace(fallback.LINEAR, name="cpu.decoding", decodes=True)
+    problem = replace(PROBLEM, weights=TensorSpec((16, 64), "int4"))
+    for kernel, prefer, stored in (
+        (decoding, "speed", "int8"), (decoding, "size", "int4"), (fallback.LINEAR, "speed", "int4"),
+    ):  # fmt: skip
+        found = choose(V3, problem=problem, kernels=(kernel, fallback.LINEAR), prefer=prefer)
+        assert (found.candidate.kernel.name, found.candidate.weights) == (kernel.name, stored)
+
+
 def test_ternary_rows_are_stored_by_threes_where_that_pays() -> None:
     weights = TensorSpec((64, 96), "int2")
     specs = TensorSpec((1, 96), "int8"), TensorSpec((1, 64), "int32")
