@@ -198,9 +198,14 @@ def test_the_command_writes_both(tmp_path: Path) -> None:
 @pytest.mark.whole
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_networks(name: str) -> None:
+    """Untrained and deep, roundings grow: the simulation's distance from the law is the measure."""
     model = imported(models.NETWORKS[name](LARGE), LARGE, "onnx")
     quantized = nybble.quantize(model, [models.images(8, (3, LARGE, LARGE), seed=5)])
-    assert_agrees(quantized, models.images(4, (3, LARGE, LARGE), seed=9), 0.1)
+    data, x = checked(quantized).SerializeToString(), models.images(4, (3, LARGE, LARGE), seed=9)
+    law, simulated = (np.asarray(run(x)) for run in (quantized.run, quantized.simulate))
+    for level in OPTIMIZED:
+        apart = np.linalg.norm(answered(data, x, level) - law)
+        assert apart < 1.5 * np.linalg.norm(simulated - law), level
 
 
 @pytest.mark.slow
