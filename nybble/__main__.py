@@ -57,6 +57,13 @@ Calibration = Annotated[
         help="Representative inputs: .npy, .npz, or a folder of them.", callback=_existing
     ),
 ]
+RecipeFile = Annotated[Path | None, typer.Option(help="A recipe as JSON.", callback=_file)]
+Calibrator = Annotated[
+    str | None,
+    typer.Option(help="minmax, percentile, mse or entropy; goes before the recipe's."),
+]
+Weights = Annotated[str | None, typer.Option(help="Bits of weights, 1 to 8, ternary, or mixed.")]
+Solver = Annotated[str | None, typer.Option(help="ilp, iqp or closed_form.")]
 FirstLast = Annotated[
     str | None,
     typer.Option(help="Bits of the first and the last layer: 8 (the default) or others; none."),
@@ -112,14 +119,9 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     model: ModelFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the library.")],
     calibration: Calibration = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe as JSON.", callback=_file)] = None,
-    calibrator: Annotated[
-        str | None,
-        typer.Option(help="minmax, percentile, mse or entropy; goes before the recipe's."),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Bits of weights, 1 to 8, or ternary.")
-    ] = None,
+    recipe: RecipeFile = None,
+    calibrator: Calibrator = None,
+    weights: Weights = None,
     activations: Annotated[
         str | None, typer.Option(help="Bits of activations, 1 to 8; float: weights only.")
     ] = None,
@@ -128,7 +130,7 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     choices: Choices = None,
     budget: Budget = None,
     sensitivity: Measure = None,
-    solver: Annotated[str | None, typer.Option(help="ilp, iqp or closed_form.")] = None,
+    solver: Solver = None,
     correct: Correct = None,
     allocation: AllocationFile = None,
     target: Targets = None,
@@ -176,7 +178,7 @@ def sensitivity_command(  # noqa: PLR0913, PLR0917  (one per option)
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Layers to measure, all by default; repeatable."),
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe as JSON.", callback=_file)] = None,
+    recipe: RecipeFile = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the table here, as JSON.")
     ] = None,
@@ -203,21 +205,16 @@ def report_command(  # noqa: PLR0913, PLR0917  (one per option)
             callback=_file,
         ),
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe as JSON.", callback=_file)] = None,
-    calibrator: Annotated[
-        str | None,
-        typer.Option(help="minmax, percentile, mse or entropy; goes before the recipe's."),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Bits of weights, 1 to 8, ternary, or mixed.")
-    ] = None,
+    recipe: RecipeFile = None,
+    calibrator: Calibrator = None,
+    weights: Weights = None,
     activations: Annotated[str | None, typer.Option(help="Bits of activations, 1 to 8.")] = None,
     first_last: FirstLast = None,
     layer: Layers = None,
     choices: Choices = None,
     budget: Budget = None,
     sensitivity: Measure = None,
-    solver: Annotated[str | None, typer.Option(help="ilp, iqp or closed_form.")] = None,
+    solver: Solver = None,
     correct: Correct = None,
     allocation: AllocationFile = None,
     target: Annotated[

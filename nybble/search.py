@@ -103,9 +103,7 @@ def _front(network: Calibrated) -> list[Allocation]:
     limits = network.trade.limits()
     front = network.trade.front(axis, POINTS)
     kept = [one for one in front if all(one.costs[k] <= limits[k] for k in limits)]
-    if not kept:
-        network.trade.allocated()  # says which limit binds
-    return kept or [network.trade.allocated()]
+    return kept or [network.trade.allocated()]  # or an error that says which limit binds
 
 
 class _Bench:

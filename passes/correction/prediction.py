@@ -15,7 +15,7 @@ from nybble.passes.correction.front import IMAGES, Front
 from nybble.passes.correction.spool import Spool
 from nybble.passes.differentiable import Differentiable
 from nybble.passes.grids import Grid, quantize_weights
-from nybble.passes.sensitivity.losses import _term
+from nybble.passes.sensitivity.losses import term_of
 from nybble.passes.settle import Rounded, Settled, bias_of, rows_of
 from nybble.passes.simulation import Simulation, fake
 from nybble.passes.view import View
@@ -91,7 +91,7 @@ class _Search:
             for y in zip(*self.wanted, strict=True)
         ]
         named = zip(self.net.outputs, each, strict=True)
-        self.terms = [_term(self.view, name, variance) for name, variance in named]
+        self.terms = [term_of(self.view, name, variance) for name, variance in named]
         starts = [(min(map(self._behind, points)), 0, o) for o, points in self.points.items()]
         starts += [(self.net.index(name), 1, name) for name in settled.weights]
         self.decisions = [(start, name) for start, _, name in sorted(starts)]

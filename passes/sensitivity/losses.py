@@ -65,7 +65,7 @@ class Judge:
         self.terms: list[Term] = []
         if own is None:
             each = zip(self.net.outputs, variances, strict=True)
-            self.terms = [_term(task.view, name, variance) for name, variance in each]
+            self.terms = [term_of(task.view, name, variance) for name, variance in each]
         self._loss = own or self._divergence
 
     def batches(self) -> Iterator[Batch]:
@@ -116,7 +116,7 @@ class Judge:
         return variances
 
 
-def _term(view: View, name: str, variance: float) -> Term:
+def term_of(view: View, name: str, variance: float) -> Term:
     """KL of the softmax for (N, classes), else the squared error relative to the variance."""
     shape = view.shape(name)
     if len(shape) == 2 and shape[1] != 1:
