@@ -88,10 +88,8 @@ def test_times_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first = select.choose(PROBLEM, CONSTANTS, NATIVE, select.Planner(ruler=latency.Ruler(cache)))
     assert len(first.timed) > 1
     assert all(0 < timed.seconds < 1 for timed in first.timed)
-    fastest = min(
-        (t for t in first.timed if t.weights != "float32"), key=lambda timed: timed.seconds
-    )
-    assert first.candidate.kernel.name == fastest.kernel
+    seconds = {t.kernel: t.seconds for t in first.timed if t.weights != "float32"}
+    assert seconds[first.candidate.kernel.name] <= select.TIE * min(seconds.values())
     with cache.open("a") as file:
         file.write('{"key": "torn')
     assert [json.loads(line)["kernel"] for line in cache.read_text().splitlines()[:-1]] == [
