@@ -31,11 +31,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## compile the embedded network, print the tables, write report.html
 	$(BIN)/nybble demo
 
-test: $(STAMP)  ## all tests but the slow ones
-	$(PYTEST) -m "not slow"
+test: $(STAMP)  ## all tests but the slow ones, a third of the kernels' sweeps
+	$(PYTEST) -m "not slow" --thin-sweeps 3
 
-test-slow: $(STAMP)  ## the slow tests: minutes each
-	$(PYTEST) -m slow
+test-slow: $(STAMP)  ## the slow tests, and the kernels' sweeps whole
+	$(PYTEST) -m "slow or sweep"
 
 check: $(STAMP)  ## lint, types, import layers, a sample of the quick tests
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -18,18 +19,26 @@ assert _ir.tvm  # the import above is for its order
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--thin N`` for `make check`: the first and then every Nth row of a parametrized test."""
+    """``--thin N`` and ``--thin-sweeps N`` leave rows of parametrized tests out."""
     parser.addoption("--thin", type=int, default=1, metavar="N", help="run every Nth row")
+    parser.addoption(
+        "--thin-sweeps", type=int, default=1, metavar="N", help="run an Nth of the sweeps' rows"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects what ``--thin`` leaves out; every test function keeps at least one row."""
+    """Deselects what the options leave out; every test function keeps its first row."""
     seen: Counter[str] = Counter()
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []
+    thin, sweeps = config.getoption("--thin"), config.getoption("--thin-sweeps")
     for item in items:
         function = item.nodeid.split("[")[0]
-        (left_out if seen[function] % config.getoption("--thin") else kept).append(item)
+        is_thinned = seen[function] % thin
+        if item.get_closest_marker("sweep") and seen[function]:
+            # By a hash: a stride would meet the same instruction set or width again and again.
+            is_thinned = is_thinned or crc32(item.nodeid.encode()) % sweeps
+        (left_out if is_thinned else kept).append(item)
         seen[function] += 1
     items[:] = kept
     if left_out:

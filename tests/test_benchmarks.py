@@ -80,6 +80,7 @@ def test_case_gives_a_row_for_every_peer(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @pytest.mark.whole
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", [name for name in CONTENDERS if name != "ORT 2 bits LUT"])
 def test_peer_computes_the_layer(name: str) -> None:
     peer = CONTENDERS[name]

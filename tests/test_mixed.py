@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import nybble
+from nybble import search
 from nybble.budget import limit_of, parse_budget
 from nybble.errors import AllocationError, NybbleError
 from nybble.mixed import Trade
@@ -92,7 +93,10 @@ def test_the_widths_of_an_allocation_can_be_edited_and_used_again() -> None:
 # ---------------------------------------------------------------- a limited drop
 
 
-def test_the_cheapest_within_a_drop_is_found_by_deployed_trials() -> None:
+def test_the_cheapest_within_a_drop_is_found_by_deployed_trials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(search, "POINTS", 4)  # of the front: every trial is a compile
     x = models.images(16, (3, SMALL, SMALL), seed=7)
     wanted: Any = tiny().run(x)
 

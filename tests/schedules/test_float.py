@@ -15,6 +15,8 @@ from nybble.ir import graph, interpreter
 from nybble.schedules import lower
 from tests.schedules.modules import V3, Compiled, inputs_of, module
 
+pytestmark = pytest.mark.sweep
+
 R, NN = relax.op, relax.op.nn
 SHAPE = (9, 10, 12)
 NHWC = {"data_layout": "NHWC", "kernel_layout": "OHWI"}

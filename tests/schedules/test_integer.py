@@ -16,6 +16,8 @@ from nybble.schedules.select import Planner
 from nybble.schedules.target import resolve
 from tests.schedules.modules import Compiled, check_exact, inputs_of, module
 
+pytestmark = pytest.mark.sweep
+
 GENERIC = "cpu.generic"
 ROUNDINGS = numerics.ROUNDINGS
 C = graph.constant

@@ -21,6 +21,8 @@ from tests.runtime.tiny import tiny_executable, tiny_manifest
 from tests.schedules.cpu import running
 from tests.schedules.cpu.test_conv import sample
 
+pytestmark = pytest.mark.sweep
+
 TARGET = resolve("x86-64-v4-amx")
 AMX = pytest.mark.isa("amx_int8")
 LENGTHS = (1, 31, 33, 255, 257, 2177, 4099, 65537)

@@ -16,6 +16,8 @@ from nybble.schedules.target import host_features, resolve
 from tests.cases import Arrays, Case
 from tests.schedules.cpu import running
 
+pytestmark = pytest.mark.sweep
+
 TARGET = resolve("x86-64-v3")
 KERNELS = {kernel.op: kernel for kernel in arranged.KERNELS if kernel.name.endswith("arranged")}
 TWOS = {kernel.op: kernel for kernel in arranged.KERNELS if kernel.name.endswith("twos")}

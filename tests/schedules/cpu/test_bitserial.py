@@ -20,6 +20,8 @@ from tests.schedules.cpu import running
 from tests.schedules.cpu.narrow import entered
 from tests.schedules.modules import check_exact, module
 
+pytestmark = pytest.mark.sweep
+
 TARGETS = {"avx2": "x86-64-v3", "avx512": "x86-64-v4-amx"}
 WIDTHS = [
     *(("int1", f"{sign}int{bits}") for bits in range(1, 5) for sign in ("", "u")),

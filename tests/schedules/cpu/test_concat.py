@@ -11,6 +11,8 @@ from nybble.schedules.target import resolve
 from tests.schedules.cpu import narrow
 from tests.schedules.modules import check_exact, module
 
+pytestmark = pytest.mark.sweep
+
 TARGETS = ["x86-64-v3", "x86-64"]
 
 

@@ -15,6 +15,8 @@ from nybble.schedules.target import CpuTarget, host_features, resolve
 from tests.cases import CONV, LINEAR, Case
 from tests.schedules.cpu import running
 
+pytestmark = pytest.mark.sweep
+
 TARGETS = {"vnni": "x86-64-v4-vnni", "avx512": "x86-64-v4", "avx2": "x86-64-v3"}
 OTHERS: dict[str, Any] = {
     "avx512.pairs": "x86-64-v4",

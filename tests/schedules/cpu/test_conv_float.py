@@ -14,6 +14,8 @@ from nybble.schedules.kernel import Epilogue, Knobs, Problem, TensorSpec
 from nybble.schedules.target import host_features, resolve
 from tests.cases import CONV, DEPTHWISE, LINEAR, Arrays, Case
 
+pytestmark = pytest.mark.sweep
+
 NAMES = (
     "odd everything",
     "3x3 add",

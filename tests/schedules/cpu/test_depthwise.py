@@ -11,6 +11,8 @@ from tests.cases import CONV, DEPTHWISE
 from tests.schedules.cpu import running
 from tests.schedules.cpu.test_conv import TARGETS, rows
 
+pytestmark = pytest.mark.sweep
+
 CASES = {case.name: case for case in DEPTHWISE}
 
 

@@ -17,6 +17,8 @@ from nybble.schedules.target import CpuTarget, host_features, resolve
 from tests.cases import CONV, DEPTHWISE, QUADS, Case
 from tests.schedules.cpu import running
 
+pytestmark = pytest.mark.sweep
+
 TARGETS = {
     "avx2": "x86-64-v3",
     "vnni256": "x86-64-v4-vnni",

@@ -14,6 +14,8 @@ from tests.cases import TABLED, Case
 from tests.schedules.cpu import running
 from tests.schedules.modules import check_exact, module
 
+pytestmark = pytest.mark.sweep
+
 LEVELS = ("x86-64", "x86-64-v3", "x86-64-v4", "x86-64-v4-vnni", "x86-64-v4-amx")
 
 

@@ -14,6 +14,8 @@ from nybble.schedules.target import resolve
 from tests.cases import CONV, DEPTHWISE, LINEAR, Case
 from tests.schedules.cpu import running
 
+pytestmark = pytest.mark.sweep
+
 V3 = resolve("x86-64-v3")
 CASES = {case.name: case for case in (*CONV, *DEPTHWISE, *LINEAR)}
 SHAPES = ("odd everything", "grouped odd", "dw 4x2", "1x1 tails", "batch of tokens", "one output")

@@ -12,6 +12,8 @@ from tvm import relax
 from nybble.ir import graph
 from tests.schedules.modules import Compiled, module
 
+pytestmark = pytest.mark.sweep
+
 Array = NDArray[Any]
 ERF = np.vectorize(math.erf)
 OPS: dict[str, tuple[Callable[[Any], Any], Callable[[Array], Array]]] = {

@@ -18,6 +18,8 @@ from nybble.schedules.target import CpuTarget, host_features, resolve
 from tests.cases import LINEAR, Case
 from tests.schedules.cpu import running
 
+pytestmark = pytest.mark.sweep
+
 TARGETS = {"avx2": "x86-64-v3", "vnni": "x86-64-v4-vnni", "avx512": "x86-64-v4"}
 FEW = [c for c in LINEAR if len(c.x) == 2 and (c.symbolic or c.x[0] <= gemv.FEW)]
 

@@ -11,6 +11,8 @@ from nybble.schedules.cpu import headroom
 from nybble.schedules.cpu.headroom import Limits
 from tests.cases import LINEAR
 
+pytestmark = pytest.mark.sweep
+
 ROW = next(case for case in LINEAR if case.name == "rows")
 
 

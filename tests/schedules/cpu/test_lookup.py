@@ -10,6 +10,8 @@ from nybble.schedules.target import CpuTarget, host_features, resolve
 from tests.schedules.cpu import narrow
 from tests.schedules.modules import check_exact, module
 
+pytestmark = pytest.mark.sweep
+
 LEVELS = {"avx2": "x86-64-v3", "avx512": "x86-64-v4", "vbmi": "x86-64-v4-amx"}
 DTYPES = [f"{sign}int{bits}" for bits in range(1, 9) for sign in ("", "u")]
 

@@ -19,6 +19,8 @@ from nybble.schedules.target import CpuTarget, host_features, resolve
 from tests.cases import LOW, LOW_LINEAR, Case
 from tests.schedules.cpu import running
 
+pytestmark = pytest.mark.sweep
+
 TARGETS = {"avx2": "x86-64-v3", "avx512": "x86-64-v4"}
 CASES = {case.name: case for case in (*LOW, *LOW_LINEAR)}
 WEIGHTS = ("int1", "uint1", "int2", "uint2", "int3", "int4")

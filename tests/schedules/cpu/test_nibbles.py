@@ -16,6 +16,8 @@ from nybble.schedules.table import KERNELS
 from nybble.schedules.target import host_features, resolve
 from tests.cases import CONV
 
+pytestmark = pytest.mark.sweep
+
 CASES = {case.name: case for case in CONV}
 TARGETS = {"avx2.pairs": "x86-64-v3", "avx2": "x86-64-v3", "vnni": "x86-64-v4-vnni"}
 FORMS = [f for f in product((False, True), repeat=3) if any(f)]

@@ -17,6 +17,8 @@ from tests.cases import CONV, LINEAR, Case
 from tests.schedules.cpu import running
 from tests.schedules.cpu.test_conv import family
 
+pytestmark = pytest.mark.sweep
+
 CASES = {case.name: case for case in CONV + LINEAR}
 LAYERS = ("3x3", "3x3 signed", "1x1 tails", "grouped odd", "stem 7x7x3", "3x3 dilated rows",
     "odd everything", "one output", "batch", "K=4099 random", "K=257 random")  # fmt: skip

@@ -20,6 +20,8 @@ from tests.cases import CONV, LINEAR
 from tests.schedules.cpu import running
 from tests.schedules.cpu.test_conv import TARGETS, family
 
+pytestmark = pytest.mark.sweep
+
 DTYPES = [f"{sign}int{bits}" for bits in range(1, 8) for sign in ("", "u")]
 CASES = {case.name: case for case in CONV + LINEAR}
 LAYERS = ("3x3", "1x1 tails", "grouped odd", "stem 7x7x3", "one output", "batch")

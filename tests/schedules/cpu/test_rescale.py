@@ -13,6 +13,8 @@ from tests.schedules.cpu import narrow
 from tests.schedules.modules import Compiled, check_exact, inputs_of, module
 from tests.schedules.test_integer import clamped
 
+pytestmark = pytest.mark.sweep
+
 Tensor = tuple[tuple[int, ...], str]
 
 TARGETS = ["x86-64-v3", pytest.param("x86-64-v4", marks=pytest.mark.slow)]

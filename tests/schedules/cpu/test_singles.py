@@ -13,6 +13,8 @@ from nybble.ir import numerics
 from nybble.schedules.cpu import scaling, singles
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 
+pytestmark = pytest.mark.sweep
+
 
 def layer(
     ratios: np.ndarray, weight: int, bounds: tuple[int, int], other: tuple[np.ndarray, str] | None

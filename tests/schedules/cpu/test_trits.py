@@ -19,6 +19,8 @@ from nybble.schedules.target import CpuTarget, host_features, resolve
 from tests.cases import Case
 from tests.schedules.cpu import running
 
+pytestmark = pytest.mark.sweep
+
 KS = (1, 23, 24, 25, 31, 33, 255, 257, 2177, 4099, 65537)
 
 

@@ -22,6 +22,8 @@ from nybble.schedules.target import CpuTarget, host_features, resolve
 from tests.schedules.modules import check_exact, module
 from tests.weight_only_cases import CASES, Case
 
+pytestmark = pytest.mark.sweep
+
 TARGETS = {"avx2": "x86-64-v3", "vnni": "x86-64-v4-vnni", "avx512": "x86-64-v4"}
 GUARD = 64
 BY_NAME = {case.name: case for case in CASES}

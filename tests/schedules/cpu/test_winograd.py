@@ -19,6 +19,8 @@ from nybble.schedules.target import CpuTarget, host_features, resolve
 from tests.cases import Case
 from tests.schedules.cpu import running
 
+pytestmark = pytest.mark.sweep
+
 ISAS = {
     "avx2": "x86-64-v3",
     "avx512": "x86-64-v4",
