@@ -31,10 +31,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## compile the embedded network, print the tables, write report.html
 	$(BIN)/nybble demo
 
-test: $(STAMP)  ## all tests but the slow ones, a third of the kernels' sweeps
-	$(PYTEST) -m "not slow" --thin-sweeps 3
+test: $(STAMP)  ## all tests but the slow ones, a quarter of the sweeps
+	$(PYTEST) -m "not slow" --thin-sweeps 4
 
-test-slow: $(STAMP)  ## the slow tests, and the kernels' sweeps whole
+test-slow: $(STAMP)  ## the slow tests, and the sweeps whole
 	$(PYTEST) -m "slow or sweep"
 
 check: $(STAMP)  ## lint, types, import layers, a sample of the quick tests

@@ -75,9 +75,14 @@ def quantized_tiny() -> Any:
     return nybble.quantize(tiny(), [few()])
 
 
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nybble.compile(quantized_tiny()).save(tmp_path_factory.mktemp("tiny") / "net.so")
+
+
 @pytest.mark.parametrize("value", [-1e9, 1e9, np.nan, 0, np.inf, -np.inf])
-def test_extreme_inputs_equal_the_law(value: float, tmp_path: Path) -> None:
-    session: Any = nybble.load(nybble.compile(quantized_tiny()).save(tmp_path / "net.so"))
+def test_extreme_inputs_equal_the_law(value: float, library: Path) -> None:
+    session: Any = nybble.load(library)
     x = np.full((2, 3, SMALL, SMALL), value, np.float32)
     x[1, :, ::2] = -value
     law = quantized_tiny().run(x)

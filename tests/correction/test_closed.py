@@ -399,6 +399,7 @@ def test_zeros_dead_columns_and_single_rows(stage: str) -> None:
     assert bool(torch.isfinite(outputs(after, image)[1]).all())
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("stages", "weights", "activations"),
     [

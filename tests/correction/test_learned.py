@@ -168,6 +168,7 @@ def test_progress_is_reported() -> None:
     assert all(done <= of for done, of in seen)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("stage", "weights", "activations"),
     [("adaround", 4, 8), ("adaquant", 2, 4), ("flexround", "ternary", 2), ("adaquant", 1, 3)],

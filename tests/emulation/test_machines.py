@@ -77,6 +77,7 @@ def check(target: str, name: str, case: Case, folder: Path, tasks: int = 3) -> N
     machines.check(kernel, case, cpu, folder, tasks)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("family", "name"), list(rows(FAMILIES, BLOCKED)))
 def test_blocked(family: str, name: str, tmp_path: Path) -> None:
     check(*FAMILIES[family], BLOCKED[name], tmp_path)
@@ -92,6 +93,7 @@ def test_generic(family: str, name: str, tmp_path: Path) -> None:
     check(*GENERIC[family], CASES[name], tmp_path)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("family", "name"), list(rows(("neon",), LOOKED_UP, LOOKED_UP_NOW)))
 def test_tables(family: str, name: str, tmp_path: Path) -> None:
     case = LOOKED_UP[name]

@@ -69,6 +69,7 @@ WIDTHS = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("widths", WIDTHS)
 def test_widths_agree_with_the_law(widths: str) -> None:
     recipe, tolerance = WIDTHS[widths]

@@ -30,6 +30,7 @@ def kept(mod):
     return [str(line) for line in mod["main"].attrs["kept_float"]]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("rounding", ["half_up", "half_even", "tflite"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_one_layer_of_integers_is_within_a_step_of_its_simulation(name, rounding):
