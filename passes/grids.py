@@ -58,6 +58,17 @@ def grid(lo: float, hi: float, non_negative: bool, bits: int = 8) -> Grid:
     return Grid(float(scale) if scale > SMALLEST else float(np.float32(1 / levels)), dtype)
 
 
+def shifted_grid(lo: float, hi: float, bits: int = 8) -> Grid:
+    """The grid of a lopsided range, such as that of SiLU: unsigned, with a zero point."""
+    lo, hi = min(lo, 0.0), max(hi, 0.0)
+    dtype = f"uint{bits}"
+    levels = numerics.limits(dtype)[1]
+    scale = float(np.float32((hi - lo) / levels))
+    if scale <= SMALLEST:
+        return grid(lo, hi, non_negative=True, bits=bits)
+    return Grid(scale, dtype, min(round(-lo / scale), levels))
+
+
 def weight_levels(width: Weights) -> Levels:
     """Narrow range from 3 bits up; all four values of 2 bits; -1, 0, 1; both values of 1 bit."""
     if width == TERNARY:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from nybble.errors import StageError
-from nybble.ir import graph, numerics, ops
+from nybble.ir import graph, interpreter, numerics, ops
 from nybble.ir.graph import Emitter
+from nybble.passes.grids import Grid
 from nybble.passes.regions import Accumulators, Leaf, Operand, Region
 
 ACCUMULATOR_LIMIT = 2**31
@@ -42,6 +43,8 @@ class Lowering:
     def region(self, emitter: Emitter, region: Region) -> Any:
         """The integer variable that equals the region's quantize."""
         op = graph.op_name(region.call)
+        if region.steps:
+            return self._tabled(emitter, region)
         if op == "relax.concat":
             return self._concat(emitter, region)
         if op == "relax.add" and len(region.operands) == 2:
@@ -64,6 +67,21 @@ class Lowering:
         scale = (accumulators.scale * accumulators.x.grid.scale).astype(np.float32)
         operands = [acc, graph.constant(scale), graph.constant(np.zeros(len(scale), np.int32))]
         return emitter.emit(ops.call("dequantize", operands), f"{accumulators.name}.dequantize")
+
+    def _tabled(self, emitter: Emitter, region: Region) -> Any:
+        """The float ops' result for every integer of the operand's grid, on the output's grid."""
+        (leaf,) = region.operands
+        assert isinstance(leaf, Leaf)
+        lo, hi = numerics.limits(leaf.grid.dtype)
+        q = np.arange(lo, hi + 1).astype(numerics.storage(leaf.grid.dtype))
+        first = next(v for v in graph.operands(region.steps[0][1]) if isinstance(v, relax.Var))
+        values = {first: numerics.dequantize(q, *_arrays(leaf.grid))}
+        with np.errstate(all="ignore"):  # also of values that no input ever takes
+            for var, call in region.steps:
+                values[var] = interpreter.evaluate(call, values, str(var.name))
+        entries = numerics.quantize(values[var], *_arrays(region.out), region.out.dtype)
+        table = graph.constant(entries, region.out.dtype)
+        return emitter.emit(ops.call("table", [self.integers[leaf.name], table]), region.name)
 
     # ---- operands
 
@@ -146,6 +164,10 @@ class Lowering:
 
 
 _SCALES = {"relax.multiply", "relax.divide"}
+
+
+def _arrays(on: Grid) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    return np.asarray(on.scale, np.float32), np.asarray(on.zero_point, np.int32)
 
 
 def clamp(region: Region) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import tvm
 from nybble.errors import NybbleError
 from nybble.ir import graph
 from nybble.passes.fold_batch_norm import AFFINE, affine, is_linear
+from nybble.passes.pointwise import functions
 from nybble.passes.view import View
 from nybble.passes.widths import activation_bits, layer_widths
 from nybble.recipe import Recipe, Weights
@@ -64,6 +65,8 @@ def plan(mod: tvm.IRModule, recipe: Recipe) -> Plan:
     view = View(mod)
     kinds, kept = classify(view, recipe)
     leaving = _leaving(view, kinds)
+    for name in [n for n in leaving if kinds[n] in ("table", "inner")]:
+        kinds[name], kept[name] = "float", "follows the last quantized layer"
     points = _points(view, kinds, leaving)
     outside = {name for name in leaving if view.op(name) in SHUFFLES}
     kept = {name: why for name, why in kept.items() if name not in outside}
@@ -77,7 +80,7 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
 
     Returns:
         (kind, reason): linear, bias, activation, add, concat, max_pool, avg_pool, through, scale;
-        or float with the reason in words.
+        or float with the reason in words. Tables are found by `nybble.passes.pointwise`.
     """
     call, op = view.calls[name], view.op(name)
     sources = view.sources(name)
@@ -166,14 +169,15 @@ def classify(view: View, recipe: Recipe) -> tuple[dict[str, str], dict[str, str]
             )
     kinds: dict[str, str] = {}
     kept: dict[str, str] = {}
+    tabled = _tabled(view, recipe)
     arriving = set(view.inputs)  # inputs, and what shuffles or scales them before the border
     for name, call in view.calls.items():
-        kind, reason = kind_of(view, name, kinds)
+        kind, reason = (tabled[name], "") if name in tabled else kind_of(view, name, kinds)
         pattern = next((p for p in recipe.keep_float if fnmatch.fnmatchcase(name, p)), None)
         if pattern is not None:
             kind, reason = "float", f"the recipe keeps '{pattern}' float"
         source = view.sources(name)[0] if view.sources(name) else ""
-        prepares = kind in ("through", "scale") or affine(call) is not None
+        prepares = kind in ("through", "scale") or (name not in tabled and bool(affine(call)))
         if source in arriving and prepares and view.sole_reader(source) == name:
             kind = "arriving"
             arriving.add(name)
@@ -185,11 +189,23 @@ def classify(view: View, recipe: Recipe) -> tuple[dict[str, str], dict[str, str]
     return kinds, kept
 
 
+def _tabled(view: View, recipe: Recipe) -> dict[str, str]:
+    """The kinds of what tables compute; a function of which a part is kept float is none."""
+    found: dict[str, str] = {}
+    for name, function in functions(view).items():
+        patterns = [
+            p for p in recipe.keep_float for s in function.steps if fnmatch.fnmatchcase(s, p)
+        ]
+        if not patterns:
+            found |= dict.fromkeys(function.steps, "inner") | {name: "table"}
+    return found
+
+
 def _leaving(view: View, kinds: dict[str, str]) -> set[str]:
     """Shuffles and float layers that no quantized layer follows: outside the borders."""
     leaving: set[str] = set()
     for name in reversed(list(view.calls)):
-        outside = kinds[name] in ("through", "float")
+        outside = kinds[name] in ("through", "float", "table", "inner")
         if outside and all(reader in leaving for reader in view.readers[name]):
             leaving.add(name)
     return leaving
@@ -205,7 +221,7 @@ def _points(view: View, kinds: dict[str, str], leaving: set[str]) -> list[str]:
         if name not in inside:  # a float tensor: a grid only for its quantized readers
             if any(r in inside for r in readers):
                 points.append(name)
-        elif name in accumulators or _absorbed(view, kinds, name, inside):
+        elif kinds[name] == "inner" or name in accumulators or _absorbed(view, kinds, name, inside):
             continue
         elif kinds[name] in ("linear", "bias") and not any(r in inside for r in readers):
             continue  # its accumulators leave as float, without an 8-bit rounding

@@ -12,6 +12,7 @@ from nybble.ir import graph, ops
 from nybble.passes.fold_batch_norm import affine
 from nybble.passes.grids import Grid
 from nybble.passes.plan import ACTIVATIONS, clamp_bounds
+from nybble.passes.pointwise import functions
 from nybble.passes.view import View, per_channel
 
 MOVES = {"relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.nn.max_pool2d"}
@@ -71,6 +72,7 @@ class Region:
         factor: what its operand is multiplied by.
         lo: lower bound of the clamps behind the op.
         hi: upper bound.
+        steps: the bindings of a table's function, in order, with their variables.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Region:
     factor: float = 1.0
     lo: float = -np.inf
     hi: float = np.inf
+    steps: tuple[tuple[Any, Any], ...] = ()
 
 
 class Matcher:
@@ -87,6 +90,7 @@ class Matcher:
 
     def __init__(self, view: View):
         self.view = view
+        self.functions = functions(view)
 
     def region(self, name: str) -> Region | None:
         """The region that ends in the quantize called ``name``; None where none matches."""
@@ -96,6 +100,8 @@ class Matcher:
         if out is None:
             return None
         source, lo, hi = self.view.sources(name)[0], -np.inf, np.inf
+        if source in self.functions:
+            return self._tabled(source, out)
         first_clamp = ""
         while self.view.op(source) in ACTIVATIONS:
             below, above = clamp_bounds(self.view.calls[source])
@@ -108,6 +114,14 @@ class Matcher:
         if found.call is None:
             found = replace(found, name=first_clamp or name.removesuffix(".quantize"))
         return replace(found, out=out, lo=lo, hi=hi)
+
+    def _tabled(self, name: str, out: Grid) -> Region | None:
+        function, view = self.functions[name], self.view
+        leaf = self.leaf(function.root)
+        if leaf is None:
+            return None
+        steps = tuple((view.variables[step], view.calls[step]) for step in function.steps)
+        return Region(name, view.calls[name], (leaf,), out, steps=steps)
 
     def _computation(self, name: str) -> Region | None:
         call, op = self.view.calls.get(name), self.view.op(name)

@@ -12,6 +12,7 @@ from nybble.ir import graph
 from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
 from nybble.passes.fold_batch_norm import affine
+from nybble.passes.pointwise import functions
 from nybble.passes.view import View, first_variable
 
 PREPARES_INPUT = {"relax.permute_dims", "relax.reshape"}
@@ -26,7 +27,8 @@ def scale_as_depthwise(mod: tvm.IRModule) -> tvm.IRModule:
     after: add(conv2d(x, m as (C, 1, 1, 1), groups=C), a)
     """
     view = View(mod)
-    firsts = {name: chain for name in view.calls if (chain := _chain(view, name))}
+    tabled = {step for function in functions(view).values() for step in function.steps}
+    firsts = {name: chain for name in view.calls if (chain := _chain(view, name, tabled))}
     absorbed = {name for chain in firsts.values() for name in chain[1:]}
     for name in [n for n in firsts if n in absorbed]:
         del firsts[name]  # the tail of a chain is no chain of its own
@@ -53,16 +55,16 @@ def scale_as_depthwise(mod: tvm.IRModule) -> tvm.IRModule:
     return graph.rewrite(mod, visit)
 
 
-def _chain(view: View, name: str) -> list[str]:
+def _chain(view: View, name: str, tabled: set[str]) -> list[str]:
     """Names of the affine steps that start at ``name``, if they are worth a convolution."""
-    if len(view.shape(name)) != 4 or affine(view.calls[name]) is None:
+    if name in tabled or len(view.shape(name)) != 4 or affine(view.calls[name]) is None:
         return []
     source = view.sources(name)[0]
     if view.op(source) == "relax.nn.conv2d" or _is_prepared_input(view, source):
         return []  # its own bias, or a float op outside the borders
     chain = [name]
     reader = view.sole_reader(name)
-    while reader and affine(view.calls[reader]):
+    while reader and reader not in tabled and affine(view.calls[reader]):
         chain.append(reader)
         reader = view.sole_reader(reader)
     scales = [pair[0] for step in chain if (pair := affine(view.calls[step]))]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nybble.ir import graph
 from nybble.passes.calibrate import Ranges
-from nybble.passes.grids import Grid, grid, quantize_weights
+from nybble.passes.grids import Grid, grid, quantize_weights, shifted_grid
 from nybble.passes.plan import Plan, non_negative, plan
 from nybble.passes.view import View
 from nybble.recipe import Recipe
@@ -112,7 +112,10 @@ def bias_of(view: View, borders: Plan, name: str, channels: int) -> Array:
 def _grids(view: View, borders: Plan, ranges: Ranges) -> dict[str, Grid]:
     arriving = [n for n in borders.owner if borders.kinds.get(n, "arriving") == "arriving"]
     never_negative = non_negative(view, [n for n in arriving if ranges[n][0] >= 0])
-    return {
-        owner: grid(*ranges[owner], owner in never_negative, borders.bits[owner])
-        for owner in borders.owners()
-    }
+    found: dict[str, Grid] = {}
+    for owner in borders.owners():
+        bits, positive = borders.bits[owner], owner in never_negative
+        is_shifted = borders.kinds.get(owner) == "table" and not positive and bits > 1
+        limits = ranges[owner]
+        found[owner] = shifted_grid(*limits, bits) if is_shifted else grid(*limits, positive, bits)
+    return found

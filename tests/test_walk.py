@@ -73,7 +73,7 @@ def test_two_threads_share_the_work(tmp_path: Path) -> None:
             session.benchmark(x, repeats=5)
         share[threads] = (seconds_of_other_threads() - others) / (time.thread_time() - start)
     assert share[1] < 0.05
-    assert share[2] > 0.5
+    assert share[2] > 0.1  # about 1 on a quiet machine
 
 
 def _cases() -> Iterator[Any]:
@@ -234,16 +234,17 @@ def test_recipes_that_are_none(text: str, message: str) -> None:
 
 
 class Gated(nn.Module):
-    """SiLU inside, softmax at the end: neither has an integer form."""
+    """A product of two layers inside, softmax at the end: neither has an integer form."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.gate = nn.Conv2d(3, 8, 3, padding=1)
         self.b = nn.Conv2d(8, 8, 3, stride=2)
         self.head = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.silu(self.a(x))
+        x = self.a(x) * self.gate(x)
         x = torch.relu(self.b(x)).mean((2, 3))
         return torch.softmax(self.head(x), 1)
 
@@ -260,11 +261,10 @@ def test_ops_without_an_integer_form_stay_float_and_are_reported(
     for threads in (1, 2):
         report, session = compared(law, path, x, threads)
         kept = " ".join(session.manifest.kept_float)
-        gate = ["relax.sigmoid", "relax.multiply"] if source == "onnx" else ["relax.nn.silu"]
-        assert all(f"{op}: " in kept for op in gate)
+        assert "relax.multiply: combines two tensors" in kept
         assert "relax.nn.softmax: has no integer form yet" in kept
         inside = [op.rpartition(": ")[2] for op in session.manifest.float_ops]
-        assert inside == gate  # softmax is behind the last border
+        assert inside == ["relax.multiply"]  # softmax is behind the last border
         assert report.equal
         real: Any = model.run(x)
         deployed = session(x)
@@ -279,7 +279,7 @@ def test_a_sigmoid_at_the_end_is_outside_the_borders(tmp_path: Path) -> None:
     artifact = nybble.compile(quantized)
     assert artifact.manifest.float_ops == ()
     assert [why.partition(": ")[2] for why in artifact.manifest.kept_float] == [
-        "relax.sigmoid: has no integer form yet"
+        "relax.sigmoid: follows the last quantized layer"
     ]
     x = models.images(2, (3, 8, 8))
     report, session = compared(law_of(quantized, x), artifact.save(tmp_path / "net.so"), x, 1)

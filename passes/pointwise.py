@@ -1,0 +1,152 @@
+"""Finds what becomes a table: element-wise functions of one tensor, of any number of ops.
+
+    SiLU        x · sigmoid(x)
+    hard-swish  x · clip(x / 6 + 1/2, 0, 1)
+    GELU        x / 2 · (1 + tanh(…x + …x·x·x))
+
+A tensor of at most 8 bits has at most 256 values, so such a function is 256 numbers, whatever it
+computes (`nybble.ir.numerics.table`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nybble.ir import graph
+from nybble.passes.view import View
+
+FUNCTIONS = {
+    "relax.sigmoid", "relax.tanh", "relax.exp", "relax.nn.silu", "relax.nn.leakyrelu",
+}  # fmt: skip
+CLAMPS = {"relax.nn.relu", "relax.clip"}
+SCALES = {"relax.multiply", "relax.divide"}
+ARITHMETIC = SCALES | {"relax.add", "relax.subtract", "relax.maximum", "relax.minimum"}
+
+
+@dataclass(frozen=True)
+class Function:
+    """An element-wise function of one tensor.
+
+    Attributes:
+        root: the tensor that it is a function of.
+        steps: the bindings that compute it, in order; the last one is its result.
+    """
+
+    root: str
+    steps: tuple[str, ...]
+
+
+def functions(view: View) -> dict[str, Function]:
+    """Every function worth a table, by its result; nothing else reads what is inside of it.
+
+    Scaling, clamping and adding channels' biases, which kernels do by the way, are none by
+    themselves.
+    """
+    barriers: set[str] = set()
+    while True:
+        found = _Members(view, barriers)
+        split = found.read_from_outside() - barriers
+        if not split:
+            return found.functions()
+        barriers |= split
+
+
+class _Members:
+    """Bindings that are functions of one tensor, given where functions must end.
+
+    Attributes:
+        roots: binding -> the tensor that it is a function of.
+        worth: the bindings among them that need a table.
+    """
+
+    def __init__(self, view: View, barriers: set[str]):
+        self.view, self.barriers = view, barriers
+        self.roots: dict[str, str] = {}
+        self.worth: set[str] = set()
+        for name in view.calls:
+            self._add(name)
+        self._drop_useless()
+
+    def read_from_outside(self) -> set[str]:
+        """Members that functions go through and others read as well: they have to be results."""
+        return {
+            name
+            for name in self.roots
+            if self._inner(name) and (name in self.view.outputs or self._outer(name))
+        }
+
+    def functions(self) -> dict[str, Function]:
+        results = [name for name in self.roots if not self._inner(name)]
+        return {name: Function(self.roots[name], self._steps(name)) for name in results}
+
+    # ---- parts
+
+    def _add(self, name: str) -> None:
+        op, sources = self.view.op(name), self.view.sources(name)
+        roots = {self._root(source) for source in sources}
+        if len(roots) != 1 or not self._is_elementwise(name, op, sources):
+            return
+        (root,) = roots
+        inherits = any(source in self.roots for source in sources)
+        if op in CLAMPS and not inherits:
+            return  # the kernel in front of it clamps
+        if op == "relax.add" and not inherits and self._is_bias(sources):
+            return
+        self.roots[name] = root
+        scales = op in CLAMPS or (op in SCALES and len(sources) == 1)
+        if not scales or any(source in self.worth for source in sources):
+            self.worth.add(name)
+
+    def _root(self, name: str) -> str:
+        is_end = name in self.barriers or name not in self.roots
+        return name if is_end else self.roots[name]
+
+    def _is_elementwise(self, name: str, op: str, sources: list[str]) -> bool:
+        shape = self.view.shape(name)
+        if any(self.view.shape(source) != shape for source in sources):
+            return False
+        if op in FUNCTIONS | CLAMPS:
+            return True
+        constants = [t for t in graph.operands(self.view.calls[name]) if graph.is_constant(t)]
+        return op in ARITHMETIC and all(map(_is_one_number, constants))
+
+    def _is_bias(self, sources: list[str]) -> bool:
+        return len(sources) == 1 and self.view.op(sources[0]) in ("relax.nn.conv2d", "relax.matmul")
+
+    def _drop_useless(self) -> None:
+        """Keeps what leads to a binding that needs a table."""
+        for name in reversed(list(self.roots)):
+            if name not in self.worth and not self._inner(name):
+                del self.roots[name]
+
+    def _inner(self, name: str) -> bool:
+        """Whether a longer function goes through a binding."""
+        return name not in self.barriers and any(
+            reader in self.roots for reader in self.view.readers[name]
+        )
+
+    def _outer(self, name: str) -> bool:
+        return any(reader not in self.roots for reader in self.view.readers[name])
+
+    def _steps(self, name: str) -> tuple[str, ...]:
+        wanted, left = set[str](), [name]
+        while left:
+            one = left.pop()
+            if one in self.roots and one not in wanted and (one == name or self._inner(one)):
+                wanted.add(one)
+                left += self.view.sources(one)
+        return tuple(step for step in self.view.calls if step in wanted)
+
+
+def inside(found: Mapping[str, Function]) -> set[str]:
+    """What functions compute on the way to their results."""
+    return {step for function in found.values() for step in function.steps[:-1]}
+
+
+def _is_one_number(constant: Any) -> bool:
+    values = graph.numpy_of(constant)
+    return values.size > 0 and bool(np.ptp(values) == 0)
