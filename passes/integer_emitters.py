@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,12 +44,9 @@ class Lowering:
     def region(self, emitter: Emitter, region: Region) -> Any:
         """The integer variable that equals the region's quantize."""
         op = graph.op_name(region.call)
-        if region.steps:
-            return self._tabled(emitter, region)
-        if op == "relax.concat":
-            return self._concat(emitter, region)
-        if op == "relax.add" and len(region.operands) == 2:
-            return self._residual(emitter, region)
+        special = self._tabled if region.steps else self._joining(op, len(region.operands))
+        if special is not None:
+            return special(emitter, region)
         operand = region.operands[0]
         if isinstance(operand, Accumulators):
             return self._requantize(emitter, region, self._term(emitter, operand, region))
@@ -60,6 +58,13 @@ class Lowering:
         moved = emitter.emit(moved, region.name)
         ratio = np.asarray(operand.grid.scale * region.factor / region.out.scale)
         return self._requantize(emitter, region, Term(moved, ratio, operand.grid.zero_point))
+
+    def _joining(self, op: str, operands: int) -> Callable[[Emitter, Region], Any] | None:
+        """What emits an op of several tensors."""
+        if op == "relax.concat":
+            return self._concat
+        pairs = {"relax.add": self._residual, "relax.multiply": self._product}
+        return pairs.get(op) if operands == 2 else None
 
     def leave(self, emitter: Emitter, accumulators: Accumulators) -> Any:
         """Accumulators as float: one scale per channel, no rounding to few bits."""
@@ -148,6 +153,19 @@ class Lowering:
             [a.var, *dyadic(region.name, a.ratio), b.var, *dyadic(region.name, b.ratio)],
             dtype=region.out.dtype, lo=lo, hi=hi, rounding=self.rounding,
             zero_point_a=a.zero_point, zero_point_b=b.zero_point,
+            zero_point=region.out.zero_point,
+        )  # fmt: skip
+        return emitter.emit(call, region.name)
+
+    def _product(self, emitter: Emitter, region: Region) -> Any:
+        a, b = (operand for operand in region.operands if isinstance(operand, Leaf))
+        ratio = np.asarray(a.grid.scale * b.grid.scale / region.out.scale, np.float64)
+        lo, hi = clamp(region)
+        call = ops.call(
+            "multiply",
+            [self.integers[a.name], self.integers[b.name], *dyadic(region.name, ratio)],
+            dtype=region.out.dtype, lo=lo, hi=hi, rounding=self.rounding,
+            zero_point_a=a.grid.zero_point, zero_point_b=b.grid.zero_point,
             zero_point=region.out.zero_point,
         )  # fmt: skip
         return emitter.emit(call, region.name)

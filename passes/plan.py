@@ -24,11 +24,11 @@ from nybble.recipe import Recipe, Weights
 
 ACTIVATIONS = {"relax.nn.relu", "relax.clip"}
 SHUFFLES = {"relax.reshape", "relax.permute_dims"}
-TAKES_CLAMP = {"linear", "bias", "add", "activation", "avg_pool"}
+TAKES_CLAMP = {"linear", "bias", "add", "product", "activation", "avg_pool"}
 NON_NEGATIVE = {"relax.nn.relu", "relax.sigmoid", "relax.nn.softmax", "relax.exp"}
 KEEPS_SIGN = {
     "relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.reshape", "relax.permute_dims",
-    "relax.nn.pad", "relax.concat", "relax.add", "relax.mean",
+    "relax.nn.pad", "relax.concat", "relax.add", "relax.multiply", "relax.mean",
 }  # fmt: skip
 
 
@@ -79,8 +79,8 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
     """What a binding is to quantization.
 
     Returns:
-        (kind, reason): linear, bias, activation, add, concat, max_pool, avg_pool, through, scale;
-        or float with the reason in words. Tables are found by `nybble.passes.pointwise`.
+        (kind, reason): linear, bias, activation, add, product, concat, max_pool, avg_pool, through,
+        scale; or float with the reason in words. Tables are found by `nybble.passes.pointwise`.
     """
     call, op = view.calls[name], view.op(name)
     sources = view.sources(name)
@@ -137,9 +137,7 @@ def _pool(call: Any, op: str) -> tuple[str, str]:
 def _arithmetic(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
     op, sources = view.op(name), view.sources(name)
     if len(sources) == 2:
-        same = view.shape(sources[0]) == view.shape(sources[1])
-        reason = "combines two tensors" if same else "broadcasts one tensor against another"
-        return ("add", "") if op == "relax.add" and same else ("float", reason)
+        return _of_two(view, name, op, sources)
     step = affine(view.calls[name])
     if step is None:
         return "float", "a constant operand does not vary per channel only"
@@ -153,6 +151,18 @@ def _arithmetic(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]
     if kinds.get(sources[0]) == "float":
         return "float", "follows a layer that stays float"
     return "float", "scales or shifts channels behind no convolution"
+
+
+def _of_two(view: View, name: str, op: str, sources: list[str]) -> tuple[str, str]:
+    """The kind of a sum or product of two tensors; products may broadcast, as gates do."""
+    result, shapes = view.shape(name), [view.shape(source) for source in sources]
+    if op == "relax.add" and shapes[0] == shapes[1]:
+        return "add", ""
+    same_rank = all(len(shape) == len(result) for shape in shapes)
+    if op == "relax.multiply" and same_rank:
+        return "product", ""
+    is_same = shapes[0] == shapes[1]
+    return "float", f"{op} of two tensors{'' if is_same else ' of different shapes'}"
 
 
 def classify(view: View, recipe: Recipe) -> tuple[dict[str, str], dict[str, str]]:
@@ -190,14 +200,11 @@ def classify(view: View, recipe: Recipe) -> tuple[dict[str, str], dict[str, str]
 
 
 def _tabled(view: View, recipe: Recipe) -> dict[str, str]:
-    """The kinds of what tables compute; a function of which a part is kept float is none."""
+    """The kinds of what tables compute."""
+    kept = {n for n in view.calls if any(fnmatch.fnmatchcase(n, p) for p in recipe.keep_float)}
     found: dict[str, str] = {}
-    for name, function in functions(view).items():
-        patterns = [
-            p for p in recipe.keep_float for s in function.steps if fnmatch.fnmatchcase(s, p)
-        ]
-        if not patterns:
-            found |= dict.fromkeys(function.steps, "inner") | {name: "table"}
+    for name, function in functions(view, kept).items():
+        found |= dict.fromkeys(function.steps, "inner") | {name: "table"}
     return found
 
 

@@ -10,7 +10,7 @@ computes (`nybble.ir.numerics.table`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +40,19 @@ class Function:
     steps: tuple[str, ...]
 
 
-def functions(view: View) -> dict[str, Function]:
+def functions(view: View, apart: Collection[str] = ()) -> dict[str, Function]:
     """Every function worth a table, by its result; nothing else reads what is inside of it.
 
     Scaling, clamping and adding channels' biases, which kernels do by the way, are none by
     themselves.
+
+    Args:
+        view: a float or quantized module.
+        apart: bindings that belong to no function.
     """
     barriers: set[str] = set()
     while True:
-        found = _Members(view, barriers)
+        found = _Members(view, barriers, apart)
         split = found.read_from_outside() - barriers
         if not split:
             return found.functions()
@@ -63,12 +67,13 @@ class _Members:
         worth: the bindings among them that need a table.
     """
 
-    def __init__(self, view: View, barriers: set[str]):
+    def __init__(self, view: View, barriers: set[str], apart: Collection[str]):
         self.view, self.barriers = view, barriers
         self.roots: dict[str, str] = {}
         self.worth: set[str] = set()
         for name in view.calls:
-            self._add(name)
+            if name not in apart:
+                self._add(name)
         self._drop_useless()
 
     def read_from_outside(self) -> set[str]:
@@ -140,11 +145,6 @@ class _Members:
                 wanted.add(one)
                 left += self.view.sources(one)
         return tuple(step for step in self.view.calls if step in wanted)
-
-
-def inside(found: Mapping[str, Function]) -> set[str]:
-    """What functions compute on the way to their results."""
-    return {step for function in found.values() for step in function.steps[:-1]}
 
 
 def _is_one_number(constant: Any) -> bool:

@@ -137,7 +137,13 @@ class Matcher:
             return Region(name, call, known) if len(known) == len(graph.operands(call)) else None
         if op == "relax.add" and len(self.view.sources(name)) == 2:
             return self._residual(name, call)
+        if op == "relax.multiply" and len(self.view.sources(name)) == 2:
+            return self._product(name, call)
         return self._scaled(name, call)
+
+    def _product(self, name: str, call: Any) -> Region | None:
+        left, right = (self.leaf(source) for source in self.view.sources(name))
+        return None if left is None or right is None else Region(name, call, (left, right))
 
     def _residual(self, name: str, call: Any) -> Region | None:
         branches = [self.accumulators(s) or self.leaf(s) for s in self.view.sources(name)]

@@ -22,6 +22,7 @@ from nybble.passes.view import View
 from nybble.recipe import Recipe
 
 Array = NDArray[Any]
+LOPSIDED = ("table", "product")  # kinds whose values often lie on one side of 0, but not all
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _grids(view: View, borders: Plan, ranges: Ranges) -> dict[str, Grid]:
     found: dict[str, Grid] = {}
     for owner in borders.owners():
         bits, positive = borders.bits[owner], owner in never_negative
-        is_shifted = borders.kinds.get(owner) == "table" and not positive and bits > 1
+        is_shifted = borders.kinds.get(owner) in LOPSIDED and not positive and bits > 1
         limits = ranges[owner]
         found[owner] = shifted_grid(*limits, bits) if is_shifted else grid(*limits, positive, bits)
     return found

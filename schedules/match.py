@@ -194,6 +194,14 @@ def _add(matcher: Matcher, binding: relax.VarBinding) -> Group:
     return Group((binding,), problem, (args[0], args[3]), _scales(binding, positions))
 
 
+def _multiply(matcher: Matcher, binding: relax.VarBinding) -> Group:
+    group, args = _plain(matcher, binding), binding.value.args
+    assert group.problem is not None
+    problem = replace(group.problem, inputs=(spec_of(args[0]), spec_of(args[1])))
+    constants = _scales(binding, {"multiplier": 2, "shift": 3})
+    return Group((binding,), problem, (args[0], args[1]), constants)
+
+
 def _concat(_matcher: Matcher, binding: relax.VarBinding) -> Group | None:
     """Concatenation of tensors that are static from the axis on; None for others."""
     fields = tuple(binding.value.args[0].fields)
@@ -255,6 +263,7 @@ _ANCHORS: dict[str, Rule] = {
 _OTHERS: dict[str, Rule] = {
     "nybble.requantize": _requantize,
     "nybble.add": _add,
+    "nybble.multiply": _multiply,
     "nybble.table": _table,
     "relax.concat": _concat,
     "nybble.dequantize": _border,

@@ -52,6 +52,7 @@ KERNELS: tuple[Kernel, ...] = (
     *rescale.KERNELS,
     elementwise.REQUANTIZE,
     elementwise.ADD,
+    elementwise.MULTIPLY,
     *lookup.KERNELS,
     elementwise.TABLE,
     border.QUANTIZE,

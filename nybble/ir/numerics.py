@@ -248,6 +248,28 @@ def add(
     return settle(left + right + zero_point, lo, hi, dtype)
 
 
+def multiply(
+    a: Array,
+    b: Array,
+    multiplier: Array,
+    shift: Array,
+    *,
+    dtype: str,
+    lo: int,
+    hi: int,
+    zero_point_a: int = 0,
+    zero_point_b: int = 0,
+    zero_point: int = 0,
+    rounding: Rounding = "half_up",
+) -> Array:
+    """Product of two tensors of at most 8 bits that broadcast: clamp(scaled(a·b) + zero_point).
+
+    Both operands count from their zero points; the product of two steps is rescaled once.
+    """
+    product = (a.astype(np.int64) - zero_point_a) * (b.astype(np.int64) - zero_point_b)
+    return settle(scaled(product, multiplier, shift, rounding) + zero_point, lo, hi, dtype)
+
+
 def table(x: Array, values: Array) -> Array:
     """values[x - lo]: any function of one integer of at most 8 bits.
 

@@ -48,6 +48,15 @@ def _same_shape(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any],
     return types[0].shape, attrs["dtype"]
 
 
+def _broadcast(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    pairs = zip(types[0].shape, types[1].shape, strict=True)
+    return [b if _is_one(a) else a for a, b in pairs], attrs["dtype"]
+
+
+def _is_one(extent: Any) -> bool:
+    return isinstance(extent, int | tvm.tirx.IntImm) and int(extent) == 1
+
+
 def _dequantized(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
     return types[0].shape, "float32"
 
@@ -146,6 +155,12 @@ VOCABULARY: dict[str, OpDef] = {
             {**_REQUANTIZED, "zero_point_a": 0, "zero_point_b": 0},
             _same_shape, numerics.add,
             "residual add: each branch requantized by itself, then clamped",
+        ),
+        OpDef(
+            "multiply", ("a", "b", "multiplier", "shift"),
+            {**_REQUANTIZED, "zero_point_a": 0, "zero_point_b": 0},
+            _broadcast, numerics.multiply,
+            "product of two tensors of one rank that broadcast, requantized and clamped",
         ),
         OpDef(
             "table", ("x", "values"), {}, _table, numerics.table,

@@ -179,6 +179,35 @@ def _pack_rescaled(problem: Problem, constants: Constants) -> list[NDArray[Any]]
     return [constants[name] for name in _rescaled_names(problem)]
 
 
+# ---------------------------------------------------------------- multiply
+
+
+def _pack_product(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    return [constants["multiplier"], constants["shift"]]
+
+
+def _build_product(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
+    symbols, attrs = loops.Symbols(), dict(problem.attrs)
+    a, b = (symbols.tensor(spec, name) for spec, name in zip(problem.inputs, "ab", strict=True))
+    shape = symbols.extents(problem.output.shape)
+    constants = vectors(("multiplier", "shift"), problem.output.shape[-1], {})
+
+    def value(*index: Any) -> Any:
+        read = reader(constants, index[-1])
+        steps = [
+            _broadcast(x, index).astype("int32") - tirx.const(zero, "int32")
+            for x, zero in ((a, attrs["zero_point_a"]), (b, attrs["zero_point_b"]))
+        ]
+        scale = read("multiplier"), read("shift")
+        total = branch(steps[0] * steps[1], 0, scale, attrs["rounding"]) + i64(attrs["zero_point"])
+        return settled(total, attrs["lo"], attrs["hi"], problem.output.dtype)
+
+    out = te.compute(shape, value, "out")
+    sch = loops.function([a, b, *constants.values(), out])
+    loops.rows(sch, sch.get_sblock("out"), 2 * loops.static_size(shape))
+    return sch.mod["main"]
+
+
 # ---------------------------------------------------------------- table
 
 
@@ -258,6 +287,7 @@ def _always(_problem: Problem, _target: Any) -> str | None:
 
 
 REQUANTIZE = Kernel(NAME, "requantize", _always, _pack_rescaled, _build_rescaled)
+MULTIPLY = Kernel(NAME, "multiply", _always, _pack_product, _build_product)
 TABLE = Kernel(NAME, "table", _always, _pack_table, _build_table)
 ADD = Kernel(NAME, "add", _always, _pack_rescaled, _build_rescaled)
 QUANTIZE = Kernel(NAME, "quantize", _always, pack_border, _build_border)

@@ -58,6 +58,16 @@ def one(name: str, constants: list[Any], *inputs: tuple[Any, str], **attrs: Any)
     return module(body, *inputs)
 
 
+def product(*shapes: tuple[int, ...]) -> tvm.IRModule:
+    """Two tensors that broadcast."""
+
+    def body(emitter: graph.Emitter, a: Any, b: Any) -> Any:
+        attrs = clamped("int8", zero_point_a=3, zero_point_b=-2, zero_point=5)
+        return emitter.emit(ops.call("multiply", [a, b, *scale(7)], **attrs), "y")
+
+    return module(body, (shapes[0], "uint8"), (shapes[1], "int8"))
+
+
 def grouped(o: int, k: int, group: int) -> list[Any]:
     """Operands of a weight-only layer behind its input."""
     rng = np.random.default_rng(3)
@@ -77,6 +87,7 @@ EVERY_OP = {
     "add": one(
         "add", scale(7) + scale(7, 1), ((5, 6, 7), "uint8"), ((5, 6, 7), "int32"), **clamped("int8")
     ),
+    "multiply": product((5, 6, 7), (1, 1, 7)),
     "table": one(
         "table",
         [C(np.random.default_rng(3).integers(-128, 127, 256, np.int8))],
