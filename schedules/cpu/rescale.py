@@ -1,7 +1,8 @@
-"""Requantization and residual addition by themselves, with the arithmetic of `epilogue`.
+"""Requantization, residual addition and products by themselves, with the arithmetic of `epilogue`.
 
 Two vectors of 32-bit lanes are one block; each branch is loaded, centred and scaled, and the sums
-are packed with saturation. Branches of at most 8 bits need no clamp before their left shift.
+are packed with saturation. Branches of at most 8 bits need no clamp before their left shift. Of a
+product one factor may be a gate: one value for each channel of an image.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,13 @@ from nybble.schedules.cpu.dot import AVX2, AVX512
 from nybble.schedules.kernel import Constants, Epilogue, Kernel, Knobs, Problem, TensorSpec
 
 GROUP = 4  # pixels that share the loaded constants
-NAMES = {"requantize": ("",), "add": ("_a", "_b")}
-ZEROS = {"requantize": ("zero_point_in",), "add": ("zero_point_a", "zero_point_b")}
+PRODUCT = "multiply"
+NAMES = {"requantize": ("",), "add": ("_a", "_b"), PRODUCT: ("",)}
+ZEROS = {
+    "requantize": ("zero_point_in",),
+    "add": ("zero_point_a", "zero_point_b"),
+    PRODUCT: ("zero_point_a", "zero_point_b"),
+}
 
 
 def _supports(lanes: int, features: tuple[str, ...], problem: Problem, target: Any) -> str | None:
@@ -42,7 +49,8 @@ def _supports(lanes: int, features: tuple[str, ...], problem: Problem, target: A
 
 def _refuse_inputs(problem: Problem) -> str | None:
     for spec, zero in zip(problem.inputs, ZEROS[problem.op], strict=True):
-        if spec.shape != problem.output.shape:
+        is_gate = problem.op == PRODUCT and _is_gate(spec, problem.output)
+        if spec.shape != problem.output.shape and not is_gate:
             return "an input is broadcast"
         is_wide = problem.op == "requantize" and spec.dtype == "int32"
         if not epilogue.is_narrow(spec.dtype) and not is_wide:
@@ -52,16 +60,30 @@ def _refuse_inputs(problem: Problem) -> str | None:
     return None
 
 
+def _is_gate(spec: TensorSpec, output: TensorSpec) -> bool:
+    """Whether a factor is one value for each channel of an image."""
+    batch, *inner, channels = output.shape
+    if not inner or any(isinstance(extent, str) for extent in inner):
+        return False
+    return spec.shape == (batch, *[1] * len(inner), channels)
+
+
 # ---------------------------------------------------------------- pack
 
 
 def _rows(problem: Problem) -> int:
-    """Rows of the table: four for a narrow branch, six for int32."""
+    """Rows of the table: four for a narrow branch, six for int32 and for products."""
+    if problem.op == PRODUCT:
+        return 6
     return sum(6 if spec.dtype == "int32" else 4 for spec in problem.inputs)
 
 
 def _pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     channels, rows = int(problem.output.shape[-1]), list[NDArray[np.int64]]()
+    if problem.op == PRODUCT:
+        scale = constants["multiplier"], constants["shift"]
+        rows += scaling.branch_rows("int32", 0, scale, channels)
+        return [np.stack([scaling.wrapped(row, "int32") for row in rows])]
     for branch, spec, zero in zip(
         NAMES[problem.op], problem.inputs, ZEROS[problem.op], strict=True
     ):
@@ -88,14 +110,28 @@ def _build(lanes: int, problem: Problem, _target: Any, _knobs: Knobs) -> tirx.Pr
         def body(channel: Any, at: list[Any]) -> None:
             halves = [_Half(table, channel + half * lanes, lanes) for half in (0, 1)]
             for index in at:
+                where = [_place(problem, spec, index, channel) for spec in problem.inputs]
+                factors = problem.op == PRODUCT
                 low, high = (
-                    half.steps(inputs, zeros, index + h * lanes) for h, half in enumerate(halves)
+                    (half.product if factors else half.sum)(
+                        inputs, zeros, [at + h * lanes for at in where]
+                    )
+                    for h, half in enumerate(halves)
                 )
                 value = packing.block(low, high, bounds, problem.output.dtype, natural=True)
                 T.buffer_store(buffers.output, value, [T.ramp(index, 1, 2 * lanes)])
 
         stream.sweep(problem.output.shape, 2 * lanes, GROUP, symbols, body)
     return builder.get()
+
+
+def _place(problem: Problem, spec: TensorSpec, index: Any, channel: Any) -> Any:
+    """Where an input holds what goes with a position of the output."""
+    if spec.shape == problem.output.shape:
+        return index
+    image = prod(int(extent) for extent in problem.output.shape[1:])
+    channels = int(problem.output.shape[-1])
+    return T.Bind(tirx.floordiv(index, image) * channels + channel)
 
 
 class _Half:
@@ -108,16 +144,25 @@ class _Half:
             for row in range(int(table.shape[0]))
         ]
 
-    def steps(self, inputs: list[Any], zeros: list[int], index: Any) -> Any:
-        """The sum of the scaled branches at ``index``."""
+    def centred(self, x: Any, zero: int, index: Any) -> Any:
+        """A vector of an input, from its zero point."""
+        value = T.Cast(f"int32x{self.lanes}", x.vload([index], f"{x.dtype}x{self.lanes}"))
+        return value - T.broadcast(tirx.const(zero, "int32"), self.lanes) if zero else value
+
+    def product(self, inputs: list[Any], zeros: list[int], where: list[Any]) -> Any:
+        """The scaled product of both inputs."""
+        a, b = (self.centred(*one) for one in zip(inputs, zeros, where, strict=True))
+        value = tirx.max(tirx.min(a * b, self.rows[1]), self.rows[0])
+        return T.Bind(epilogue.scaled(value, self.rows[2:], self.lanes))
+
+    def sum(self, inputs: list[Any], zeros: list[int], where: list[Any]) -> Any:
+        """The sum of the scaled branches."""
         total, rows = None, self.rows
-        for x, zero in zip(inputs, zeros, strict=False):
+        for x, zero, index in zip(inputs, zeros, where, strict=False):
             wide = str(x.dtype) == "int32"
-            value = T.Cast(f"int32x{self.lanes}", x.vload([index], f"{x.dtype}x{self.lanes}"))
+            value = self.centred(x, zero, index)
             if wide:
                 value = tirx.max(tirx.min(value, rows[1]), rows[0])
-            elif zero:
-                value = value - T.broadcast(tirx.const(zero, "int32"), self.lanes)
             used = 6 if wide else 4
             scaled = epilogue.scaled(value, rows[used - 4 : used], self.lanes)
             total, rows = scaled if total is None else total + scaled, rows[used:]
@@ -134,6 +179,6 @@ KERNELS = tuple(
         arch="x86_64",
     )
     for name, lanes, features in (("avx512", 16, AVX512), ("avx2", 8, AVX2))
-    for op in ("requantize", "add")
+    for op in NAMES
 )
 """By preference; what they refuse is left to `nybble.schedules.cpu.elementwise`."""

@@ -80,6 +80,25 @@ def test_add(target: str, a: str, b: str, output: str) -> None:
     assert kernel_of(check_exact(mod, machine(target))) == "cpu.rescale"
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("gated", ["", "a", "b"])
+@pytest.mark.parametrize(
+    ("a", "b", "output"),
+    [("uint8", "int8", "uint8"), ("int8", "int8", "int8"), ("uint4", "int2", "int5")],
+)
+def test_multiply(target: str, gated: str, a: str, b: str, output: str) -> None:
+    attrs = clamped(output, zero_point_a=3, zero_point_b=-1, zero_point=2)
+    shapes = {name: (1, 1, 37) if name == gated else (5, 3, 37) for name in "ab"}
+    inputs = [(shapes["a"], a), (shapes["b"], b)]
+
+    def body(e: graph.Emitter, *given: Any) -> Any:
+        x, y = (narrow.entered(e, x, d) for x, (_, d) in zip(given, inputs, strict=True))
+        return e.emit(ops.call("multiply", [x, y, *ratios(37, -14, 2)], **attrs), "y")
+
+    mod = module(body, *((shape, narrow.given(dtype)) for shape, dtype in inputs))
+    assert kernel_of(check_exact(mod, machine(target))) == "cpu.rescale"
+
+
 @pytest.mark.parametrize("batch", [1, 2, 500])
 def test_every_batch_and_thread(batch: int) -> None:
     mod = one("requantize", ratios(48, -3, 1), ((17, 13, 48), "uint8"), **clamped("uint8"))
