@@ -59,7 +59,7 @@ class Ruler:
         """
         keys = [_key(candidate, target) for candidate in candidates]
         if not all(key in self._known for key in keys):
-            _refuse_foreign(target)
+            refuse_foreign(target)
             runs = [_prepared(candidate, target) for candidate in candidates]
             _agree(candidates, runs)
             seconds = engine.run(1, lambda: _race([run for run, _ in runs]))
@@ -131,7 +131,12 @@ def _words(problem: Problem) -> str:
 # ---------------------------------------------------------------- measuring
 
 
-def _refuse_foreign(target: CpuTarget) -> None:
+def refuse_foreign(target: CpuTarget) -> None:
+    """Refuses a target that this machine cannot run.
+
+    Raises:
+        NybbleError: says what it lacks.
+    """
     missing = target.features - host.features()
     if target.arch != host.arch() or missing:
         other = target.arch != host.arch()
