@@ -175,6 +175,10 @@ class Knobs:
         return value
 
 
+def no_knobs(_problem: Problem, _target: Any, _knobs: Knobs) -> None:
+    """The plan of a kernel that has no choices."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One kernel family on one kind of target.
@@ -187,6 +191,9 @@ class Kernel:
             without the epilogue's table.
         build: the fused TensorIR function: parameters are the activations (inputs, then
             ``epilogue.other``), the packed constants, `Problem.entries` if any, and the output.
+        plan: the decisions that ``build`` follows: asks the knobs, in milliseconds, and emits
+            nothing; None where there is nothing to decide. The result is for people and for cost
+            models to read.
         forms: the storage forms of activations that it can read or write; ``supports`` is asked
             about no others.
         arch: of the machines that it is for, None for any; others do not hear of its refusals.
@@ -202,6 +209,7 @@ class Kernel:
     forms: frozenset[Form] = frozenset({"values"})
     arch: str | None = None
     decodes: bool = False
+    plan: Callable[[Problem, Any, Knobs], Any] = no_knobs
 
     def constants(self, problem: Problem, unpacked: Constants) -> list[NDArray[Any]]:
         """All constants in the order of the parameters: ``pack``'s, and the epilogue's table."""

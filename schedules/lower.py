@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm
 import tvm_ffi
 from tvm import relax
 
+from nybble.errors import ScheduleError
 from nybble.ir import graph
-from nybble.schedules import forms, match
+from nybble.schedules import forms, match, replay
 from nybble.schedules.cpu import float_ops, loops
 from nybble.schedules.forms import Step
 from nybble.schedules.group import Group
-from nybble.schedules.kernel import Form, Knobs, Problem
+from nybble.schedules.kernel import Form, Kernel, Knobs, Problem
 from nybble.schedules.select import Choice, Planner, Timed, choose
 from nybble.schedules.target import CpuTarget
 
@@ -41,6 +42,7 @@ class Layer:
         macs: multiply-adds for one image.
         refusals: why preferred kernels were passed over.
         timed: the candidates' times, where they were measured.
+        match: where the decisions of the kernel's knobs are from.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Layer:
     macs: int
     refusals: tuple[str, ...] = ()
     timed: tuple[Timed, ...] = ()
+    match: replay.Match = replay.DEFAULT
 
 
 @dataclass(frozen=True)
@@ -84,28 +87,39 @@ def lower(
     Raises:
         ScheduleError: no kernel compiles a layer, or the plan's pattern excludes them all.
     """
+    plan = plan or Planner()
+    lowering = _Lowering(mod, target, plan.replay)
+    for step, choice in plan_steps(mod, target, plan, progress):
+        lowering.add(step, choice)
+    return lowering.finish()
+
+
+def plan_steps(
+    mod: tvm.IRModule, target: CpuTarget, plan: Planner, progress: Progress | None = None
+) -> list[tuple[Step, Choice | None]]:
+    """Every layer with its kernel and the forms of its tensors, and why it was chosen.
+
+    Arguments and errors as of `lower`.
+    """
     found = match.groups(mod, target)
     steps, choices = list[Step](), list[Choice | None]()
     for done, group in enumerate(found, 1):
         problem = group.problem
-        choice = choose(problem, group.constants, target, plan or Planner()) if problem else None
+        choice = choose(problem, group.constants, target, plan) if problem else None
         taken = choice.candidate if choice else None
         steps.append(Step(group, taken.kernel, taken.problem) if taken else Step(group))
         choices.append(choice)
         if progress is not None:
             progress(done, len(found))
     forms.agree(steps, set(graph.outputs(mod)), target)
-    lowering = _Lowering(mod, target)
-    for step, choice in zip(steps, choices, strict=True):
-        lowering.add(step, choice)
-    return lowering.finish()
+    return list(zip(steps, choices, strict=True))
 
 
 class _Lowering:
     """The module under construction."""
 
-    def __init__(self, mod: tvm.IRModule, target: CpuTarget):
-        self.mod, self.target = mod, target
+    def __init__(self, mod: tvm.IRModule, target: CpuTarget, known: replay.Replay | None):
+        self.mod, self.target, self.known = mod, target, known
         self.emitter = graph.Emitter(graph.inputs(mod))
         self.replace: dict[Any, Any] = {}
         self.layers: list[Layer] = []
@@ -130,15 +144,33 @@ class _Lowering:
     def _add_kernel(self, step: Step, choice: Choice) -> None:
         group, taken, problem = step.group, choice.candidate, step.problem
         assert problem is not None
-        key = (taken.kernel.name, problem)
+        assert group.problem is not None
+        asked = replay.asked(problem, group.problem)
+        key = (taken.kernel.name, problem, asked.weights)
         if key not in self.built:
-            made = taken.kernel.build(problem, self.target, Knobs())
-            self.built[key] = self._define(made, problem.op)
+            self.built[key] = self._built(taken.kernel, problem, asked)
+        symbol, found = self.built[key]
         same = problem == taken.problem  # else the storage of an activation has changed
         packed = taken.packed if same else taken.kernel.constants(problem, group.constants)
         args = [graph.substitute(a, self.replace) for a in group.activations]
-        self._call(group, self.built[key], [*args, *map(graph.constant, packed)], problem)
-        self._record(group, self.built[key], taken.kernel.name, choice, problem)
+        self._call(group, symbol, [*args, *map(graph.constant, packed)], problem)
+        layer = self._layer(group, symbol, taken.kernel.name, choice, problem)
+        self.layers.append(replace(layer, match=found))
+
+    def _built(self, kernel: Kernel, problem: Problem, asked: Problem) -> tuple[Any, replay.Match]:
+        """The function with the best decisions that can be built, and where they are from."""
+        if self.known is not None:
+            for found in self.known.matches(kernel, problem, asked):
+                if found.kind == "default":
+                    break
+                try:
+                    made = kernel.build(problem, self.target, found.knobs())
+                except ScheduleError:
+                    self.known.refuse(found)
+                else:
+                    return self._define(made, problem.op), found
+        made = kernel.build(problem, self.target, Knobs())
+        return self._define(made, problem.op), replay.DEFAULT
 
     def _add_stock(self, group: Group) -> None:
         call = graph.substitute(group.bindings[0].value, self.replace)
@@ -147,7 +179,7 @@ class _Lowering:
         if key not in self.built:
             self.built[key] = self._define(func, graph.op_name(call).rpartition(".")[2])
         self._call(group, self.built[key], args)
-        self._record(group, self.built[key], float_ops.NAME)
+        self.layers.append(self._layer(group, self.built[key], float_ops.NAME))
 
     def _define(self, func: Any, op: str) -> Any:
         symbol = f"{op}_{len(self.functions)}"
@@ -167,17 +199,17 @@ class _Lowering:
         call = relax.call_tir(symbol, args, out_ty=kind)
         self.replace[group.output] = self.emitter.emit(call, str(group.output.name))
 
-    def _record(
+    def _layer(
         self,
         group: Group,
         symbol: Any,
         kernel: str,
         choice: Choice | None = None,
         problem: Problem | None = None,
-    ) -> None:
+    ) -> Layer:
         asked, first = group.problem, graph.operands(group.bindings[0].value)[0]
         names = [graph.op_name(b.value).rpartition(".")[2] for b in group.bindings]
-        layer = Layer(
+        return Layer(
             name=str(group.bindings[0].var.name),
             op="+".join(names),
             output=str(group.output.name),
@@ -193,7 +225,6 @@ class _Lowering:
             refusals=choice.refusals if choice else (),
             timed=choice.timed if choice else (),
         )
-        self.layers.append(layer)
 
     def finish(self) -> Scheduled:
         """The module with its functions."""

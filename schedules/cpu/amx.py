@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nybble.schedules.cpu import amx_block, amx_emit, amx_stage, epilogue, panels, scaling
-from nybble.schedules.cpu.amx_plan import LANES, depth_of, vectors_of
+from nybble.schedules.cpu.amx_plan import LANES, Plan, depth_of, vectors_of
 from nybble.schedules.cpu.dot import AVX512
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
@@ -81,12 +81,17 @@ def _ordered(geometry: Geometry, weights: NDArray[Any], filler: int) -> NDArray[
     return np.ascontiguousarray(quads.transpose(0, 2, 3, 1, 4))
 
 
+def plan(problem: Problem, _target: Any, knobs: Knobs) -> Plan:
+    """How a layer is cut."""
+    return amx_emit.plan(problem, knobs)
+
+
 def build(problem: Problem, _target: Any, knobs: Knobs) -> Any:
     """The fused function; parameters: input, second branch if any, weights, table, output."""
     return amx_emit.build(problem, knobs)
 
 
 KERNELS = tuple(
-    Kernel(NAME, op, supports, pack, build, arch="x86_64", decodes=True)
+    Kernel(NAME, op, supports, pack, build, arch="x86_64", decodes=True, plan=plan)
     for op in ("conv2d", "linear")
 )

@@ -47,18 +47,23 @@ def _weights_spec(problem: Problem, geometry: Geometry) -> TensorSpec:
     return TensorSpec((rows * depth.steps, depth.operand), "int8")
 
 
+def plan(problem: Problem, knobs: Knobs) -> amx_plan.Plan:
+    """How a layer is cut."""
+    geometry = amx_stage.laid_out(geometry_of(problem))
+    packed = panels_of(problem, geometry) is not None
+    return amx_plan.plan_of(geometry, amx_stage.needs_staging(geometry), packed, knobs)
+
+
 def build(problem: Problem, knobs: Knobs) -> tirx.PrimFunc:
     """The fused function; parameters: input, second branch if any, weights, table, output."""
     geometry = amx_stage.laid_out(geometry_of(problem))
     dot, staged = tile_dot(problem.inputs[0].dtype), amx_stage.needs_staging(geometry)
-    packed = panels_of(problem, geometry) is not None
-    plan = amx_plan.plan_of(geometry, staged, packed, knobs)
     symbols: dict[str, Any] = {}
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
         table = TensorSpec(table_shape(problem, geometry), "int32")
         buffers = declare(problem, (_weights_spec(problem, geometry), table), symbols)
-        layer = Layer(problem, geometry, dot, plan, staged, buffers)
+        layer = Layer(problem, geometry, dot, plan(problem, knobs), staged, buffers)
         _tasks(layer, product(geometry.images, symbols))
     return builder.get()
 

@@ -117,11 +117,16 @@ def _limits(problem: Problem) -> headroom.Limits:
     return headroom.limits_of(problem.inputs[0].dtype)
 
 
+def _plan(flush: int, problem: Problem, _target: Any, knobs: Knobs) -> Plan:
+    geometry = geometry_of(_cut(problem, flush))
+    return _cut_plan(geometry, flush, _unit(geometry), knobs)
+
+
 def _build(flush: int, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
     """The fused function; parameters: input, second branch if any, constants, order, output."""
     problem, geometry = _cut(problem, flush), geometry_of(problem)
     unit, symbols = _unit(geometry), dict[str, Any]()
-    plan = _plan(geometry, flush, unit, knobs)
+    plan = _cut_plan(geometry, flush, unit, knobs)
     length = ceil(geometry.run / arrange.BLOCK) * arrange.BLOCK
     order = TensorSpec((geometry.o // DOT.lanes // unit, length), "uint8")
     with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -148,7 +153,7 @@ def _build(flush: int, problem: Problem, _target: Any, knobs: Knobs) -> tirx.Pri
     return builder.get()
 
 
-def _plan(geometry: Geometry, flush: int, unit: int, knobs: Knobs) -> Plan:
+def _cut_plan(geometry: Geometry, flush: int, unit: int, knobs: Knobs) -> Plan:
     """Tiles, rows and splits for one unit of channels, which is a product by itself."""
     one, dot = replace(geometry, o=unit * DOT.lanes), DOT.paced(flush)
     cost = Cost(one, dot, Storage(True, False))
@@ -222,6 +227,7 @@ KERNELS = tuple(
         partial(_pack, base, flush),
         partial(_build, flush),
         arch=base.arch,
+        plan=partial(_plan, flush),
     )
     for flush in (2, 1)
     for base in families((PAIRS_AVX2,))

@@ -17,7 +17,7 @@ from tvm import tirx
 from nybble.schedules.cpu import epilogue, lut_template, scaling
 from nybble.schedules.cpu.bitserial_planes import WORD, BitStaging, Planes
 from nybble.schedules.cpu.bitserial_tile import BitLayer
-from nybble.schedules.cpu.blocking import Tile
+from nybble.schedules.cpu.blocking import Plan, Tile
 from nybble.schedules.cpu.dot import AVX2, AVX512
 from nybble.schedules.cpu.geometry import geometry_of
 from nybble.schedules.cpu.lut_plan import Isa, blocks_of, cut_plan, starts_of
@@ -137,13 +137,18 @@ def _tiles(staging: BitStaging, planes: Planes, isa: Isa) -> list[tuple[float, T
     return sorted(found)[:12]
 
 
-def _build(isa: Isa, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
+def _plan(isa: Isa, problem: Problem, _target: Any, knobs: Knobs) -> Plan:
     staging, weights = _planes(problem)
     geometry = staging.geometry
     alone = replace(staging, geometry=replace(geometry, rows=(1,)))
     row = 4 * staging.size(1) // geometry.rows_read(1)
     tiles = [_tiles(part, weights, isa) for part in (staging, alone)]
-    plan = cut_plan(geometry, isa, (tiles[0], tiles[1][0][1]), row, knobs)
+    return cut_plan(geometry, isa, (tiles[0], tiles[1][0][1]), row, knobs)
+
+
+def _build(isa: Isa, problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimFunc:
+    (staging, weights), plan = _planes(problem), _plan(isa, problem, target, knobs)
+    geometry = staging.geometry
     words = geometry.tap_rows * geometry.tap_cols * staging.run * len(weights.coefs)
     constants = (
         TensorSpec((geometry.groups * blocks_of(geometry, isa) * words, isa.lanes), "uint32"),
@@ -163,7 +168,7 @@ BYTES = Isa("avx2", AVX2, 8, 16, 3.0)
 def _kernel(isa: Isa, op: str, pairs: range = PAIRS) -> Kernel:
     return Kernel(
         f"cpu.bitserial.{isa.name}", op, partial(_supports, isa, pairs), partial(_pack, isa),
-        partial(_build, isa), frozenset({"values", "planes"}), "x86_64",
+        partial(_build, isa), frozenset({"values", "planes"}), "x86_64", plan=partial(_plan, isa),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ A task is a run of rows (with its own staging copy) times a run of channel block
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil
 
 from nybble.schedules.cpu.dot import Dot
@@ -103,6 +104,7 @@ class Cost:
     dot: Dot
     storage: Storage
 
+    @lru_cache(1 << 10)  # noqa: B019  (its keys are small, and a search asks again and again)
     def best(self, tile: Tile, tasks: int) -> tuple[float, tuple[int, int]]:
         """The cheapest (rows of a task, splits) that make at least ``tasks`` tasks."""
         rows, splits = self.geometry.static_rows, _split_choices(self.geometry, self.dot, tile)
@@ -140,6 +142,7 @@ class Cost:
         return cycles
 
 
+@lru_cache(1 << 8)
 def register_tiles(geometry: Geometry, dot: Dot) -> list[Tile]:
     """The sixteen cheapest register tiles, cheapest first."""
     rows, cost = geometry.static_rows, Cost(geometry, dot, Storage(False, False))

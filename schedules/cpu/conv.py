@@ -29,7 +29,7 @@ from nybble.schedules.cpu import (
     staging,
     template,
 )
-from nybble.schedules.cpu.blocking import vectors_of
+from nybble.schedules.cpu.blocking import Plan, vectors_of
 from nybble.schedules.cpu.dot import (
     AVX_VNNI,
     FMA_AVX2,
@@ -164,6 +164,10 @@ def _ordered(geometry: Geometry, dot: Dot, weights: NDArray[Any], filler: int) -
 # ---------------------------------------------------------------- the families
 
 
+def _plan(dot: Dot, problem: Problem, _target: Any, knobs: Knobs) -> Plan:
+    return template.plan(problem, _stored(dot, problem), knobs)
+
+
 def _build(dot: Dot, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
     return template.build(problem, _stored(dot, problem), knobs)
 
@@ -182,6 +186,7 @@ def families(dots: Sequence[Dot]) -> tuple[Kernel, ...]:
             partial(_pack, dot),
             partial(_build, dot),
             arch=dot.arch,
+            plan=partial(_plan, dot),
         )
         for dot in dots
         for op in ("conv2d", "linear")

@@ -121,6 +121,21 @@ def _pack(base: Dot, problem: Problem, constants: Constants) -> list[NDArray[Any
 
 
 @dataclass(frozen=True)
+class Cut:
+    """The decisions for one kernel.
+
+    Attributes:
+        wide: output columns of a tile.
+        rows: output rows of a task.
+        parallel: whether tasks run on several threads.
+    """
+
+    wide: int
+    rows: int
+    parallel: bool
+
+
+@dataclass(frozen=True)
 class _Layer:
     """Everything that the emitting functions share."""
 
@@ -133,13 +148,22 @@ class _Layer:
     buffers: Buffers
 
 
-def _build(base: Dot, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
+def _plan(base: Dot, problem: Problem, _target: Any, knobs: Knobs) -> Cut:
+    geometry, dot = geometry_of(problem), _dot_for(base, problem)
+    wide = _pick_width(geometry, dot, knobs)
+    return Cut(wide, *_pick_rows(geometry, dot, _is_staged(problem, geometry, dot), knobs))
+
+
+def _is_staged(problem: Problem, geometry: Geometry, dot: Dot) -> bool:
+    narrow = geometry.c < dot.lanes
+    return any(geometry.padding) or problem.inputs[0].dtype != dot.x or narrow
+
+
+def _build(base: Dot, problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimFunc:
     """The fused function; parameters: input, second branch if any, weights, table, output."""
     geometry, dot = geometry_of(problem), _dot_for(base, problem)
-    narrow = geometry.c < dot.lanes
-    staged = any(geometry.padding) or problem.inputs[0].dtype != dot.x or narrow
-    wide = _pick_width(geometry, dot, knobs)
-    rows, parallel = _pick_rows(geometry, dot, staged, knobs)
+    cut, staged = _plan(base, problem, target, knobs), _is_staged(problem, geometry, dot)
+    rows = cut.rows
     total = int(geometry.static_rows or 1)
     symbols: dict[str, Any] = {}
     with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -147,9 +171,9 @@ def _build(base: Dot, problem: Problem, _target: Any, knobs: Knobs) -> tirx.Prim
         table = TensorSpec(_table_shape(problem, geometry, dot), dot.acc)
         specs = (_weights_spec(geometry, dot), table)
         buffers = declare(problem, specs, symbols)
-        layer = _Layer(problem, geometry, dot, wide, rows, staged, buffers)
+        layer = _Layer(problem, geometry, dot, cut.wide, rows, staged, buffers)
         runs = ceil(total / rows)
-        loop = T.parallel if parallel else T.serial
+        loop = T.parallel if cut.parallel else T.serial
         with loop(product(geometry.images, symbols) * runs) as task:
             first = tirx.min(tirx.floormod(task, runs) * rows, total - rows)
             _task(layer, tirx.floordiv(task, runs), first)
@@ -273,6 +297,7 @@ def families(dots: Sequence[Dot]) -> tuple[Kernel, ...]:
             partial(_pack, dot),
             partial(_build, dot),
             arch=dot.arch,
+            plan=partial(_plan, dot),
         )
         for dot in dots
     )

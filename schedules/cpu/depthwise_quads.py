@@ -122,6 +122,23 @@ def _pack(isa: Quads, problem: Problem, constants: Constants) -> list[NDArray[An
 
 
 @dataclass(frozen=True)
+class Cut:
+    """The decisions for one kernel.
+
+    Attributes:
+        wide: output columns of a tile.
+        chunk: blocks of channels that are staged together.
+        rows: output rows of a task.
+        parallel: whether tasks run on several threads.
+    """
+
+    wide: int
+    chunk: int
+    rows: int
+    parallel: bool
+
+
+@dataclass(frozen=True)
 class _Layer:
     """Everything that the emitting functions share."""
 
@@ -147,20 +164,23 @@ class _Layer:
         return self.isa.saturates and quads.fits_short(*dtypes, self.steps)
 
 
-def _build(isa: Quads, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
+def _plan(isa: Quads, problem: Problem, _target: Any, knobs: Knobs) -> Cut:
+    return Cut(_pick_width(problem, isa, knobs), *_pick_task(problem, isa, knobs))
+
+
+def _build(isa: Quads, problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimFunc:
     """The fused function; parameters: input, second branch if any, constants, output."""
-    geometry = geometry_of(problem)
-    wide = _pick_width(problem, isa, knobs)
-    chunk, rows, parallel = _pick_task(problem, isa, knobs)
+    geometry, cut = geometry_of(problem), _plan(isa, problem, target, knobs)
+    rows = cut.rows
     total = int(geometry.static_rows or 1)
     symbols: dict[str, Any] = {}
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
         buffers = declare(problem, _shapes(problem, geometry, isa), symbols)
-        pairs = _pairs(isa, problem, rows, chunk)
-        layer = _Layer(problem, geometry, isa, wide, pairs, buffers)
+        pairs = _pairs(isa, problem, rows, cut.chunk)
+        layer = _Layer(problem, geometry, isa, cut.wide, pairs, buffers)
         runs = ceil(total / rows)
-        loop = T.parallel if parallel else T.serial
+        loop = T.parallel if cut.parallel else T.serial
         with loop(product(geometry.images, symbols) * runs) as task:
             first = T.Bind(tirx.min(tirx.floormod(task, runs) * rows, total - rows))
             _task(layer, T.Bind(tirx.floordiv(task, runs)), first)
@@ -347,6 +367,7 @@ KERNELS = tuple(
         partial(_pack, isa),
         partial(_build, isa),
         arch="x86_64",
+        plan=partial(_plan, isa),
     )
     for isa in quads.FAMILIES
 )

@@ -155,18 +155,22 @@ class _Integers:
         store(self.buffers.output, at, column.apply(acc, other), valid)
 
 
-def _build(isa: str, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
+def _plan(isa: str, problem: Problem, _target: Any, knobs: Knobs) -> Plan:
+    return gemv_template.plan_of(problem, layout_of(problem, isa), knobs)
+
+
+def _build(isa: str, problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimFunc:
     """The function: stages rows, then multiplies."""
     layout, symbols = layout_of(problem, isa), dict[str, Any]()
     constants = (
         TensorSpec((layout.panels, layout.groups * layout.record), "uint8"),
         TensorSpec((scaling.table_rows(problem.epilogue), layout.width), "int32"),
     )
+    plan = _plan(isa, problem, target, knobs)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
         buffers = declare(problem, constants, symbols)
         count = product(problem.inputs[0].shape[:-1], symbols)
-        plan = gemv_template.plan_of(layout, count if isinstance(count, int) else None, knobs)
         staged, sums = _stage(problem, layout, buffers.x, plan, count)
         finish = _Integers(problem, layout, sums, buffers)
         job = Job(layout, _most(problem, layout), staged, buffers.constants[0], finish)
@@ -216,6 +220,7 @@ def _families(widths: Iterable[int]) -> tuple[Kernel, ...]:
             partial(_pack, isa),
             partial(_build, isa),
             arch="x86_64",
+            plan=partial(_plan, isa),
         )
         for isa in INSTRUCTION_SETS
         for bits in widths

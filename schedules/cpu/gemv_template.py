@@ -20,7 +20,7 @@ tiles of four rows by two vectors go over it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 from tvm import tirx
@@ -30,7 +30,7 @@ from nybble.schedules.cpu.gemv_blocks import Shape, blocks
 from nybble.schedules.cpu.gemv_layout import Layout
 from nybble.schedules.cpu.gemv_registers import Registers
 from nybble.schedules.cpu.gemv_tile import Job, Tile, Where, codes_at, fetch, first_channel
-from nybble.schedules.kernel import Knobs
+from nybble.schedules.kernel import Knobs, Problem
 
 DIRECT = 4  # rows up to which codes are taken apart at every use
 PARALLEL_BYTES = 1 << 19  # bytes of codes, for one row, from which a parallel launch pays
@@ -61,17 +61,18 @@ class Plan:
         return self.rows if is_direct else ceil(self.rows / self.high) * self.high
 
 
-def plan_of(layout: Layout, rows: int | None, knobs: Knobs) -> Plan:
-    """Asks the knobs for every decision."""
+def plan_of(problem: Problem, layout: Layout, knobs: Knobs) -> Plan:
+    """Asks the knobs for every decision; the few rows of `_direct` are cut in one way only."""
+    leading = problem.inputs[0].shape[:-1]
+    rows = prod(int(d) for d in leading) if all(isinstance(d, int) for d in leading) else None
     size = layout.panels * layout.groups * layout.record * (rows or 1)
-    wide = tuple(v for v in (1, 2, 4) if layout.panel % v == 0)
+    choices = tuple(v for v in (1, 2, 4) if layout.panel % v == 0)
     most = 4 if layout.dot.form == "vnni" else 2  # 32 registers, and one sum for each output
-    return Plan(
-        rows,
-        knobs.pick("high", tuple(range(2, 9)), _least_waste(rows)),
-        knobs.pick("wide", wide, max(v for v in wide if v <= most)),
-        knobs.pick("parallel", (False, True), size > PARALLEL_BYTES),
-    )
+    high, wide = _least_waste(rows), max(v for v in choices if v <= most)
+    if rows is None or rows > DIRECT:
+        high = knobs.pick("high", tuple(range(2, 9)), high)
+        wide = knobs.pick("wide", choices, wide)
+    return Plan(rows, high, wide, knobs.pick("parallel", (False, True), size > PARALLEL_BYTES))
 
 
 def _least_waste(rows: int | None) -> int:

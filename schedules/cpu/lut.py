@@ -16,6 +16,7 @@ from tvm import tirx
 
 from nybble.ir import numerics
 from nybble.schedules.cpu import epilogue, lut_template, scaling
+from nybble.schedules.cpu.blocking import Plan
 from nybble.schedules.cpu.dot import AVX2, AVX512
 from nybble.schedules.cpu.dot_arm import NEON, scaled
 from nybble.schedules.cpu.geometry import geometry_of
@@ -127,6 +128,10 @@ def _channels(staging: Staging, isa: Isa) -> NDArray[np.int64]:
 # ---------------------------------------------------------------- the families
 
 
+def _plan(isa: Isa, problem: Problem, _target: Any, knobs: Knobs) -> Plan:
+    return plan_of(_staging(isa, problem), isa, knobs)
+
+
 def _build(isa: Isa, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
     staging = _staging(isa, problem)
     plan = plan_of(staging, isa, knobs)
@@ -152,7 +157,7 @@ ISAS = (
 def _families(name: str, isas: tuple[Isa, ...]) -> tuple[Kernel, ...]:
     return tuple(
         Kernel(f"cpu.{name}.{isa.name}", op, partial(_supports, isa), partial(_pack, isa),
-               partial(_build, isa), arch=isa.arch)
+               partial(_build, isa), arch=isa.arch, plan=partial(_plan, isa))
         for isa in isas
         for op in ("conv2d", "linear")
     )  # fmt: skip

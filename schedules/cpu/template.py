@@ -18,7 +18,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu import nibbles, panels, scaling, staging
-from nybble.schedules.cpu.blocking import Storage, Tile, plan_of, vectors_of
+from nybble.schedules.cpu.blocking import Plan, Storage, Tile, plan_of, vectors_of
 from nybble.schedules.cpu.buffers import declare, product
 from nybble.schedules.cpu.dot import Dot
 from nybble.schedules.cpu.geometry import Geometry, geometry_of
@@ -71,14 +71,22 @@ def excess_specs(problem: Problem, geometry: Geometry, dot: Dot) -> tuple[Tensor
     )
 
 
+def plan(problem: Problem, dot: Dot, knobs: Knobs) -> Plan:
+    """How a layer is cut."""
+    dot, geometry = dot.paced(problem.flush), geometry_of(problem)
+    staged = staging.is_staged(problem, geometry, dot)
+    geometry = staging.gathered(geometry) or geometry
+    packed = panels_of(problem, geometry, dot) is not None
+    return plan_of(geometry, dot, Storage(staged, packed), knobs)
+
+
 def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
     """The fused function; parameters: input, second branch if any, weights, table, output."""
-    dot = dot.paced(problem.flush)
-    geometry = geometry_of(problem)
+    cut = plan(problem, dot, knobs)
+    dot, geometry = dot.paced(problem.flush), geometry_of(problem)
     staged = staging.is_staged(problem, geometry, dot)
     geometry = staging.gathered(geometry) or geometry
     layout = panels_of(problem, geometry, dot)
-    plan = plan_of(geometry, dot, Storage(staged, layout is not None), knobs)
     symbols: dict[str, Any] = {}
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
@@ -93,7 +101,7 @@ def build(problem: Problem, dot: Dot, knobs: Knobs) -> tirx.PrimFunc:
             x=nibbles.readable(buffers.x, problem.inputs[0]),
             other=nibbles.readable(buffers.other, problem.epilogue.other),
         )
-        layer = Layer(problem, geometry, dot, plan, staged, layout, buffers)
+        layer = Layer(problem, geometry, dot, cut, staged, layout, buffers)
         images = product(geometry.images, symbols)
         for segment in segments(layer.plan, product(geometry.rows, symbols)):
             _tasks(layer, segment, images)

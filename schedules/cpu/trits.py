@@ -19,7 +19,7 @@ from tvm import tirx
 
 from nybble.errors import ScheduleError
 from nybble.schedules.cpu import epilogue, lut_template, scaling
-from nybble.schedules.cpu.blocking import Tile
+from nybble.schedules.cpu.blocking import Plan, Tile
 from nybble.schedules.cpu.dot import AVX2
 from nybble.schedules.cpu.geometry import geometry_of
 from nybble.schedules.cpu.lut_plan import Isa, blocks_of, cut_plan, starts_of
@@ -90,13 +90,18 @@ def _codes(w: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 # ---------------------------------------------------------------- build
 
 
-def _build(problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
+def _plan(problem: Problem, _target: Any, knobs: Knobs) -> Plan:
     staging = TritStaging.of(problem)
     blocks = blocks_of(staging.geometry, ISA)
     tiles = [
         (float(CYCLES * staging.spans * blocks), Tile(1, 1, v)) for v in VECTORS if v <= blocks
     ]
-    plan = cut_plan(staging.geometry, ISA, (tiles, tiles[0][1]), staging.size(1), knobs)
+    return cut_plan(staging.geometry, ISA, (tiles, tiles[0][1]), staging.size(1), knobs)
+
+
+def _build(problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimFunc:
+    staging, plan = TritStaging.of(problem), _plan(problem, target, knobs)
+    blocks = blocks_of(staging.geometry, ISA)
     constants = (
         TensorSpec((blocks * staging.spans * (GROUPS // 2 + 1), ISA.lanes), "uint8"),
         TensorSpec(lut_template.table_shape(problem, staging.geometry, ISA.lanes), "int32"),
@@ -107,7 +112,15 @@ def _build(problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
 
 
 FAR, NEAR = (
-    Kernel("cpu.trits.avx2", "linear", partial(_supports, far), _pack, _build, arch="x86_64")
+    Kernel(
+        "cpu.trits.avx2",
+        "linear",
+        partial(_supports, far),
+        _pack,
+        _build,
+        arch="x86_64",
+        plan=_plan,
+    )
     for far in (True, False)
 )
 """Weights from far away, a sixth fewer bytes, are read sooner: 1.1 to 1.2 times the speed of two

@@ -169,20 +169,22 @@ def _fma(a: Any, b: Any, c: Any) -> Any:
     return T.call_llvm_pure_intrin(str(a.ty.dtype), "llvm.fma", a, b, c)
 
 
-def _build(isa: str, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
+def _plan(isa: str, problem: Problem, _target: Any, knobs: Knobs) -> Plan:
+    return gemv_template.plan_of(problem, layout_of(problem, isa), knobs)
+
+
+def _build(isa: str, problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimFunc:
     """The function: quantizes rows, then multiplies."""
     layout, symbols = layout_of(problem, isa), dict[str, Any]()
     constants = (
         TensorSpec((layout.panels, layout.groups * layout.record), "uint8"),
         TensorSpec((layout.width,), "float32"),
     )
+    plan = _plan(isa, problem, target, knobs)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
         buffers = declare(problem, constants, symbols)
-        leading = problem.inputs[0].shape[:-1]
-        count = product(leading, symbols)
-        known = count if isinstance(count, int) else None
-        plan = gemv_template.plan_of(layout, known, knobs)
+        count = product(problem.inputs[0].shape[:-1], symbols)
         rows = weight_only_rows.allocate(layout, plan.staged(count))
         zero = 1 if not is_uniform(problem) else int(problem.attr("zero_point"))
         factor = zero if not is_uniform(problem) else zero - _base(problem, layout)
@@ -231,6 +233,7 @@ KERNELS = tuple(
         partial(_pack, isa),
         partial(_build, isa),
         arch="x86_64",
+        plan=partial(_plan, isa),
     )
     for isa in INSTRUCTION_SETS
     for bits in range(2, 9)

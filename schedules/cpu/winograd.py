@@ -61,7 +61,7 @@ from nybble.schedules.cpu.dot import (
 from nybble.schedules.cpu.geometry import geometry_of
 from nybble.schedules.cpu.winograd_emit import emit_task
 from nybble.schedules.cpu.winograd_finish import CORNERS
-from nybble.schedules.cpu.winograd_plan import TAPS, Layer, Shape, cut_of
+from nybble.schedules.cpu.winograd_plan import TAPS, Cut, Layer, Shape, cut_of
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
 MOST_CHANNELS = 1024  # 4·Σ|x·w| < 2^31 for 9·1024 products of u8 and s8
@@ -177,10 +177,14 @@ def _specs(shape: Shape) -> tuple[TensorSpec, ...]:
 # ---------------------------------------------------------------- build
 
 
-def _build(dot: Dot, problem: Problem, _target: Any, knobs: Knobs) -> tirx.PrimFunc:
+def _plan(dot: Dot, problem: Problem, _target: Any, knobs: Knobs) -> Cut:
+    return cut_of(Shape(problem, geometry_of(problem), dot), knobs)
+
+
+def _build(dot: Dot, problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimFunc:
     """The fused function; parameters: input, second branch if any, constants, output."""
     shape = Shape(problem, geometry_of(problem), dot)
-    cut = cut_of(shape, knobs)
+    cut = _plan(dot, problem, target, knobs)
     bands, blocks = ceil(shape.total / cut.rows), ceil(shape.columns / cut.vectors)
     splits = min(cut.splits, blocks)
     share = ceil(blocks / splits)
@@ -210,6 +214,7 @@ def _family(dot: Dot) -> Kernel:
         partial(_pack, dot),
         partial(_build, dot),
         arch="x86_64",
+        plan=partial(_plan, dot),
     )
 
 
