@@ -42,8 +42,7 @@ def features() -> frozenset[str]:
 @cache
 def model() -> str:
     """The CPU's name, ``Intel(R) Xeon(R) Processor``; the architecture where Linux gives none."""
-    names = (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name"))
-    return next(names, arch())
+    return cpuinfo.name(_cpuinfo()) or arch()
 
 
 def cpus() -> list[int]:

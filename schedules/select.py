@@ -21,6 +21,7 @@ from nybble.errors import NybbleError, ScheduleError
 from nybble.ir import numerics
 from nybble.schedules import table
 from nybble.schedules.kernel import Constants, Epilogue, Kernel, Problem
+from nybble.schedules.replay import Default, Replay
 from nybble.schedules.target import CpuTarget
 
 FORCE = "NYBBLE_KERNEL"
@@ -44,7 +45,7 @@ class Candidate:
     @property
     def weights(self) -> str | None:
         """The dtype of the weights as stored, None without weights."""
-        return self.problem.weights.dtype if self.problem.weights else None
+        return _dtype(self.problem)
 
     @property
     def size(self) -> int:
@@ -99,12 +100,16 @@ class Planner:
         prefer: ``speed`` lets 8-bit kernels take layers of fewer bits where they are faster;
             ``size`` takes the kernels whose constants are smallest.
         ruler: measures the candidates; without one the table's order decides.
+        replay: measured decisions of earlier sessions for the target; None knows of none. Where
+            nothing is measured and speed is asked for, one for the very same layer may put another
+            kernel in the place of the table's first.
         kernels: the table.
     """
 
     force: str | None = None
     prefer: str = "speed"
     ruler: Ruler | None = None
+    replay: Replay | None = None
     kernels: Sequence[Kernel] = table.KERNELS
 
     def __post_init__(self) -> None:
@@ -135,13 +140,14 @@ def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Plan
     if by_size:
         candidates = _smallest(candidates)
     if plan.ruler is None:
-        taken = _in_bytes(candidates[0], problem, constants, target, plan)
+        usual = _in_bytes(candidates[0], problem, constants, target, plan)
+        taken = _recorded(usual, problem, constants, target, plan)
         return Choice(taken, _heard(refusals, target, plan))
     rivals = [*candidates, *_in_float(problem, target, plan)]
     heard = _heard(refusals, target, plan)
     if len(rivals) == 1:
         return Choice(candidates[0], heard)
-    seconds = plan.ruler(rivals, target)
+    seconds = _as_tuned(rivals, plan.ruler(rivals, target), problem, plan)
     timed = tuple(
         Timed(c.kernel.name, c.weights, c.size, s) for c, s in zip(rivals, seconds, strict=True)
     )
@@ -159,6 +165,41 @@ def _in_bytes(
         return first
     made = (_attempt(first.kernel, form, constants, target, []) for form in _widened(problem))
     return next(filter(None, made), first)
+
+
+def _recorded(
+    usual: Candidate, problem: Problem, constants: Constants, target: CpuTarget, plan: Planner
+) -> Candidate:
+    """The kernel that beat the usual one in an earlier session, or that one."""
+    if plan.replay is None or plan.prefer != "speed":
+        return usual
+    default = Default(usual.kernel, usual.problem)
+    for record in plan.replay.winners(problem, default):
+        forms = [f for f in (problem, *_widened(problem)) if _dtype(f) == record.weights]
+        kernels = [kernel for kernel in _kernels(problem, plan) if kernel.name == record.kernel]
+        for kernel, form in zip(kernels, forms, strict=False):
+            made = _attempt(kernel, form, constants, target, [])
+            if made is not None and plan.replay.allows(record, kernel, form, default):
+                return made
+    return usual
+
+
+def _as_tuned(
+    rivals: Sequence[Candidate], seconds: Sequence[float], problem: Problem, plan: Planner
+) -> Sequence[float]:
+    """Times of candidates with recorded decisions, by the records' ratios, where there are some."""
+    if plan.replay is None:
+        return seconds
+    measured = {(c.kernel.name, c.weights): s for c, s in zip(rivals, seconds, strict=True)}
+    found = []
+    for candidate, untuned in zip(rivals, seconds, strict=True):
+        match = next(plan.replay.matches(candidate.kernel, candidate.problem, problem))
+        record = match.record if match.kind == "exact" else None
+        if record is None or record.threads != 1 or record.reference not in measured:
+            found.append(untuned)
+        else:
+            found.append(min(untuned, record.ratio * measured[record.reference]))
+    return found
 
 
 def _heard(refusals: Sequence[str], target: CpuTarget, plan: Planner) -> tuple[str, ...]:
@@ -228,6 +269,11 @@ def _attempt(
     if f"{kernel.name}: {reason}" not in refusals:
         refusals.append(f"{kernel.name}: {reason}")
     return None
+
+
+def _dtype(problem: Problem) -> str | None:
+    """Of the weights, None without weights."""
+    return problem.weights.dtype if problem.weights else None
 
 
 def _widened(problem: Problem) -> list[Problem]:

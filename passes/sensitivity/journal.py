@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nybble import lines
 from nybble.errors import NybbleError
 
 
@@ -35,7 +34,8 @@ class Journal:
         if self._path is None:
             return
         try:
-            _append(self._path, json.dumps({"unit": unit, "found": found}))
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lines.append(self._path, [{"unit": unit, "found": found}])
         except OSError as error:
             raise NybbleError(
                 f"Cannot keep finished work in {self._path}: {error.strerror}. Set NYBBLE_CACHE to "
@@ -43,24 +43,10 @@ class Journal:
             ) from error
 
 
-def _append(path: Path, line: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.seek(0, os.SEEK_END) > 0:
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read() == b"\n" else f"\n{line}"  # behind a torn line
-        file.write(f"{line}\n".encode())  # one write, so that lines of two runs do not mix
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _read(path: Path) -> Iterator[tuple[str, Any]]:
-    """Units of a file; a torn line, cut off by a crash, is none."""
+    """Units of a file; a line of something else is none."""
     if not path.exists():
         return
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
+    for record in lines.read(path):
+        if "unit" in record and "found" in record:
             yield str(record["unit"]), record["found"]
-        except (ValueError, KeyError, TypeError):
-            continue

@@ -1,0 +1,299 @@
+"""What was measured of kernels' decisions, as lines of a file that is only ever appended to.
+
+A record says how fast one kernel with one set of decisions computes one layer on one kind of
+machine. It can make a layer faster or slower, never wrong: kernels are exact whatever is decided.
+How records are found for a layer: `nybble.schedules.replay`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import nybble
+from nybble import cpuinfo, lines
+from nybble.errors import NybbleError
+from nybble.schedules import problems, sources
+from nybble.schedules.kernel import Problem
+from nybble.schedules.target import CpuTarget, host_features
+
+SCHEMA = 1
+VERSION = "of another format"
+CPUINFO = Path("/proc/cpuinfo")
+Decisions = tuple[tuple[str, Any], ...]
+"""The values of knobs, sorted by name; what is missing takes its default."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A kind of machine, and what code for it may use.
+
+    Attributes:
+        arch: ``x86_64``, ``aarch64``.
+        features: CPU features that the code uses, sorted (`CpuTarget.features`).
+        cpu: the processor's name.
+        caches: bytes of its data caches, nearest first.
+        compiler: ``llvm``, or ``c`` for kernels written as C.
+    """
+
+    arch: str
+    features: tuple[str, ...]
+    cpu: str
+    caches: tuple[int, ...]
+    compiler: str = "llvm"
+
+    @staticmethod
+    def here(target: CpuTarget) -> Machine:
+        """This machine, running code for a target."""
+        found = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+        return Machine.of(target, cpuinfo.name(found) or platform.machine(), cpuinfo.caches())
+
+    @staticmethod
+    def of(target: CpuTarget, cpu: str, caches: Iterable[int]) -> Machine:
+        """A machine somewhere, running code for a target."""
+        compiler = "c" if target.is_c else "llvm"
+        return Machine(target.arch, tuple(sorted(target.features)), cpu, tuple(caches), compiler)
+
+    def fits(self, target: CpuTarget) -> bool:
+        """Whether it was measured with the code that is made for a target."""
+        made = Machine.of(target, self.cpu, self.caches)
+        return (self.arch, self.features, self.compiler) == (
+            made.arch, made.features, made.compiler
+        )  # fmt: skip
+
+    def is_like(self, other: Machine) -> bool:
+        """Whether times of one hold for the other; shared outer caches vary with the host."""
+        return (self.arch, self.features, self.cpu, self.compiler, self.caches[:2]) == (
+            other.arch, other.features, other.cpu, other.compiler, other.caches[:2]
+        )  # fmt: skip
+
+
+def runs_here(target: CpuTarget) -> bool:
+    """Whether this machine can run code for a target."""
+    return target.arch == platform.machine() and target.features <= host_features()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured candidate that computed the right bits.
+
+    Attributes:
+        problem: the layer, with its weights in their own width.
+        kernel: name of the kernel.
+        weights: dtype of the weights as it stores them, None without weights.
+        decisions: of its knobs.
+        seconds: of one call, one image.
+        ratio: of its time to the reference's, both run in turns; below 1 it is faster.
+        noise: relative spread of the ratio.
+        threads: that it was measured with.
+        machine: that it was measured on.
+        reference: kernel and weights of the layer by default, with default decisions: what the
+            ratio is to. None if that is not known.
+        turns: that the ratio is a median of; of two measurements of a candidate the longer counts.
+        sources: `nybble.schedules.sources.digest` when it was measured.
+        version: of Nybble.
+        date: ISO, of the measurement.
+    """
+
+    problem: Problem
+    kernel: str
+    weights: str | None
+    decisions: Decisions
+    seconds: float
+    ratio: float
+    noise: float
+    threads: int
+    machine: Machine
+    reference: tuple[str, str | None] | None = None
+    turns: int = 1
+    sources: str = field(default_factory=sources.digest)
+    version: str = field(default_factory=lambda: nybble.__version__)
+    date: str = field(default_factory=lambda: date.today().isoformat())
+
+    @property
+    def upper(self) -> float:
+        """The ratio as it may be at worst: what records are ranked by."""
+        return self.ratio * (1 + self.noise)
+
+    @property
+    def wins(self) -> bool:
+        """Whether it is faster than the reference beyond the noise."""
+        return self.upper < 1
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the kernels' sources are still those that were measured."""
+        return self.sources == sources.digest()
+
+    @property
+    def candidate(self) -> tuple[Any, ...]:
+        """What was measured, where and by how many threads: equal for measurements of the same."""
+        what = (self.problem, self.kernel, self.weights, self.decisions)
+        return (*what, self.threads, self.machine, self.sources)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a line of JSON has it."""
+        machine = self.machine
+        return {
+            "schema": SCHEMA, "op": problems.words(self.problem), "kernel": self.kernel,
+            "weights": self.weights, "decisions": dict(self.decisions), "seconds": self.seconds,
+            "ratio": self.ratio, "noise": self.noise, "turns": self.turns,
+            "threads": self.threads, "reference": self.reference,
+            "problem": problems.to_dict(self.problem),
+            "machine": {
+                "arch": machine.arch, "features": machine.features, "cpu": machine.cpu,
+                "caches": machine.caches, "compiler": machine.compiler,
+            },
+            "sources": self.sources, "nybble": self.version, "date": self.date,
+        }  # fmt: skip
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Record:
+        """What `to_dict` gave, read back.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: it is no record.
+        """
+        machine, reference = dict(data["machine"]), data["reference"]
+        for name in ("features", "caches"):
+            machine[name] = tuple(machine[name])
+        made = Record(
+            problem=problems.from_dict(data["problem"]),
+            kernel=str(data["kernel"]),
+            weights=data["weights"],
+            decisions=decisions_of(data["decisions"]),
+            seconds=float(data["seconds"]),
+            ratio=float(data["ratio"]),
+            noise=float(data["noise"]),
+            turns=int(data["turns"]),
+            threads=int(data["threads"]),
+            machine=Machine(**machine),
+            reference=None if reference is None else (str(reference[0]), reference[1]),
+            sources=str(data["sources"]),
+            version=str(data["nybble"]),
+            date=str(data["date"]),
+        )
+        hash(made)
+        numbers = (made.seconds, made.ratio, made.noise)
+        if not all(map(isfinite, numbers)) or min(numbers) < 0 or made.ratio == 0:
+            raise ValueError(f"{numbers} are no times")
+        return made
+
+
+def decisions_of(given: Mapping[str, Any]) -> Decisions:
+    """Decisions in order."""
+    return tuple(sorted((name, problems.as_tuples(value)) for name, value in given.items()))
+
+
+class Records:
+    """Records in the order in which they were made.
+
+    Attributes:
+        skipped: lines that were none, by the reason.
+        path: of the file that `append` writes to, None for none.
+    """
+
+    def __init__(self, records: Iterable[Record] = (), path: Path | None = None):
+        self._records = list(records)
+        self.path = path
+        self.skipped = Counter[str]()
+
+    @classmethod
+    def read(cls, paths: Iterable[str | Path]) -> Records:
+        """The records of files, the first file's first.
+
+        Raises:
+            NybbleError: a file is not there or cannot be read.
+        """
+        made = cls()
+        for path in map(Path, paths):
+            try:
+                made._records += parse(lines.read(path, made.skipped), made.skipped)
+            except OSError as error:
+                raise NybbleError(
+                    f"Cannot read the records {path}: {error.strerror}. Name a file that "
+                    "`nybble tune --records` wrote."
+                ) from error
+        return made
+
+    @classmethod
+    def open(cls, path: str | Path) -> Records:
+        """A file's records, which is made if it is not there, to append to.
+
+        Raises:
+            NybbleError: it cannot be read or written.
+        """
+        path = Path(path)
+        with _writing(path):
+            lines.append(path, ())
+        made = cls.read([path])
+        made.path = path
+        return made
+
+    def append(self, *records: Record) -> None:
+        """Adds records, also to the file: they are on the disk when this returns.
+
+        Several processes may append to one file.
+
+        Raises:
+            NybbleError: the file cannot be written.
+        """
+        if self.path is not None:
+            with _writing(self.path):
+                lines.append(self.path, (record.to_dict() for record in records))
+        self._records += records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._records)
+
+    def settled(self) -> list[Record]:
+        """One record for each candidate: of several the one of the most turns, then the latest."""
+        best: dict[Any, Record] = {}
+        for record in self:
+            known = best.get(record.candidate)
+            if known is None or record.turns >= known.turns:
+                best[record.candidate] = record
+        return list(best.values())
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NybbleError(
+            f"Cannot write the records {path}: {error.strerror}. Name a file in a folder that "
+            "exists and can be written."
+        ) from error
+
+
+def parse(objects: Iterable[Mapping[str, Any]], skipped: Counter[str]) -> Iterator[Record]:
+    """Records of lines' objects.
+
+    Args:
+        objects: of `nybble.lines.read`.
+        skipped: is told how many are none, and why.
+    """
+    for data in objects:
+        if data.get("schema") != SCHEMA:
+            skipped[VERSION if "schema" in data else lines.CORRUPT] += 1
+            continue
+        try:
+            yield Record.from_dict(data)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError):
+            skipped[lines.CORRUPT] += 1
+
+
+def merged(several: Sequence[Records]) -> list[Record]:
+    """The records of all, none twice."""
+    return list(dict.fromkeys(record for records in several for record in records))
