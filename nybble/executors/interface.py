@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -31,55 +32,84 @@ class Done(Generic[T]):
     """One call that came to an end.
 
     Attributes:
-        index: of its arguments.
         value: what the function returned; None for a failure.
         failure: None for a value.
     """
 
-    index: int
     value: T | None
     failure: Failure | None = None
 
 
 class Executor(Protocol):
-    """Runs a function over arguments; functions and arguments are sent by pickle."""
+    """Runs functions; they and their arguments are sent by pickle."""
 
     @property
     def workers(self) -> int:
         """Calls that run at the same time."""
 
-    def map(
-        self, function: Callable[..., T], arguments: Sequence[Args], limit: float | None = None
-    ) -> Iterator[Done[T]]:
-        """Calls the function once for each tuple of arguments; all of them come, in any order.
+    def submit(
+        self, function: Callable[..., T], arguments: Args, limit: float | None = None
+    ) -> Future[Done[T]]:
+        """Calls a function once; what its worker takes along when it dies is done again.
 
         Args:
             function: at the top level of a module that the workers can import.
-            arguments: of each call.
-            limit: seconds that a call may take; None for any time. A function that tells its
+            arguments: for it.
+            limit: seconds that the call may take; None for any time. A function that tells its
                 stages (`nybble.executors.serve.stage`) sets its own.
 
-        Raises:
-            Exception: what the function raised, at the first call that does.
+        Returns:
+            What comes of it; what the function raises is raised by its ``result()``.
         """
+
+    def drop(self, futures: Iterable[Future[Any]]) -> None:
+        """Ends calls that nobody waits for any more."""
 
     def close(self) -> None:
         """Ends the workers; what they still do is dropped."""
 
 
-def gathered(done: Iterable[Done[T]], count: int) -> list[T]:
-    """All values in the order of their arguments.
+def each(
+    executor: Executor,
+    function: Callable[..., T],
+    arguments: Iterable[Args],
+    limit: float | None = None,
+) -> Iterator[tuple[int, Done[T]]]:
+    """Calls the function for each tuple of arguments, as in `Executor.submit`.
 
-    Args:
-        done: of `Executor.map`.
-        count: how many arguments there were.
+    Who stops listening drops what still runs.
+
+    Yields:
+        Index and end of every call, in the order of their ends.
+
+    Raises:
+        Exception: what the function raised.
+    """
+    futures = {executor.submit(function, args, limit): i for i, args in enumerate(arguments)}
+    try:
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        executor.drop(futures)
+
+
+def gathered(
+    executor: Executor, function: Callable[..., T], arguments: Iterable[Args]
+) -> Iterator[T]:
+    """What the function returns for each tuple of arguments, in their order.
 
     Raises:
         NybbleError: a call failed.
+        Exception: what the function raised.
     """
-    values: dict[int, Any] = {}
-    for one in done:
-        if one.failure is not None:
-            raise NybbleError(f"A worker gave no result ({one.failure.kind}): {one.failure.detail}")
-        values[one.index] = one.value
-    return [values[index] for index in range(count)]
+    waiting: dict[int, Any] = {}
+    following = 0
+    for index, done in each(executor, function, arguments):
+        if done.failure is not None:
+            raise NybbleError(
+                f"A worker gave no result ({done.failure.kind}): {done.failure.detail}"
+            )
+        waiting[index] = done.value
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1

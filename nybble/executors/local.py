@@ -5,8 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from nybble.errors import NybbleError
@@ -16,26 +17,15 @@ from nybble.executors.process import CrashedError, HungError, Process
 T = TypeVar("T")
 
 
-@dataclass
-class _Batch:
-    """The calls of one `Processes.map`.
-
-    Attributes:
-        results: calls that came to an end, or errors that the function raised.
-        dropped: nobody waits for them any more.
-    """
-
-    function: Callable[..., Any]
-    limit: float | None
-    results: queue.Queue[Done[Any] | BaseException] = field(default_factory=queue.Queue)
-    dropped: bool = False
-
-
 @dataclass(frozen=True)
 class _Call:
-    batch: _Batch
-    index: int
+    """What was submitted; ``future`` is cancelled once nobody waits for it."""
+
+    function: Callable[..., Any]
     arguments: Args
+    limit: float | None
+    future: Future[Done[Any]]
+    dropped: threading.Event
 
 
 class Processes:
@@ -58,7 +48,8 @@ class Processes:
         self.counts: Counter[str] = Counter()
         self._processes = [Process(environment) for _ in range(workers)]
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._busy: dict[Process, _Batch] = {}
+        self._open: dict[Future[Any], _Call] = {}
+        self._busy: dict[Process, _Call] = {}
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
@@ -72,30 +63,28 @@ class Processes:
         """Of the processes that there are at the moment."""
         return [pid for process in self._processes if (pid := process.pid) is not None]
 
-    def map(
-        self, function: Callable[..., T], arguments: Sequence[Args], limit: float | None = None
-    ) -> Iterator[Done[T]]:
-        """See `nybble.executors.interface.Executor.map`; an early end kills what still runs."""
+    def submit(
+        self, function: Callable[..., T], arguments: Args, limit: float | None = None
+    ) -> Future[Done[T]]:
+        """See `nybble.executors.interface.Executor.submit`."""
         self._start_threads()
-        batch = _Batch(function, limit)
-        for index, args in enumerate(arguments):
-            self._calls.put(_Call(batch, index, tuple(args)))
-        try:
-            for _ in arguments:
-                done = batch.results.get()
-                if isinstance(done, BaseException):
-                    raise done
-                yield done
-        finally:
-            self._drop(batch)
+        call = _Call(function, arguments, limit, Future(), threading.Event())
+        with self._lock:
+            self._open[call.future] = call
+        self._calls.put(call)
+        return call.future
+
+    def drop(self, futures: Iterable[Future[Any]]) -> None:
+        """See `nybble.executors.interface.Executor.drop`; kills processes at work."""
+        with self._lock:
+            for call in [self._open[f] for f in futures if f in self._open and not f.done()]:
+                call.dropped.set()
+            for process in [p for p, call in self._busy.items() if call.dropped.is_set()]:
+                process.kill()
 
     def close(self) -> None:
         """Ends the processes; what they still do is dropped."""
-        with self._lock:
-            busy = list(self._busy.items())
-            for process, batch in busy:
-                batch.dropped = True
-                process.kill()
+        self.drop(list(self._open))
         for _ in self._threads:
             self._calls.put(None)
         for thread in self._threads:
@@ -110,38 +99,34 @@ class Processes:
             self._threads.append(thread)
             thread.start()
 
-    def _drop(self, batch: _Batch) -> None:
-        with self._lock:
-            batch.dropped = True
-            for process in [p for p, served in self._busy.items() if served is batch]:
-                process.kill()
-
     def _serve(self, process: Process) -> None:
         while (call := self._calls.get()) is not None:
             with self._lock:
-                if call.batch.dropped:
-                    continue
-                self._busy[process] = call.batch
+                self._busy[process] = call
             before = process.starts
-            result = self._result(process, call)
+            if not call.dropped.is_set():
+                self._run(process, call)
             with self._lock:
-                del self._busy[process]
+                del self._busy[process], self._open[call.future]
                 self.counts["start"] += process.starts - before
-            call.batch.results.put(result)
+            if not call.future.done():
+                call.future.set_result(Done(None, Failure("lost", "the call was dropped")))
 
-    def _result(self, process: Process, call: _Call) -> Done[Any] | BaseException:
-        batch = call.batch
+    def _run(self, process: Process, call: _Call) -> None:
         try:
-            return Done(call.index, process.call(batch.function, call.arguments, batch.limit))
+            done = Done(process.call(call.function, call.arguments, call.limit))
         except HungError as error:
             self.counts["hang"] += 1
-            return Done(call.index, None, Failure("hang", str(error)))
+            done = Done(None, Failure("hang", str(error)))
         except CrashedError as error:
-            if batch.dropped:
-                return Done(call.index, None, Failure("lost", "the work was dropped"))
+            if call.dropped.is_set():
+                return
             self.counts["crash"] += 1
-            if error.fresh:
-                return Done(call.index, None, Failure("crash", str(error)))
-            return self._result(process, call)
-        except BaseException as error:  # noqa: BLE001  (raised again by `map`)
-            return error
+            if not error.fresh:
+                self._run(process, call)
+                return
+            done = Done(None, Failure("crash", str(error)))
+        except BaseException as error:  # noqa: BLE001  (raised again by the future)
+            call.future.set_exception(error)
+            return
+        call.future.set_result(done)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from nybble.executors.interface import each
 from nybble.executors.local import Processes
 from nybble.latency import refuse_foreign
 from nybble.runtime import host
@@ -46,11 +47,11 @@ class LocalPool:
         """See `nybble.tune.measure.Measurer.measure`."""
         refuse_foreign(task.target)
         arguments = [(task, point, turns, self._limits) for point in points]
-        for done in self.executor.map(self._work, arguments, self._limits.compile):
+        for index, done in each(self.executor, self._work, arguments, self._limits.compile):
             outcome = done.value
             if done.failure is not None:
                 failure = done.failure
-                outcome = Outcome.failed(points[done.index], failure.kind, failure.detail)
+                outcome = Outcome.failed(points[index], failure.kind, failure.detail)
             assert outcome is not None
             if outcome.failure is not None:
                 self._failures[outcome.failure] += 1
