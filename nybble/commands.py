@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 import nybble
+from nybble import known
 from nybble.errors import ArtifactError, ImportModelError, NybbleError
 from nybble.options import RecipeOptions
 from nybble.recipe import FLOAT
@@ -46,6 +47,8 @@ class CompileJob:
     measure: bool = False
     prefer: str = "speed"
     onnx: Path | None = None
+    records: Sequence[Path] | None = None
+    threads: int | None = None
 
 
 def compile_to_file(job: CompileJob) -> None:
@@ -69,24 +72,30 @@ def compile_to_file(job: CompileJob) -> None:
     for path in (job.output, *([job.onnx] if job.onnx else ())):
         writable(path)
     resolve_all(job.targets)
+    records = known.gather(job.records)
     samples: Any = Samples(job.calibration) if job.calibration else ()
     with step(f"import {job.model.name}"):
         model = load_model(job.model)
     network: Any = model
     if not job.keep_float:
         with step("calibrate and quantize", len(samples)) as advance:
-            network = nybble.quantize(model, samples, recipe, progress=advance)
+            network = nybble.quantize(model, samples, recipe, progress=advance, records=records)
     if job.onnx is not None:
         with step(f"write {job.onnx}"):
             network.to_onnx(job.onnx)
     with step(f"compile for {', '.join(job.targets)}") as advance:
         artifact = nybble.compile(
-            network, job.targets, advance, measure=job.measure, prefer=job.prefer
-        )
+            network, job.targets, advance, measure=job.measure, prefer=job.prefer,
+            records=records, threads=job.threads,
+        )  # fmt: skip
     with step(f"write {job.output}"):
         artifact.save(job.output)
+    rows = data.layer_rows(artifact.manifest)
     if job.measure:
-        console.print(tables.chosen(data.layer_rows(artifact.manifest)))
+        console.print(tables.chosen(rows))
+    console.print(tables.decided(rows))
+    for note in artifact.notes:
+        console.print(Text(note))
     console.print(tables.exceptions(artifact.manifest))
     written = units.size(job.output.stat().st_size)
     console.print(Text(f"{job.output}: {written}, {time.perf_counter() - start:.1f} s"))
@@ -287,6 +296,7 @@ def inspect(net: Path, as_json: bool, timed: bool, batch: int) -> None:
         console.print(_variant_table(variants, chosen))
     console.print(tables.about(data.facts(manifest)))
     console.print(tables.layers(data.layer_rows(manifest, times), console.width))
+    console.print(tables.decided(data.layer_rows(manifest)))
     console.print(tables.exceptions(manifest))
     if timed and why_not:
         console.print(Text(f"No times: {why_not}", style="yellow"))

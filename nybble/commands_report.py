@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.text import Text
 
+from nybble import known
 from nybble.commands import Samples, arrays_of, load_model, writable
 from nybble.errors import ArtifactError, NybbleError
 from nybble.evaluation import Evaluation
@@ -34,6 +36,7 @@ class ReportJob:
     measure: bool = False
     prefer: str = "speed"
     samples: int = 16
+    records: Sequence[Path] | None = None
 
 
 def report(job: ReportJob) -> None:
@@ -51,11 +54,14 @@ def report(job: ReportJob) -> None:
         )
     writable(job.output)
     resolve(job.target)
+    records = known.gather(job.records)
     samples = Samples(job.calibration)
     given = None if job.evaluate is None else _trial(job.evaluate)
     with step(f"import {job.model.name}"):
         model = load_model(job.model)
-    options = StudyOptions(job.model.stem, job.target, job.measure, job.prefer, job.samples, step)
+    options = StudyOptions(
+        job.model.stem, job.target, job.measure, job.prefer, job.samples, step, records
+    )
     found = study(model, samples, recipe, given, options)
     console.print(tables.outcomes(found))
     write(job.output, found.to_html())

@@ -15,10 +15,10 @@ from nybble.passes.calibrate import Ranges
 from nybble.passes.grids import weight_levels
 from nybble.passes.settle import rows_of, settle
 from nybble.passes.view import View
+from nybble.place import Place
 from nybble.recipe import Recipe, Weights
 from nybble.schedules.lower import Layer, lower
 from nybble.schedules.select import Planner
-from nybble.schedules.target import CpuTarget
 
 Costs = dict[str, dict[str, dict[Weights, float]]]
 Report = Callable[[int, int | None], None]
@@ -28,20 +28,21 @@ def layer_costs(
     canonical: tvm.IRModule,
     ranges: Ranges,
     recipe: Recipe,
-    target: CpuTarget | None,
+    place: Place | None,
     report: Report | None = None,
 ) -> Costs:
     """{"size" | "bops" | "latency": {layer: {width: cost}}} for the widths that the recipe allows.
 
     Size is bytes of the weights in their own width; bops multiply-adds of one image times the bits
     of both operands; latency seconds of the kernel that the planner takes, with what is fused
-    behind it, measured on one thread and remembered (`nybble.latency`).
+    behind it, measured on one thread and remembered (`nybble.latency`). Where records of tuning
+    sessions know faster decisions for it, their ratio counts.
 
     Args:
         canonical: float.
         ranges: its calibration.
         recipe: of mixed widths. A layer whose width it fixes has that one only.
-        target: to measure on; None leaves latency out.
+        place: to measure on; None leaves latency out.
         report: called with (layers done, layers in all).
 
     Raises:
@@ -52,9 +53,9 @@ def layer_costs(
         asked = uniform(recipe, width)
         settled = settle(canonical, ranges, asked)
         seconds: dict[str, float] = {}
-        if target is not None:
+        if place is not None:
             phase = _phase(report, index, len(recipe.choices))
-            seconds = _seconds(pipeline.to_integer(pipeline.insert(settled), asked), target, phase)
+            seconds = _seconds(pipeline.to_integer(pipeline.insert(settled), asked), place, phase)
         grids = settled.points()
         for name, given in settled.plan.weights.items():
             bits = numerics.width(weight_levels(given).dtype)[1]
@@ -63,7 +64,7 @@ def layer_costs(
             with_bits = bits * numerics.width(grids[view.sources(name)[0]].dtype)[1]
             _put(found, "size", name, given, weights * bits / 8)
             _put(found, "bops", name, given, weights * pixels * with_bits)
-            if target is not None:
+            if place is not None:
                 _put(found, "latency", name, given, seconds[name])
     return found
 
@@ -77,9 +78,10 @@ def _put(costs: Costs, cost: str, layer: str, width: Weights, value: float) -> N
     costs.setdefault(cost, {}).setdefault(layer, {})[width] = value
 
 
-def _seconds(mod: tvm.IRModule, target: CpuTarget, report: Report | None) -> dict[str, float]:
+def _seconds(mod: tvm.IRModule, place: Place, report: Report | None) -> dict[str, float]:
     """The time of the kernel that each layer gets."""
-    lowered = lower(mod, target, Planner(ruler=Ruler(default_cache())), report)
+    plan = Planner(ruler=Ruler(default_cache()), replay=place.replay(threads=1))
+    lowered = lower(mod, place.target, plan, report)
     return {layer.name: _taken(layer) for layer in lowered.layers if layer.weights}
 
 

@@ -11,7 +11,9 @@ from nybble.ir import graph, specs
 from nybble.recipe import Recipe
 from nybble.runtime import manifest
 from nybble.runtime.manifest import Manifest, Port
+from nybble.schedules import problems
 from nybble.schedules.lower import Layer
+from nybble.schedules.replay import Match
 from nybble.schedules.target import CpuTarget
 
 if TYPE_CHECKING:
@@ -76,6 +78,24 @@ def _layer(layer: Layer) -> manifest.Layer:
             manifest.Timed(kernel=t.kernel, weights=t.weights, size=t.size, seconds=t.seconds)
             for t in layer.timed
         ],
+        tuned=_tuned(layer.match),
+    )
+
+
+def _tuned(match: Match) -> manifest.Tuned | None:
+    """Where decisions are from; None for the defaults of which nothing is known."""
+    record = match.record
+    if record is None or match.ratio is None:
+        return None
+    return manifest.Tuned(
+        kind=match.kind,
+        decisions=dict(match.decisions),
+        ratio=match.ratio,
+        noise=record.noise,
+        threads=record.threads,
+        layer=problems.words(record.problem),
+        machine=record.machine.cpu,
+        date=record.date,
     )
 
 

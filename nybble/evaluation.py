@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nybble import walk
+from nybble import known, walk
 from nybble.errors import NybbleError
 from nybble.ir import graph
 from nybble.model import Model, QuantizedModel, named_inputs
@@ -139,11 +139,13 @@ class Deployment:
         target: as for `nybble.compile`.
         measure: as there.
         prefer: as there.
+        records: as there.
     """
 
     target: walk.Target = "native"
     measure: bool = False
     prefer: str = "speed"
+    records: known.Given = None
 
     def tried(self, network: Model | QuantizedModel, data: Ready, advance: Advance) -> Tried:
         """Compiles, measures and runs one network.
@@ -151,7 +153,9 @@ class Deployment:
         Raises:
             ArtifactError: this machine cannot link or run the target's code.
         """
-        artifact = walk.compile(network, self.target, measure=self.measure, prefer=self.prefer)
+        artifact = walk.compile(
+            network, self.target, measure=self.measure, prefer=self.prefer, records=self.records
+        )
         with tempfile.TemporaryDirectory(prefix="nybble-") as folder:
             path = artifact.save(Path(folder) / "net.so")
             session = load(path)

@@ -14,8 +14,8 @@ from nybble.budget import MIXED, limit_of
 from nybble.costs import Costs, Report, layer_costs, uniform
 from nybble.passes.calibrate import Ranges
 from nybble.passes.plan import plan
+from nybble.place import Place
 from nybble.recipe import Recipe
-from nybble.schedules.target import CpuTarget
 from nybble.sensitivity_table import Sensitivity
 
 
@@ -75,7 +75,7 @@ def weigh(
     canonical: tvm.IRModule,
     ranges: Ranges,
     recipe: Recipe,
-    target: CpuTarget,
+    place: Place,
     report: Report | None = None,
 ) -> Trade:
     """What every layer costs at every width; nothing is known of losses yet.
@@ -84,12 +84,12 @@ def weigh(
         canonical: float.
         ranges: its calibration.
         recipe: of mixed widths.
-        target: where latency is measured, if the budget limits it.
+        place: where latency is measured, if the budget limits it.
         report: called with (layers timed, layers in all).
 
     Raises:
         NybbleError: this machine cannot run the target's code.
     """
-    timed = target if "latency" in recipe.limits else None
+    timed = place if "latency" in recipe.limits else None
     costs = layer_costs(canonical, ranges, recipe, timed, report)
     return Trade(None, costs, recipe)

@@ -175,11 +175,13 @@ class Artifact:
         executable: TVM's executable.
         manifest: what the ``.so`` says of itself.
         higher: the same network for CPUs that can do more, by what they need.
+        notes: what was left aside of the records of earlier sessions, in words.
     """
 
     executable: Any
     manifest: Manifest
     higher: tuple[Artifact, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def save(self, path: str | Path) -> Path:
         """Links all variants into one file; nothing is left behind on failure.

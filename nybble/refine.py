@@ -25,8 +25,8 @@ from nybble.passes.sensitivity.options import Measure
 from nybble.passes.sensitivity.run import Subject, measured
 from nybble.passes.settle import Settled, settle
 from nybble.phases import Phases, Progress
+from nybble.place import Place
 from nybble.recipe import Recipe, with_widths
-from nybble.schedules.target import CpuTarget
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def refined(
     canonical: tvm.IRModule,
     batches: Iterable[Mapping[str, Any]],
     recipe: Recipe,
-    target: CpuTarget,
+    place: Place,
     progress: Progress | None = None,
 ) -> QuantizedModel:
     """Calibrates, chooses widths where the recipe leaves them open, corrects, quantizes.
@@ -87,7 +87,7 @@ def refined(
         canonical: float.
         batches: the calibration data, by input name.
         recipe: of mixed widths, or with stages of correction, or both.
-        target: where latency is measured, if the budget limits it.
+        place: where latency is measured, if the budget limits it.
         progress: called with (steps done, steps in all).
 
     Raises:
@@ -96,7 +96,7 @@ def refined(
     """
     phases = Phases(progress, phases_of(canonical, recipe) + bool(recipe.correct))
     with Spool() as samples:
-        network = calibrated(canonical, samples, samples.passing(batches), recipe, target, phases)
+        network = calibrated(canonical, samples, samples.passing(batches), recipe, place, phases)
         allocation = network.trade.allocated() if network.trade else None
         learning = phases.begin() if recipe.correct else None
         return network.quantized(allocation, learning)
@@ -113,7 +113,7 @@ def calibrated(
     samples: Spool,
     batches: Iterable[Mapping[str, Any]],
     recipe: Recipe,
-    target: CpuTarget,
+    place: Place,
     phases: Phases,
 ) -> Calibrated:
     """Calibrates, and weighs the widths that the recipe leaves open.
@@ -123,7 +123,7 @@ def calibrated(
         samples: holds the calibration data once ``batches`` has been read.
         batches: the calibration data, by input name.
         recipe: what is asked for.
-        target: where latency is measured, if the budget limits it.
+        place: where latency is measured, if the budget limits it.
         phases: of `phases_of`.
     """
     given = free_layers(canonical, recipe)
@@ -135,7 +135,7 @@ def calibrated(
     trade = None
     if given:
         timing = phases.begin() if "latency" in recipe.limits else None
-        trade = weigh(canonical, ranges, recipe, target, timing)
+        trade = weigh(canonical, ranges, recipe, place, timing)
         measure = Measure(recipe.sensitivity, tuple(map(glob.escape, given)))
         subject = Subject(canonical, samples, base, recipe.choices, ranges)
         trade = trade.with_losses(measured(subject, measure, phases.begin()))

@@ -21,9 +21,9 @@ from nybble.errors import AllocationError, NybbleError
 from nybble.model import Model, QuantizedModel, Trial
 from nybble.passes.correction.spool import Spool
 from nybble.phases import Phases, Progress
+from nybble.place import Place
 from nybble.recipe import Recipe
 from nybble.refine import Calibrated, calibrated, phases_of
-from nybble.schedules.target import CpuTarget
 
 POINTS = 33  # of the front; bisection tries six of them
 Evaluate = Callable[[Any], Any]
@@ -52,7 +52,7 @@ def cheapest(
     canonical: tvm.IRModule,
     batches: Iterable[Mapping[str, Any]],
     recipe: Recipe,
-    target: CpuTarget,
+    place: Place,
     goal: Goal,
     progress: Progress | None = None,
 ) -> QuantizedModel:
@@ -66,7 +66,7 @@ def cheapest(
         canonical: float.
         batches: the calibration data, by input name.
         recipe: of mixed widths.
-        target: what trials are compiled for.
+        place: what trials are compiled for.
         goal: what is accepted.
         progress: called with (steps done, steps in all) until the first trial.
 
@@ -79,7 +79,7 @@ def cheapest(
     """
     phases = Phases(progress, phases_of(canonical, recipe))
     with Spool() as samples, tempfile.TemporaryDirectory(prefix="nybble-") as folder:
-        network = calibrated(canonical, samples, samples.passing(batches), recipe, target, phases)
+        network = calibrated(canonical, samples, samples.passing(batches), recipe, place, phases)
         bench = _Bench(network, goal, Path(folder))
         wanted = bench.score(Model(canonical)) - goal.max_drop
         found = bench.bisected(_front(network), wanted)

@@ -15,7 +15,7 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
-from nybble import samples
+from nybble import known, samples
 from nybble.allocation.result import Allocation
 from nybble.budget import MIXED
 from nybble.costs import uniform
@@ -30,6 +30,7 @@ from nybble.passes.plan import plan
 from nybble.passes.settle import Settled, rows_of
 from nybble.passes.view import View
 from nybble.phases import Phases
+from nybble.place import Place
 from nybble.recipe import FLOAT, Recipe, Widths, with_widths
 from nybble.report.data import facts
 from nybble.report.study import Fidelity, Outcome, Point, Study, bits, in_words
@@ -69,6 +70,7 @@ class StudyOptions:
             outputs where no other data is given.
         step: ``step(what, steps in all or None)`` is a context for a part of the work; it yields a
             function that is called with (steps done, steps in all or None).
+        records: of tuning sessions, as for `nybble.compile`.
     """
 
     title: str = "Network"
@@ -77,6 +79,7 @@ class StudyOptions:
     prefer: str = "speed"
     samples: int = 16
     step: Step = _silent
+    records: known.Given = None
 
     def __post_init__(self) -> None:
         """Refuses to compare on nothing."""
@@ -157,7 +160,10 @@ class _Work:
 
     def __init__(self, model: Model, recipe: Recipe, options: StudyOptions):
         self.model, self.recipe, self.options = model, recipe, options
-        self.deployment = Deployment(options.target, options.measure, options.prefer)
+        self.place = Place(resolve(options.target), known.gather(options.records))
+        self.deployment = Deployment(
+            options.target, options.measure, options.prefer, self.place.records
+        )
         self.canonical = pipeline.canonicalize(model.module)
         self.open = opened(self.canonical, recipe, options.measure)
         if not free_layers(self.canonical, self.open):
@@ -197,12 +203,11 @@ class _Work:
     def _calibrated(self, calibration: Iterable[samples.Batch], kept: Spool) -> Calibrated:
         refine = _torch("nybble.refine")
         batches = kept.passing(samples.batches(self.model, calibration))
-        cpu = resolve(self.options.target)
         what = f"calibrate, and measure by {self.open.sensitivity}"
         with self.options.step(what, samples.count(self.model, calibration)) as advance:
             phases = Phases(advance, refine.phases_of(self.canonical, self.open))
             found: Calibrated = refine.calibrated(
-                self.canonical, kept, batches, self.open, cpu, phases
+                self.canonical, kept, batches, self.open, self.place, phases
             )
         return found
 
@@ -277,7 +282,7 @@ class _Work:
     ) -> tuple[tuple[str, str], ...]:
         """About network, recipe, measurement and machine."""
         told = facts(replace(manifest, recipe=self.recipe.as_dict()))
-        kept = ("inputs", "outputs", "recipe", "target", "versions")
+        kept = ("inputs", "outputs", "recipe", "target", "kernels' decisions", "versions")
         given = tuple(pair for pair in told if pair[0] in kept)
         return (*given, ("sensitivity", f"{found.measure}: {found.effort}"),
                 ("calibration", f"{samples:,} samples"))  # fmt: skip

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nybble import samples
+from nybble import known, samples
 from nybble.describe import describe
 from nybble.errors import NybbleError
 from nybble.frontend.onnx import from_onnx
@@ -26,10 +26,12 @@ from nybble.passes import pipeline
 from nybble.passes.calibrate import calibrate
 from nybble.passes.pipeline import canonicalize
 from nybble.phases import Phases, Progress
+from nybble.place import Place
 from nybble.recipe import FLOAT, Recipe
 from nybble.runtime.session import Session, load
 from nybble.schedules.build import build
 from nybble.schedules.lower import lower
+from nybble.schedules.records import Records
 from nybble.schedules.select import Planner
 from nybble.schedules.target import resolve, resolve_all
 
@@ -73,7 +75,7 @@ def _checked(module: Any) -> Model:
     return Model(module)
 
 
-def quantize(  # noqa: PLR0913  (the last four go together)
+def quantize(  # noqa: PLR0913  (the last five go together)
     model: Model,
     calibration: Iterable[samples.Batch] = (),
     recipe: Recipe | None = None,
@@ -83,6 +85,7 @@ def quantize(  # noqa: PLR0913  (the last four go together)
     max_drop: float | None = None,
     evaluate: Callable[[Session], float] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
+    records: known.Given = None,
 ) -> QuantizedModel:
     """Calibrates and quantizes a float network.
 
@@ -101,6 +104,7 @@ def quantize(  # noqa: PLR0913  (the last four go together)
             ``recipe`` leaves open, the cheapest that keep this are taken.
         evaluate: the score of a deployed network, the larger the better, for ``max_drop``.
         on_trial: called with every network that was compiled and evaluated.
+        records: as for `compile`; latencies count with the decisions that they know.
 
     Raises:
         CalibrationError: no data, wrong shape or dtype, NaN or infinity.
@@ -112,16 +116,19 @@ def quantize(  # noqa: PLR0913  (the last four go together)
     if recipe.activations == FLOAT:
         return QuantizedModel(*pipeline.round_weights(canonical, recipe), recipe)
     batches = samples.batches(model, calibration)
+    place = Place(resolve(target), known.gather(records))
     _check_open(bool(free_layers(canonical, recipe)), recipe, max_drop, evaluate)
     made: QuantizedModel
     if max_drop is not None:
         search = _needs_torch("nybble.search")
-        goal = search.Goal(max_drop, evaluate, partial(_deployed, target=target), on_trial)
-        made = search.cheapest(canonical, batches, recipe, resolve(target), goal, progress)
+        goal = search.Goal(
+            max_drop, evaluate, partial(_deployed, target=target, records=place.records), on_trial
+        )
+        made = search.cheapest(canonical, batches, recipe, place, goal, progress)
         return made
     if recipe.correct or free_layers(canonical, recipe):
         refined = _needs_torch("nybble.refine").refined
-        made = refined(canonical, batches, recipe, resolve(target), progress)
+        made = refined(canonical, batches, recipe, place, progress)
         return made
     total = samples.count(model, calibration) if progress else None
     report = (lambda done: progress(done, total)) if progress else None
@@ -141,8 +148,10 @@ def _check_open(is_open: bool, recipe: Recipe, max_drop: float | None, evaluate:
         )
 
 
-def _deployed(model: Model | QuantizedModel, path: Path, target: Target) -> Session:
-    return load(compile(model, target).save(path))
+def _deployed(
+    model: Model | QuantizedModel, path: Path, target: Target, records: Records
+) -> Session:
+    return load(compile(model, target, records=records).save(path))
 
 
 def _needs_torch(module: str) -> Any:
@@ -154,13 +163,15 @@ def _needs_torch(module: str) -> Any:
         ) from error
 
 
-def compile(  # noqa: A001
+def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
     model: Model | QuantizedModel,
     target: Target | Sequence[Target] = "native",
     progress: Progress | None = None,
     *,
     measure: bool = False,
     prefer: str = "speed",
+    records: known.Given = None,
+    threads: int | None = None,
 ) -> Artifact:
     """Compiles a network for a CPU, or for several: one file that picks its code when it is loaded.
 
@@ -174,10 +185,16 @@ def compile(  # noqa: A001
             Without it the kernels' order of preference decides.
         prefer: ``speed`` may store weights of fewer than 8 bits in 8 where that is faster; ``size``
             takes the kernels whose constants are smallest.
+        records: files that `nybble.tune` wrote, or what `nybble.schedules.records.Records` read of
+            them; those of NYBBLE_RECORDS when omitted. Layers that they know, or that are near one
+            that they know, get the decisions that were fastest; behind them stand the records that
+            ship with Nybble. The manifest says which layer got what, ``notes`` what was left aside.
+        threads: that the library will run with. A record of one thread counts for a layer that
+            starts several only with 1 here; None does not know.
 
     Raises:
-        NybbleError: an unknown target or preference, a list with several architectures, or
-            ``measure`` for another kind of machine.
+        NybbleError: an unknown target or preference, a list with several architectures, records
+            that cannot be read, or ``measure`` for another kind of machine.
         ScheduleError: no kernel can do a layer.
     """
     given: Any = target if isinstance(target, list | tuple) else [target]
@@ -187,8 +204,13 @@ def compile(  # noqa: A001
     else:
         module, recipe = canonicalize(model.module), None
     plan = Planner(prefer=prefer, ruler=Ruler(default_cache()) if measure else None)
+    tuned = known.gather(records)
+    seen = known.replays(tuned, cpus, threads)
     phases = Phases(progress, len(cpus) * (2 if measure else 1))
-    lowered = [lower(module, cpu, plan, phases.begin() if measure else None) for cpu in cpus]
+    lowered = [
+        lower(module, cpu, replace(plan, replay=replay), phases.begin() if measure else None)
+        for cpu, replay in zip(cpus, seen, strict=True)
+    ]
     executables = [
         build(scheduled.module, cpu, phases.begin())
         for scheduled, cpu in zip(lowered, cpus, strict=True)
@@ -199,4 +221,4 @@ def compile(  # noqa: A001
         Artifact(executable, describe(module, scheduled.layers, cpu, recipe, rates))
         for executable, scheduled, cpu, rates in variants
     )
-    return replace(first, higher=tuple(higher))
+    return replace(first, higher=tuple(higher), notes=known.notes(tuned, seen))

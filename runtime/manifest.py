@@ -24,7 +24,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from nybble.errors import ArtifactError
 
@@ -73,6 +73,27 @@ class Timed(TypedDict):
     """Of one call, one image, one thread."""
 
 
+class Tuned(TypedDict):
+    """Where the decisions of a kernel are from that did not get its defaults."""
+
+    kind: str
+    """``exact``: measured for this layer on such a machine; ``nearest``: for one like it."""
+    decisions: dict[str, Any]
+    """The kernel's knobs; empty where the defaults were measured and nothing beat them."""
+    ratio: float
+    """Of its time to the layer's default kernel with default decisions, as recorded."""
+    noise: float
+    """Relative spread of the ratio."""
+    threads: int | None
+    """That it was measured with."""
+    layer: str
+    """The layer that was measured, in words."""
+    machine: str
+    """The CPU that it was measured on."""
+    date: str
+    """Of the measurement."""
+
+
 class Layer(TypedDict):
     """One kernel call of the deployed library, or one structural op that calls none."""
 
@@ -104,6 +125,8 @@ class Layer(TypedDict):
     """Faster families that declined, each with its reason."""
     timed: list[Timed]
     """The candidates' times; empty where nothing was measured."""
+    tuned: NotRequired[Tuned | None]
+    """Where its kernel's decisions are from; None for the defaults."""
 
 
 @dataclass(frozen=True)

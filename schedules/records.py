@@ -7,77 +7,26 @@ How records are found for a layer: `nybble.schedules.replay`.
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import nybble
-from nybble import cpuinfo, lines
+from nybble import lines
 from nybble.errors import NybbleError
 from nybble.schedules import problems, sources
 from nybble.schedules.kernel import Problem
-from nybble.schedules.target import CpuTarget, host_features
+from nybble.schedules.machine import Machine
 
 SCHEMA = 1
 VERSION = "of another format"
-CPUINFO = Path("/proc/cpuinfo")
 Decisions = tuple[tuple[str, Any], ...]
 """The values of knobs, sorted by name; what is missing takes its default."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A kind of machine, and what code for it may use.
-
-    Attributes:
-        arch: ``x86_64``, ``aarch64``.
-        features: CPU features that the code uses, sorted (`CpuTarget.features`).
-        cpu: the processor's name.
-        caches: bytes of its data caches, nearest first.
-        compiler: ``llvm``, or ``c`` for kernels written as C.
-    """
-
-    arch: str
-    features: tuple[str, ...]
-    cpu: str
-    caches: tuple[int, ...]
-    compiler: str = "llvm"
-
-    @staticmethod
-    def here(target: CpuTarget) -> Machine:
-        """This machine, running code for a target."""
-        found = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
-        return Machine.of(target, cpuinfo.name(found) or platform.machine(), cpuinfo.caches())
-
-    @staticmethod
-    def of(target: CpuTarget, cpu: str, caches: Iterable[int]) -> Machine:
-        """A machine somewhere, running code for a target."""
-        compiler = "c" if target.is_c else "llvm"
-        return Machine(target.arch, tuple(sorted(target.features)), cpu, tuple(caches), compiler)
-
-    def fits(self, target: CpuTarget) -> bool:
-        """Whether it was measured with the code that is made for a target."""
-        made = Machine.of(target, self.cpu, self.caches)
-        return (self.arch, self.features, self.compiler) == (
-            made.arch, made.features, made.compiler
-        )  # fmt: skip
-
-    def is_like(self, other: Machine) -> bool:
-        """Whether times of one hold for the other; shared outer caches vary with the host."""
-        return (self.arch, self.features, self.cpu, self.compiler, self.caches[:2]) == (
-            other.arch, other.features, other.cpu, other.compiler, other.caches[:2]
-        )  # fmt: skip
-
-
-def runs_here(target: CpuTarget) -> bool:
-    """Whether this machine can run code for a target."""
-    return target.arch == platform.machine() and target.features <= host_features()
 
 
 @dataclass(frozen=True)
@@ -132,40 +81,32 @@ class Record:
         """Whether the kernels' sources are still those that were measured."""
         return self.sources == sources.digest()
 
-    @property
-    def candidate(self) -> tuple[Any, ...]:
-        """What was measured, where and by how many threads: equal for measurements of the same."""
-        what = (self.problem, self.kernel, self.weights, self.decisions)
-        return (*what, self.threads, self.machine, self.sources)
-
     def to_dict(self) -> dict[str, Any]:
         """As a line of JSON has it."""
-        machine = self.machine
         return {
             "schema": SCHEMA, "op": problems.words(self.problem), "kernel": self.kernel,
             "weights": self.weights, "decisions": dict(self.decisions), "seconds": self.seconds,
             "ratio": self.ratio, "noise": self.noise, "turns": self.turns,
             "threads": self.threads, "reference": self.reference,
             "problem": problems.to_dict(self.problem),
-            "machine": {
-                "arch": machine.arch, "features": machine.features, "cpu": machine.cpu,
-                "caches": machine.caches, "compiler": machine.compiler,
-            },
+            "machine": asdict(self.machine),
             "sources": self.sources, "nybble": self.version, "date": self.date,
         }  # fmt: skip
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Record:
+    def from_dict(data: Mapping[str, Any], known: dict[str, Any] | None = None) -> Record:
         """What `to_dict` gave, read back.
+
+        Args:
+            data: of one record.
+            known: problems and machines of other records, which this one shares; it is added to.
 
         Raises:
             ValueError, TypeError, KeyError, AttributeError: it is no record.
         """
-        machine, reference = dict(data["machine"]), data["reference"]
-        for name in ("features", "caches"):
-            machine[name] = tuple(machine[name])
+        shared, reference = {} if known is None else known, data["reference"]
         made = Record(
-            problem=problems.from_dict(data["problem"]),
+            problem=_shared(problems.from_dict, data["problem"], shared),
             kernel=str(data["kernel"]),
             weights=data["weights"],
             decisions=decisions_of(data["decisions"]),
@@ -174,17 +115,25 @@ class Record:
             noise=float(data["noise"]),
             turns=int(data["turns"]),
             threads=int(data["threads"]),
-            machine=Machine(**machine),
+            machine=_shared(Machine.from_dict, data["machine"], shared),
             reference=None if reference is None else (str(reference[0]), reference[1]),
             sources=str(data["sources"]),
             version=str(data["nybble"]),
             date=str(data["date"]),
         )
-        hash(made)
+        hash((made.weights, made.decisions, made.reference))
         numbers = (made.seconds, made.ratio, made.noise)
         if not all(map(isfinite, numbers)) or min(numbers) < 0 or made.ratio == 0:
             raise ValueError(f"{numbers} are no times")
         return made
+
+
+def _shared(read: Callable[[Any], Any], data: Any, known: dict[str, Any]) -> Any:
+    """What ``read`` makes of data, once for all that is written alike."""
+    text = repr(data)
+    if text not in known:
+        known[text] = read(data)
+    return known[text]
 
 
 def decisions_of(given: Mapping[str, Any]) -> Decisions:
@@ -198,12 +147,14 @@ class Records:
     Attributes:
         skipped: lines that were none, by the reason.
         path: of the file that `append` writes to, None for none.
+        behind: others, for layers of which these say nothing.
     """
 
     def __init__(self, records: Iterable[Record] = (), path: Path | None = None):
         self._records = list(records)
         self.path = path
         self.skipped = Counter[str]()
+        self.behind: Records | None = None
 
     @classmethod
     def read(cls, paths: Iterable[str | Path]) -> Records:
@@ -259,11 +210,30 @@ class Records:
     def settled(self) -> list[Record]:
         """One record for each candidate: of several the one of the most turns, then the latest."""
         best: dict[Any, Record] = {}
+        problem_of, machine_of = Numbers(), Numbers()
         for record in self:
-            known = best.get(record.candidate)
+            what = record.kernel, record.weights, record.decisions, record.threads, record.sources
+            candidate = (problem_of(record.problem), machine_of(record.machine), *what)
+            known = best.get(candidate)
             if known is None or record.turns >= known.turns:
-                best[record.candidate] = record
+                best[candidate] = record
         return list(best.values())
+
+
+class Numbers:
+    """Numbers values, equal ones alike; one that comes again is not hashed again."""
+
+    def __init__(self) -> None:
+        self._by_value: dict[Any, int] = {}
+        self._by_id: dict[int, tuple[int, Any]] = {}  # the value, so that its id stays its own
+
+    def __call__(self, value: Any) -> int:
+        """The number of a value."""
+        known = self._by_id.get(id(value))
+        if known is None:
+            number = self._by_value.setdefault(value, len(self._by_value))
+            known = self._by_id[id(value)] = (number, value)
+        return known[0]
 
 
 @contextmanager
@@ -278,18 +248,19 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def parse(objects: Iterable[Mapping[str, Any]], skipped: Counter[str]) -> Iterator[Record]:
-    """Records of lines' objects.
+    """Records of lines' objects; equal problems and machines become one object.
 
     Args:
         objects: of `nybble.lines.read`.
         skipped: is told how many are none, and why.
     """
+    known: dict[str, Any] = {}
     for data in objects:
         if data.get("schema") != SCHEMA:
             skipped[VERSION if "schema" in data else lines.CORRUPT] += 1
             continue
         try:
-            yield Record.from_dict(data)
+            yield Record.from_dict(data, known)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError):
             skipped[lines.CORRUPT] += 1
 

@@ -8,7 +8,7 @@ here is taken.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -16,12 +16,14 @@ from typing import Any, Literal
 from nybble.errors import ScheduleError
 from nybble.schedules import problems
 from nybble.schedules.kernel import Kernel, Knobs, Problem
-from nybble.schedules.records import Decisions, Machine, Record, Records, runs_here
+from nybble.schedules.machine import Machine, runs_here
+from nybble.schedules.records import Decisions, Record, Records
 from nybble.schedules.target import CpuTarget
 
 FAR = 3.0  # octaves: half the resolution and twice the channels
 ELSEWHERE = 0.5  # how far other machines, sources or threads count
 TRIES = 8  # problems nearby whose decisions are tried
+BEST = 2  # records of each of them
 PARALLEL = "parallel"
 
 
@@ -32,20 +34,15 @@ class Match:
     Attributes:
         decisions: of the kernel's knobs; what is missing takes its default.
         kind: ``exact``, ``nearest`` or ``default``.
-        record: the one that they are from. None for defaults: with ``exact`` they were measured,
-            and nothing beat them.
+        record: the one that they are from; the best one where the defaults were measured, which
+            is ``exact`` without decisions, and nothing beat them.
+        ratio: of the decisions' time to the reference's, as recorded; None where nothing is known.
     """
 
     decisions: Decisions = ()
     kind: Literal["exact", "nearest", "default"] = "default"
     record: Record | None = None
-
-    @property
-    def ratio(self) -> float | None:
-        """The recorded ratio to the reference; None where nothing was recorded."""
-        if self.record is None:
-            return 1.0 if self.kind == "exact" else None
-        return self.record.ratio
+    ratio: float | None = None
 
     def knobs(self) -> Knobs:
         """Knobs that take these decisions."""
@@ -76,6 +73,9 @@ class Default:
 class Replay:
     """Records as one target sees them.
 
+    Attributes:
+        foreign: how many records are for other targets.
+
     Args:
         records: of any targets.
         target: that is compiled for.
@@ -85,22 +85,16 @@ class Replay:
 
     def __init__(self, records: Records, target: CpuTarget, threads: int | None = None):
         self.target, self.threads = target, threads
-        settled = Records(
-            replace(r, problem=problems.renamed(r.problem)) for r in records
-        ).settled()
-        fitting = [record for record in settled if record.machine.fits(target)]
-        self.ignored = Counter[str]()
-        self._count("for other targets", len(settled) - len(fitting))
         self._machine = Machine.here(target) if runs_here(target) else None
-        self._illegal: set[Record] = set()
-        self._serial: set[Record] = set()
-        self._exact: dict[Problem, list[Record]] = defaultdict(list)
-        self._near: dict[Any, list[Record]] = defaultdict(list)
-        for record in sorted(fitting, key=lambda r: r.upper):
-            if self._is_exact(record):
-                self._exact[record.problem].append(record)
-            if record.wins:
-                self._near[record.problem.op, record.kernel, record.weights].append(record)
+        self._exact: dict[Problem, list[Record]] = {}
+        self._near: dict[Any, list[list[Record]]] = defaultdict(list)
+        found = self._add(records)
+        self._own = {id(record) for record in found}
+        self.foreign = len(found) - sum(record.machine.fits(target) for record in found)
+        if records.behind is not None:
+            self._add(records.behind)
+        self._illegal: dict[int, Record] = {}
+        self._serial: dict[int, Record] = {}
 
     def best(self, problem: Problem, threads: int | None = None) -> Record | None:
         """The fastest exact record of a problem, None without one.
@@ -119,29 +113,25 @@ class Replay:
             problem: with its weights in their own width.
             default: what the table's order gives.
         """
+        usual = self._taken(default.kernel, default.problem, ())
         found = [r for r in self._of(problem) if r.reference == default.name]
+        found = [record for record in found if self._same_threads(record, usual)]
         mine = [r.upper for r in found if (r.kernel, r.weights) == default.name]
         limit = min([1.0, *mine])
-        seen = {default.name}
-        for record in found:
-            if record.upper < limit and (record.kernel, record.weights) not in seen:
-                seen.add((record.kernel, record.weights))
-                yield record
+        yield from (r for r in found if r.upper < limit and (r.kernel, r.weights) != default.name)
 
-    def allows(self, record: Record, kernel: Kernel, problem: Problem, default: Default) -> bool:
-        """Whether an exact record's decisions are legal, and measured with as many threads.
+    def is_legal(self, record: Record, kernel: Kernel, problem: Problem) -> bool:
+        """Whether the kernel still offers an exact record's decisions; counts it if not.
 
         Args:
             record: of the kernel.
             kernel: named by the record.
-            problem: as that kernel sees it.
-            default: what it would take the place of.
+            problem: as the kernel sees it.
         """
-        decided = self._taken(kernel, problem, dict(record.decisions))
-        if decided is None:
-            self._illegal.add(record)
-            return False
-        return self._same_threads(record, decided, default)
+        legal = self._taken(kernel, problem, record.decisions) is not None
+        if not legal:
+            self._illegal[id(record)] = record
+        return legal
 
     def matches(self, kernel: Kernel, problem: Problem, asked: Problem) -> Iterator[Match]:
         """Decisions for a kernel, the best ones first; the last ones are the defaults.
@@ -152,34 +142,41 @@ class Replay:
             asked: with its weights in their own width.
         """
         default = Default(kernel, problem)
+        usual = self._taken(kernel, problem, ())
         mine = [r for r in self._of(asked) if (r.kernel, r.weights) == default.name]
-        counted = [r for r in mine if self.allows(r, kernel, problem, default)]
-        limit = self._limit(default, counted)
-        for record in counted:
-            if record.upper < (1.0 if limit is None else limit):
-                yield Match(record.decisions, "exact", record)
+        mine = [record for record in mine if self._same_threads(record, usual)]
+        limit = _limit(default, usual, mine)
+        for record in mine:
+            if record.upper < (1.0 if limit is None else limit) and (
+                self.is_legal(record, kernel, problem)
+            ):
+                yield Match(record.decisions, "exact", record, record.ratio)
         if limit is not None:  # the defaults were measured, and nothing beat them
-            yield Match(kind="exact")
+            yield Match((), "exact", mine[0], limit)
         for record in self._nearest(default, asked):
-            decided = self._taken(kernel, problem, dict(record.decisions))
-            if decided is not None and self._like_threads(record, decided, default):
-                yield Match(record.decisions, "nearest", record)
+            if self._like_threads(record, usual) and (
+                self._taken(kernel, problem, record.decisions) is not None
+            ):
+                yield Match(record.decisions, "nearest", record, record.ratio)
         yield DEFAULT
 
     def refuse(self, match: Match) -> None:
         """Notes that a match's decisions could not be built."""
         if match.kind == "exact" and match.record is not None:
-            self._illegal.add(match.record)
+            self._illegal[id(match.record)] = match.record
 
     def notes(self) -> Iterator[str]:
         """What was left aside so far, in words."""
-        yield from (f"{count} {what}" for what, count in sorted(self.ignored.items()))
-        if self._illegal:
-            yield f"{len(self._illegal)} with decisions that the kernels do not offer today"
-        if self._serial:
+        if self.foreign:
+            yield f"{self.foreign} for other targets"
+        illegal = len(self._illegal.keys() & self._own)
+        if illegal:
+            yield f"{illegal} with decisions that the kernels do not offer today"
+        serial = len({r.problem for i, r in self._serial.items() if i in self._own})
+        if serial:
             yield (
-                f"{len(self._serial)} measured with other numbers of threads than the library "
-                "may run with (say threads=…, or --threads)"
+                f"those of {serial} layers, measured with another number of threads than the "
+                "library may run with (say threads=…, or --threads)"
             )
 
     # ------------------------------------------------------------ parts
@@ -188,33 +185,38 @@ class Replay:
         """The exact records of a problem, best first."""
         return self._exact.get(problems.renamed(problem), ())
 
-    def _count(self, what: str, count: int) -> None:
-        if count:
-            self.ignored[what] += count
+    def _add(self, records: Records) -> list[Record]:
+        """Sorts records in, behind those that are there; returns what they are here."""
+        names: dict[int, Problem] = {}
+        found = []
+        for record in records.settled():
+            key = id(record.problem)
+            if key not in names:
+                names[key] = problems.renamed(record.problem)
+            found.append(replace(record, problem=names[key]))
+        fitting = [record for record in found if record.machine.fits(self.target)]
+        exact: dict[int, list[Record]] = defaultdict(list)
+        near: dict[Any, list[Record]] = defaultdict(list)
+        for record in sorted(fitting, key=lambda r: r.upper):
+            if self._is_exact(record):
+                exact[id(record.problem)].append(record)
+            kind = record.problem.op, record.kernel, record.weights
+            place = id(record.problem), id(record.machine), record.sources, record.threads
+            if record.wins and len(near[kind, place]) < BEST:
+                near[kind, place].append(record)
+        for (kind, _), several in near.items():
+            self._near[kind].append(several)
+        self._exact = _by_problem(exact.values()) | self._exact
+        return found
 
     def _is_exact(self, record: Record) -> bool:
         here = self._machine is None or record.machine.is_like(self._machine)
         return here and record.is_current
 
-    def _limit(self, default: Default, mine: Iterable[Record]) -> float | None:
-        """The ratio that decisions of a kernel must beat, its defaults'; None if not measured."""
-        usual = self._taken(default.kernel, default.problem, {})
-        for record in mine:
-            if record.reference == default.name:
-                return 1.0
-            if self._taken(default.kernel, default.problem, dict(record.decisions)) == usual:
-                return record.ratio
-        return None
-
     def _nearest(self, default: Default, asked: Problem) -> Iterator[Record]:
-        """Records of the kernel that won, by distance; of each problem the best two."""
-        best: dict[Any, list[Record]] = defaultdict(list)
-        for record in self._near.get((asked.op, *default.name), ()):
-            place = (record.problem, record.machine, record.sources, record.threads)
-            if len(best[place]) < 2:
-                best[place].append(record)
+        """Records of the kernel that won, by distance; of each problem the best few."""
         ranked: list[tuple[float, float, int, list[Record]]] = []
-        for found in best.values():
+        for found in self._near.get((asked.op, *default.name), ()):
             away = self._away(found[0], asked)
             if away is not None and away <= FAR:
                 ranked.append((away, found[0].upper, len(ranked), found))
@@ -230,32 +232,53 @@ class Replay:
         differs = self.threads not in (None, record.threads)
         return octaves + ELSEWHERE * (elsewhere + differs + (not record.is_current))
 
-    def _taken(
-        self, kernel: Kernel, problem: Problem, decisions: dict[str, Any]
-    ) -> dict[str, Any] | None:
-        knobs = _Heard(decisions)
+    def _taken(self, kernel: Kernel, problem: Problem, given: Decisions) -> dict[str, Any] | None:
+        """All decisions that a kernel would follow, None if those given are not legal."""
+        knobs = _Heard(dict(given))
         try:
             kernel.plan(problem, self.target, knobs)
         except ScheduleError:
             return None
-        return knobs.taken if decisions.keys() <= knobs.taken.keys() else None
+        return knobs.taken if knobs.decisions.keys() <= knobs.taken.keys() else None
 
-    def _same_threads(self, record: Record, decided: Mapping[str, Any], default: Default) -> bool:
-        """Whether a record holds for the library's threads."""
-        if record.threads == self.threads or (self.threads is None and record.threads > 1):
+    def _same_threads(self, record: Record, usual: Mapping[str, Any] | None) -> bool:
+        """Whether a record of a problem holds for the library's threads."""
+        if self._holds(record, usual):
             return True
-        usual = self._taken(default.kernel, default.problem, {}) or {}
-        if not (decided.get(PARALLEL) or usual.get(PARALLEL)):
-            return True  # one thread does all of it in any case
-        if record.problem == problems.renamed(asked(default.problem, record.problem)):
-            self._serial.add(record)
+        self._serial[id(record)] = record
         return False
 
-    def _like_threads(self, record: Record, decided: Mapping[str, Any], default: Default) -> bool:
-        """The same for a record that is not exact: several threads are like several others."""
-        if record.threads > 1 and self.threads is not None and self.threads > 1:
+    def _holds(self, record: Record, usual: Mapping[str, Any] | None) -> bool:
+        if record.threads == self.threads or (self.threads is None and record.threads > 1):
             return True
-        return self._same_threads(record, decided, default)
+        by_default = (usual or {}).get(PARALLEL, False)
+        decided = dict(record.decisions).get(PARALLEL, by_default)
+        return not (by_default or decided)  # one thread does all of it in any case
+
+    def _like_threads(self, record: Record, usual: Mapping[str, Any] | None) -> bool:
+        """The same for a record that is not exact: several threads are like several others."""
+        several = self.threads is not None and min(record.threads, self.threads) > 1
+        return several or self._holds(record, usual)
+
+
+def _by_problem(several: Iterable[list[Record]]) -> dict[Problem, list[Record]]:
+    """Records by equal problems, best first."""
+    found: dict[Problem, list[Record]] = defaultdict(list)
+    for records in several:
+        found[records[0].problem] += records
+    return {problem: sorted(rows, key=lambda r: r.upper) for problem, rows in found.items()}
+
+
+def _limit(
+    default: Default, usual: Mapping[str, Any] | None, mine: Iterable[Record]
+) -> float | None:
+    """The ratio that decisions of a kernel must beat, its defaults'; None if not measured."""
+    for record in mine:
+        if record.reference == default.name:
+            return 1.0
+        if dict(record.decisions) == usual:
+            return record.ratio
+    return None
 
 
 @dataclass

@@ -179,7 +179,7 @@ def _recorded(
         kernels = [kernel for kernel in _kernels(problem, plan) if kernel.name == record.kernel]
         for kernel, form in zip(kernels, forms, strict=False):
             made = _attempt(kernel, form, constants, target, [])
-            if made is not None and plan.replay.allows(record, kernel, form, default):
+            if made is not None and plan.replay.is_legal(record, kernel, form):
                 return made
     return usual
 

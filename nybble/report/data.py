@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nybble.limits import kind_of
 from nybble.report.parity import ParityReport
-from nybble.runtime.manifest import Layer, Manifest, Timed
+from nybble.runtime.manifest import Layer, Manifest, Timed, Tuned
 from nybble.runtime.session import LayerTime
 
 
@@ -33,7 +34,8 @@ class Variant:
 class LayerRow:
     """One layer of the deployed library as a reader sees it; ``seconds`` None: not measured.
 
-    ``rate`` is the most multiply-adds a second for the layer's weights, `Manifest.rates`.
+    ``rate`` is the most multiply-adds a second for the layer's weights, `Manifest.rates`; ``tuned``
+    says where its kernel's decisions are from, None for the defaults.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LayerRow:
     size: int = 0
     timed: tuple[Timed, ...] = ()
     rate: float | None = None
+    tuned: Tuned | None = None
 
     @property
     def share(self) -> float | None:
@@ -125,6 +128,7 @@ def layer_rows(
                 size=layer["size"],
                 timed=tuple(layer["timed"]),
                 rate=_rate(manifest, layer),
+                tuned=layer.get("tuned"),
             )
         )
     return tuple(rows)
@@ -144,12 +148,26 @@ def facts(manifest: Manifest, threads: int | None = None) -> tuple[tuple[str, st
         ("target", f"{manifest.target} ({manifest.arch})"),
         ("CPU features needed", ", ".join(manifest.features) or "none"),
         ("recipe", _recipe(manifest)),
+        ("kernels' decisions", _decided(manifest)),
         ("rounding", manifest.rounding),
         ("threads", threads),
         ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.versions or {}).items())),
         ("hash", manifest.hash[:16]),
     ]
     return tuple((what, str(value)) for what, value in pairs if value)
+
+
+def _decided(manifest: Manifest) -> str:
+    """How many layers have recorded decisions; nothing where none has."""
+    kinds = Counter(tuned["kind"] for layer in manifest.layers if (tuned := layer.get("tuned")))
+    if not kinds:
+        return ""
+    called = sum(layer["symbol"] is not None for layer in manifest.layers)
+    rest = called - kinds.total()
+    return (
+        f"{kinds['exact']} layers by records of their own, {kinds['nearest']} by those of the "
+        f"nearest layer, {rest} by default"
+    )
 
 
 def _recipe(manifest: Manifest) -> str:

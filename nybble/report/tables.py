@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nybble.report import choices, units
+from nybble.report import choices, tuned, units
 from nybble.report.data import LayerRow, Variant
 from nybble.report.parity import ParityReport
 from nybble.report.study import Study, in_words
@@ -18,6 +18,7 @@ from nybble.runtime.manifest import Manifest
 BAR = 8
 WIDE = 112  # columns of a terminal
 LONGEST_NAME = 32
+_NUMBERS = ("ratio", "noise", "threads")
 
 
 def variants(rows: Sequence[Variant]) -> Table:
@@ -90,6 +91,20 @@ def chosen(rows: Sequence[LayerRow]) -> RenderableType:
     for name, *cells in found:
         table.add_row(Text(_tail(name, LONGEST_NAME)), *cells)
     table.caption = "one image, one thread; 8-bit and float: the same layer's, against the chosen"
+    return table
+
+
+def decided(rows: Sequence[LayerRow]) -> RenderableType:
+    """Where every layer's decisions are from; nothing where none were recorded."""
+    found = tuned.cells(rows)
+    if not found:
+        return Text()
+    table = _table("Decisions of the kernels")
+    for column in tuned.COLUMNS[:-1]:
+        table.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=True)
+    for name, kernel, source, *numbers, _ in found:
+        table.add_row(Text(_tail(name, LONGEST_NAME)), kernel, source.partition(":")[0], *numbers)
+    table.caption = "ratio: the recorded time by that of the defaults; nearest: of a layer like it"
     return table
 
 

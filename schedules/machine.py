@@ -1,0 +1,75 @@
+"""Kinds of machines: a measured time holds for the same kind only."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nybble import cpuinfo
+from nybble.schedules.target import CpuTarget, host_features
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A kind of machine, and what code for it may use.
+
+    Attributes:
+        arch: ``x86_64``, ``aarch64``.
+        features: CPU features that the code uses, sorted (`CpuTarget.features`).
+        cpu: the processor's name.
+        caches: bytes of its data caches, nearest first.
+        compiler: ``llvm``, or ``c`` for kernels written as C.
+    """
+
+    arch: str
+    features: tuple[str, ...]
+    cpu: str
+    caches: tuple[int, ...]
+    compiler: str = "llvm"
+
+    @staticmethod
+    def here(target: CpuTarget) -> Machine:
+        """This machine, running code for a target."""
+        found = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+        return Machine.of(target, cpuinfo.name(found) or platform.machine(), cpuinfo.caches())
+
+    @staticmethod
+    def of(target: CpuTarget, cpu: str, caches: Iterable[int]) -> Machine:
+        """A machine somewhere, running code for a target."""
+        compiler = "c" if target.is_c else "llvm"
+        return Machine(target.arch, tuple(sorted(target.features)), cpu, tuple(caches), compiler)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Machine:
+        """What ``dataclasses.asdict`` made of one, read back from JSON.
+
+        Raises:
+            TypeError, KeyError: it is no machine.
+        """
+        lists = {name: tuple(data[name]) for name in ("features", "caches")}
+        made = Machine(**{**data, **lists})
+        hash(made)
+        return made
+
+    def fits(self, target: CpuTarget) -> bool:
+        """Whether it was measured with the code that is made for a target."""
+        made = Machine.of(target, self.cpu, self.caches)
+        return (self.arch, self.features, self.compiler) == (
+            made.arch, made.features, made.compiler
+        )  # fmt: skip
+
+    def is_like(self, other: Machine) -> bool:
+        """Whether times of one hold for the other; shared outer caches vary with the host."""
+        return (self.arch, self.features, self.cpu, self.compiler, self.caches[:2]) == (
+            other.arch, other.features, other.cpu, other.compiler, other.caches[:2]
+        )  # fmt: skip
+
+
+def runs_here(target: CpuTarget) -> bool:
+    """Whether this machine can run code for a target."""
+    return target.arch == platform.machine() and target.features <= host_features()
