@@ -175,6 +175,11 @@ class Knobs:
         return value
 
 
+def never_slow(_problem: Problem) -> str | None:
+    """Of a kernel whose place in the table says enough."""
+    return None
+
+
 def no_knobs(_problem: Problem, _target: Any, _knobs: Knobs) -> None:
     """The plan of a kernel that has no choices."""
 
@@ -191,6 +196,8 @@ class Kernel:
             without the epilogue's table.
         build: the fused TensorIR function: parameters are the activations (inputs, then
             ``epilogue.other``), the packed constants, `Problem.entries` if any, and the output.
+        slow: why it is slower than others for a problem that it can compile, as far as is known;
+            None where it is not. Such a kernel is taken only where a record shows the contrary.
         plan: the decisions that ``build`` follows: asks the knobs, in milliseconds, and emits
             nothing; None where there is nothing to decide. The result is for people and for cost
             models to read.
@@ -210,6 +217,7 @@ class Kernel:
     arch: str | None = None
     decodes: bool = False
     plan: Callable[[Problem, Any, Knobs], Any] = no_knobs
+    slow: Callable[[Problem], str | None] = never_slow
 
     def constants(self, problem: Problem, unpacked: Constants) -> list[NDArray[Any]]:
         """All constants in the order of the parameters: ``pack``'s, and the epilogue's table."""
@@ -228,3 +236,7 @@ class Kernel:
         if alien:
             return f"reads and writes no tensors stored as {', '.join(sorted(alien))}"
         return self.supports(problem, target)
+
+    def avoids(self, problem: Problem, target: Any) -> str | None:
+        """Why it is not taken by default: it refuses, or is known to be slow; None where it is."""
+        return self.refuses(problem, target) or self.slow(problem)

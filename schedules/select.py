@@ -178,7 +178,7 @@ def _recorded(
         forms = [f for f in (problem, *_widened(problem)) if _dtype(f) == record.weights]
         kernels = [kernel for kernel in _kernels(problem, plan) if kernel.name == record.kernel]
         for kernel, form in zip(kernels, forms, strict=False):
-            made = _attempt(kernel, form, constants, target, [])
+            made = _attempt(kernel, form, constants, target, [], recorded=True)
             if made is not None and plan.replay.is_legal(record, kernel, form):
                 return made
     return usual
@@ -258,9 +258,10 @@ def _kernels(problem: Problem, plan: Planner) -> list[Kernel]:
 
 
 def _attempt(
-    kernel: Kernel, problem: Problem, constants: Constants, target: CpuTarget, refusals: list[str]
-) -> Candidate | None:
-    reason = kernel.refuses(problem, target)
+    kernel: Kernel, problem: Problem, constants: Constants, target: CpuTarget, refusals: list[str],
+    recorded: bool = False,
+) -> Candidate | None:  # fmt: skip
+    reason = kernel.refuses(problem, target) if recorded else kernel.avoids(problem, target)
     if reason is None:
         try:
             return Candidate(kernel, problem, kernel.constants(problem, constants))

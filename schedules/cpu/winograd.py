@@ -99,10 +99,17 @@ def _refuse_size(dot: Dot, problem: Problem) -> str | None:
     chunk = dot.lanes * dot.depth
     if not (chunk <= c <= MOST_CHANNELS) or o < dot.lanes:
         return f"takes {chunk} to {MOST_CHANNELS} channels, at least {dot.lanes} filters"
+    if min(int(extent) for extent in problem.output.shape[1:3]) < 2:
+        return "too small an image for a tile"
+    return None
+
+
+def _slow(dot: Dot, problem: Problem) -> str | None:
+    assert problem.weights is not None
     rows, cols = (int(extent) for extent in problem.output.shape[1:3])
     kind = (dot.w, numerics.width(problem.weights.dtype)[1])
     fewest = FEWEST_TILES.get(kind, FEWEST_OTHERWISE)
-    if min(rows, cols) < 2 or ceil(rows / 2) * ceil(cols / 2) < fewest:
+    if ceil(rows / 2) * ceil(cols / 2) < fewest:
         return "too small an image to repay transforming the weights"
     return None
 
@@ -215,6 +222,7 @@ def _family(dot: Dot) -> Kernel:
         partial(_build, dot),
         arch="x86_64",
         plan=partial(_plan, dot),
+        slow=partial(_slow, dot),
     )
 
 

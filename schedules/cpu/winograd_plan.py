@@ -6,6 +6,7 @@ parallel task = (image, band of output rows, share of the channel blocks)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from typing import Any
 
@@ -186,6 +187,7 @@ def _tiles(shape: Shape, rows: int) -> list[tuple[int, int]]:
     return found
 
 
+@lru_cache(1 << 10)
 def _ranked(shape: Shape, rows: int, splits: int) -> list[tuple[float, tuple[int, int]]]:
     """The eight fastest tiles for bands of ``rows`` with their cycles for one image."""
     geometry, dot = shape.geometry, shape.dot
