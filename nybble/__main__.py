@@ -1,4 +1,4 @@
-"""The command line: ``nybble compile | sensitivity | report | run | bench | inspect | demo``.
+"""The command line: ``nybble compile | report | run | bench | inspect | records | demo``, and more.
 
 Everything heavy is imported inside the commands, so that ``nybble --help`` is quick.
 """
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from nybble import cli_records, farm
 from nybble.errors import NybbleError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_records.app, name="records")
 
 
 def _existing(path: Path | None) -> Path | None:
@@ -84,6 +86,14 @@ Targets = Annotated[
         "several times, the library holds a variant for each and picks when it is loaded."
     ),
 ]
+RecordFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--records",
+        metavar="FILE",
+        help="What `nybble tune` recorded; repeatable. Default: the files of NYBBLE_RECORDS.",
+    ),
+]
 Prefer = Annotated[
     str,
     typer.Option(help="speed: widths below 8 bits only where they are faster; or size: always."),
@@ -141,6 +151,11 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
         bool, typer.Option(help="Time the kernels of every layer here and take the fastest.")
     ] = False,
     prefer: Prefer = "speed",
+    records: RecordFiles = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that the library will run with: which records count."),
+    ] = None,
     onnx: Annotated[
         Path | None, typer.Option(help="Also write the quantized network here, as QDQ ONNX.")
     ] = None,
@@ -155,8 +170,9 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
         choices, budget, sensitivity, solver, correct, allocation,
     )  # fmt: skip
     job = commands.CompileJob(
-        model, output, calibration, options, targets, keep_float, measure, prefer, onnx
-    )
+        model, output, calibration, options, targets, keep_float, measure, prefer, onnx,
+        records, threads,
+    )  # fmt: skip
     commands.compile_to_file(job)
 
 
@@ -227,6 +243,7 @@ def report_command(  # noqa: PLR0913, PLR0917  (one per option)
         ),
     ] = False,
     prefer: Prefer = "speed",
+    records: RecordFiles = None,
     samples: Annotated[
         int, typer.Option(min=1, help="Calibration samples to compare layers on.")
     ] = 16,
@@ -240,7 +257,7 @@ def report_command(  # noqa: PLR0913, PLR0917  (one per option)
         choices, budget, sensitivity, solver, correct, allocation,
     )  # fmt: skip
     job = commands_report.ReportJob(
-        model, output, calibration, evaluate, options, target, measure, prefer, samples
+        model, output, calibration, evaluate, options, target, measure, prefer, samples, records
     )
     commands_report.report(job)
 
@@ -301,6 +318,11 @@ def demo(
     from nybble.demo import main as run_demo
 
     run_demo(report, target)
+
+
+app.command()(farm.tracker)
+app.command()(farm.device)
+app.command()(farm.devices)
 
 
 def main() -> None:

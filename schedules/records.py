@@ -8,7 +8,7 @@ How records are found for a layer: `nybble.schedules.replay`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -182,7 +182,7 @@ class Records:
             NybbleError: it cannot be read or written.
         """
         path = Path(path)
-        with _writing(path):
+        with writing(path):
             lines.append(path, ())
         made = cls.read([path])
         made.path = path
@@ -197,7 +197,7 @@ class Records:
             NybbleError: the file cannot be written.
         """
         if self.path is not None:
-            with _writing(self.path):
+            with writing(self.path):
                 lines.append(self.path, (record.to_dict() for record in records))
         self._records += records
 
@@ -237,7 +237,12 @@ class Numbers:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Says which records could not be written, and what to do.
+
+    Raises:
+        NybbleError: in place of an OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -263,8 +268,3 @@ def parse(objects: Iterable[Mapping[str, Any]], skipped: Counter[str]) -> Iterat
             yield Record.from_dict(data, known)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError):
             skipped[lines.CORRUPT] += 1
-
-
-def merged(several: Sequence[Records]) -> list[Record]:
-    """The records of all, none twice."""
-    return list(dict.fromkeys(record for records in several for record in records))

@@ -1,0 +1,156 @@
+"""What the commands about records do, once their arguments are read."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from nybble import lines
+from nybble.report import units
+from nybble.report.progress import console
+from nybble.schedules import problems
+from nybble.schedules.records import Record, Records, parse, writing
+
+
+def show(files: Sequence[Path], as_json: bool) -> None:
+    """Prints one row for each machine, number of threads and version of the kernels.
+
+    Raises:
+        NybbleError: a file cannot be read.
+    """
+    records = Records.read(files)
+    groups: dict[Any, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.machine, record.threads, record.sources].append(record)
+    rows = [_group(found) for found in groups.values()]
+    if as_json:
+        _print({"groups": rows, "skipped": dict(records.skipped)})
+        return
+    table = Table("machine", "code for", "threads", "layers", "candidates", "won", "from", "to", "")
+    for row in rows:
+        numbers = (str(row[name]) for name in ("threads", "layers", "candidates", "won"))
+        old = "" if row["current"] else "of other kernel sources"
+        code = f"{row['arch']}, {len(row['features'])} features"
+        table.add_row(row["cpu"], code, *numbers, row["first"], row["last"], old)
+    console.print(table)
+    _told(records)
+
+
+def best(files: Sequence[Path], layer: str, as_json: bool) -> None:
+    """Prints the fastest record of every layer that matches a pattern.
+
+    Raises:
+        NybbleError: a file cannot be read.
+    """
+    records = Records.read(files)
+    groups: dict[Any, list[Record]] = defaultdict(list)
+    for record in records.settled():
+        if fnmatchcase(problems.words(record.problem), layer):
+            groups[problems.renamed(record.problem), record.machine, record.threads].append(record)
+    found = [min(several, key=_rank) for several in groups.values()]
+    if as_json:
+        _print([record.to_dict() for record in found])
+        return
+    table = Table("layer", "kernel", "ratio", "noise", "decisions", "threads", "machine", "date")
+    for record in found:
+        table.add_row(
+            Text(problems.words(record.problem)), record.kernel, f"{record.ratio:.2f}",
+            f"{100 * record.noise:.0f} %", Text(_decided(record)), str(record.threads),
+            record.machine.cpu, record.date,
+        )  # fmt: skip
+    table.caption = "ratio: of the time to that of the layer's default kernel and decisions"
+    console.print(table)
+    _told(records)
+
+
+def merge(files: Sequence[Path], output: Path) -> None:
+    """Adds what ``output`` does not hold yet.
+
+    Raises:
+        NybbleError: a file cannot be read, or ``output`` not be written.
+    """
+    given = Records.read(files)
+    target = Records.open(output)
+    known = set(target)
+    fresh = [record for record in dict.fromkeys(given) if record not in known]
+    target.append(*fresh)
+    console.print(Text(f"{output}: {len(fresh)} records added to {len(target) - len(fresh)}"))
+    _told(given)
+
+
+def prune(file: Path, output: Path | None, keep: int, current: bool) -> None:
+    """Keeps the ``keep`` best of each kernel for a layer, machine and number of threads.
+
+    Raises:
+        NybbleError: the file cannot be read, or what is kept not be written.
+    """
+    records = Records.read([file])
+    left: list[Record] = []
+
+    def change(objects: Iterable[Any], skipped: Any) -> list[Any]:
+        left.extend(shortened(Records(parse(objects, skipped)), keep, current))
+        return [record.to_dict() for record in left]
+
+    with writing(output or file):
+        if output is None:
+            lines.rewrite(file, change)  # with what others have added meanwhile
+        else:
+            lines.replace(output, change((r.to_dict() for r in records), records.skipped))
+    size = units.size((output or file).stat().st_size)
+    console.print(Text(f"{output or file}: {len(left)} of {len(records)} records kept, {size}"))
+    _told(records)
+
+
+def shortened(records: Records, keep: int, current: bool) -> list[Record]:
+    """The best records of each kernel for a layer, machine and number of threads, in order.
+
+    Args:
+        records: of any machines.
+        keep: how many of each.
+        current: leave out what was measured of other kernel sources.
+    """
+    groups: dict[Any, list[Record]] = defaultdict(list)
+    for record in records.settled():
+        if record.is_current or not current:
+            kernel = record.kernel, record.weights, record.threads, record.sources
+            groups[record.problem, record.machine, kernel].append(record)
+    kept = {id(r) for found in groups.values() for r in sorted(found, key=_rank)[:keep]}
+    return [record for record in records if id(record) in kept]
+
+
+def _rank(record: Record) -> float:
+    return record.upper
+
+
+def _group(found: Sequence[Record]) -> dict[str, Any]:
+    first, dates = found[0], [record.date for record in found]
+    layers = {problems.renamed(record.problem) for record in found}
+    won = {problems.renamed(record.problem) for record in found if record.wins}
+    return {
+        "cpu": first.machine.cpu, "arch": first.machine.arch, "features": first.machine.features,
+        "caches": first.machine.caches, "threads": first.threads, "current": first.is_current,
+        "sources": first.sources, "layers": len(layers), "candidates": len(found),
+        "won": len(won), "first": min(dates), "last": max(dates),
+    }  # fmt: skip
+
+
+def _decided(record: Record) -> str:
+    return ", ".join(f"{name}={value}" for name, value in record.decisions) or "none"
+
+
+def _print(found: Any) -> None:
+    print(json.dumps(found, indent=1))  # noqa: T201
+
+
+def _told(records: Records) -> None:
+    """Says what was skipped."""
+    if records.skipped:
+        what = ", ".join(f"{count} {why}" for why, count in sorted(records.skipped.items()))
+        console.print(Text(f"lines skipped: {what}", style="yellow"))
