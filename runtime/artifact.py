@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +56,7 @@ def export_all(variants: Sequence[tuple[Any, Manifest]], path: str | Path) -> tu
         _reserve(staging, [executable for executable, _ in variants])
         libraries = [staging / f"library{i}.so" for i in range(len(variants))]
         for library, (executable, manifest) in zip(libraries, variants, strict=True):
-            link = _linker([*compiler, *_sources(manifest, staging)], path)
+            link = _linker([*compiler, *_sources(manifest.features, staging)], path)
             executable.export_library(str(library), fcompile=link, workspace_dir=str(staging))
         sealed = _join(libraries, [manifest for _, manifest in variants])
         os.replace(libraries[0], path)
@@ -106,9 +106,27 @@ def find_compiler(arch: str) -> list[str]:
     return [found]
 
 
-def _sources(manifest: Manifest, staging: Path) -> list[str]:
+def export_module(module: Any, arch: str, features: Iterable[str], path: Path) -> None:
+    """Links a module of kernels alone, without manifest.
+
+    Args:
+        module: TVM's runtime module.
+        arch: of its machine code.
+        features: of the CPU, that the code needs.
+        path: where to write.
+
+    Raises:
+        ArtifactError: there is no C compiler for the architecture, or it fails.
+    """
+    with _staging(path) as staging:
+        command = [*find_compiler(arch), *_sources(features, staging)]
+        link = _linker(command, path)
+        module.export_library(str(path), fcompile=link, workspace_dir=str(staging))
+
+
+def _sources(features: Iterable[str], staging: Path) -> list[str]:
     """C files that become part of a library: one that asks for AMX's tiles where it uses them."""
-    if tiles.FEATURES.isdisjoint(manifest.features):
+    if tiles.FEATURES.isdisjoint(features):
         return []
     source = staging / "tiles.c"
     source.write_text(tiles.ASKING)

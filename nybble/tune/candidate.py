@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import tvm
 from numpy.typing import NDArray
 
 from nybble.errors import ScheduleError
+from nybble.runtime.artifact import export_module
 from nybble.schedules.build import kernel_library
 from nybble.tune.tasks import Operands, Point, Task
 
@@ -38,7 +42,7 @@ def built(task: Task, point: Point) -> Any:
         named = function.with_attr("global_symbol", SYMBOL)
         return kernel_library(tvm.IRModule({SYMBOL: named}), task.target)
     except TROUBLE as error:
-        raise CompilerError(f"{type(error).__name__}: {_last_line(error)}") from error
+        raise CompilerError(f"{type(error).__name__}: {last_line(error)}") from error
 
 
 def packed(task: Task, point: Point, operands: Operands) -> list[NDArray[Any]]:
@@ -51,7 +55,44 @@ def packed(task: Task, point: Point, operands: Operands) -> list[NDArray[Any]]:
     return kernel.constants(problem, operands.constants)
 
 
-def _last_line(error: BaseException) -> str:
+def library(task: Task, point: Point) -> bytes:
+    """A candidate as a shared library for the target's machine.
+
+    Raises:
+        ScheduleError: the kernel refuses the layer or the decisions, or the compiler fails.
+        ArtifactError: this machine cannot link for the target.
+    """
+    module = built(task, point)
+    with tempfile.TemporaryDirectory(prefix="nybble-") as folder:
+        path = Path(folder) / "candidate.so"
+        export_module(module, task.target.arch, task.target.features, path)
+        return path.read_bytes()
+
+
+@dataclass(frozen=True)
+class Library:
+    """What `attempt` makes of a candidate: its code, or why there is none."""
+
+    code: bytes
+    failure: Literal["illegal", "compiler"] | None = None
+    detail: str = ""
+
+
+def attempt(task: Task, point: Point) -> Library:
+    """`library` as a call of an executor.
+
+    Raises:
+        ArtifactError: this machine cannot link for the target.
+    """
+    try:
+        return Library(library(task, point))
+    except CompilerError as error:
+        return Library(b"", "compiler", str(error))
+    except ScheduleError as error:
+        return Library(b"", "illegal", str(error))
+
+
+def last_line(error: BaseException) -> str:
     """TVM's messages begin with a stack and end with the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nybble.errors import NybbleError
 from nybble.tune.tasks import Point, Task
 
 FailureKind = Literal["illegal", "wrong", "crash", "hang", "compiler", "lost"]
 TURNS = 9
-TURN_SECONDS = 0.004  # of one side in one turn: enough for the clock, too short to be noticed
-HOPELESS = 1.5  # times the reference's time: what is slower after ENOUGH turns gets no more
-ENOUGH = 3
 QUARTILES = 1.349  # standard deviations between the quartiles of a normal distribution
 MEDIAN = math.sqrt(math.pi / 2)  # standard deviation of a median, by that of a mean
 
@@ -84,34 +82,6 @@ class Measurer(Protocol):
         """Ends what was started."""
 
 
-Side = Callable[[int], float]
-"""Mean seconds of that many calls."""
-
-
-def race(candidate: Side, reference: Side, once: tuple[float, float], turns: int) -> NDArray[Any]:
-    """Runs two kernels in turns, so that a busy machine slows them alike.
-
-    Args:
-        candidate: the one.
-        reference: the other.
-        once: seconds of a call, about.
-        turns: how many; fewer for a candidate that has no chance.
-
-    Returns:
-        (turns, 2) seconds of one call.
-    """
-    sides = candidate, reference
-    counts = [max(1, math.ceil(TURN_SECONDS / max(seconds, 1e-7))) for seconds in once]
-    found = np.zeros((turns, 2))
-    for turn in range(turns):
-        for side in (0, 1) if turn % 2 else (1, 0):  # who is second finds warmer caches
-            found[turn, side] = sides[side](counts[side])
-        done = found[: turn + 1]
-        if turn + 1 == ENOUGH and float(np.median(done[:, 0] / done[:, 1])) > HOPELESS:
-            return done
-    return found
-
-
 def difference(task: Task, got: NDArray[Any], expected: NDArray[Any]) -> str | None:
     """How an output differs from the law's, None where it does not."""
     if task.agrees(got, expected):
@@ -122,3 +92,17 @@ def difference(task: Task, got: NDArray[Any], expected: NDArray[Any]) -> str | N
         f"{int(wrong.sum())} of {wrong.size} elements are not the law's; the first at "
         f"{first}: {got[first]} instead of {expected[first]}"
     )
+
+
+def check_reference(task: Task, got: NDArray[Any], expected: NDArray[Any]) -> None:
+    """Refuses a reference that is not what the law says: every candidate would seem wrong.
+
+    Raises:
+        NybbleError: a defect, and where it is.
+    """
+    wrong = difference(task, got, expected)
+    if wrong is not None:
+        raise NybbleError(
+            f"{task.reference.kernel} with default decisions is wrong for {task.problem.op} "
+            f"{task.key}: {wrong}. This is a defect of Nybble: please report it."
+        )

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import tvm
 
-from nybble.errors import NybbleError, ScheduleError
+from nybble.errors import ScheduleError
 from nybble.executors.serve import stage
 from nybble.latency import refuse_foreign
 from nybble.runtime import engine
 from nybble.tune import candidate, turns
-from nybble.tune.measure import Outcome, Side, difference, race
+from nybble.tune.measure import Outcome, check_reference, difference
+from nybble.tune.runner import Runner, garbage, race
 from nybble.tune.tasks import Operands, Point, Task
 
 TASKS = 8  # whose operands and reference stay in memory
-GARBAGE = 0x55  # fills an output before it is written
 
 
 @dataclass(frozen=True)
@@ -64,59 +62,20 @@ def measured(task: Task, point: Point, count: int, limits: Limits) -> Outcome:
 
 def _against(bench: Bench, runner: Runner, point: Point, count: int, limits: Limits) -> Outcome:
     stage("the first call", limits.run)
-    once = runner.first()
-    wrong = difference(bench.task, runner.output.numpy(), bench.operands.expected)
+    wrong = difference(bench.task, runner.first(), bench.operands.expected)
     if wrong is None:
         reference = bench.reference()
         stage("waiting for its turn", None)
         with turns.measuring(bench.task.threads):
             stage("measuring", limits.run)
-            taken = race(runner.side(), reference.side(), (once, reference.once), count)
+            taken = race(runner, reference, count)
         wrong = difference(bench.task, runner.output.numpy(), bench.operands.expected)
-    if wrong is not None:
-        return Outcome.failed(point, "wrong", wrong)
-    return Outcome.timed(point, taken)
+    return Outcome.failed(point, "wrong", wrong) if wrong else Outcome.timed(point, taken)
 
 
 @lru_cache(maxsize=TASKS)
 def _bench(task: Task) -> Bench:
     return Bench(task, task.operands())
-
-
-@dataclass
-class Runner:
-    """A compiled candidate with its operands.
-
-    Attributes:
-        module: its code.
-        arguments: inputs and constants.
-        output: what it writes.
-        once: seconds of its first call.
-    """
-
-    module: Any
-    arguments: list[Any]
-    output: Any
-    once: float = 0.0
-
-    def first(self) -> float:
-        """Runs it once, into garbage; seconds."""
-        filled = np.empty(tuple(self.output.shape), str(self.output.dtype))
-        filled.view(np.uint8)[...] = GARBAGE
-        self.output.copyfrom(filled)
-        start = time.perf_counter()
-        self.module[candidate.SYMBOL](*self.arguments, self.output)
-        self.once = time.perf_counter() - start
-        return self.once
-
-    def side(self) -> Side:
-        """Its place in a race; the calls are made without Python between them."""
-
-        def run(count: int) -> float:
-            timer = self.module.time_evaluator(candidate.SYMBOL, tvm.cpu(), number=count)
-            return float(timer(*self.arguments, self.output).mean)
-
-        return run
 
 
 @dataclass
@@ -145,8 +104,8 @@ class Bench:
             packed = candidate.packed(self.task, point, self.operands)
             self._packed[key] = [tvm.runtime.tensor(a) for a in packed]
         inputs = [tvm.runtime.tensor(a) for a in self.operands.inputs]
-        output = tvm.runtime.tensor(np.zeros_like(self.operands.expected))
-        return Runner(module, [*inputs, *self._packed[key]], output)
+        output = tvm.runtime.tensor(garbage(self.operands.expected))
+        return Runner(module, [*inputs, *self._packed[key]], output, tvm.cpu())
 
     def reference(self) -> Runner:
         """The task's reference, compiled and checked once.
@@ -156,14 +115,7 @@ class Bench:
         """
         if self._reference is None:
             made = self.runner(self.task.reference)
-            made.first()
-            wrong = difference(self.task, made.output.numpy(), self.operands.expected)
-            if wrong is not None:
-                raise NybbleError(
-                    f"{self.task.reference.kernel} with default decisions is wrong for "
-                    f"{self.task.problem.op} {self.task.key}: {wrong}. This is a defect of Nybble: "
-                    "please report it."
-                )
+            check_reference(self.task, made.first(), self.operands.expected)
             self._reference = made
         return self._reference
 

@@ -1,4 +1,4 @@
-"""Kernels that are wrong, that the compiler dies of, or that it never finishes."""
+"""Kernels that are wrong, and such that their compilation or a run crashes or never ends."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import os
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
+
+from tvm import tirx
 
 from nybble.schedules import table
 from nybble.schedules.cpu import fallback
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
-from nybble.tune import worker
+from nybble.tune import remote, worker
+from nybble.tune.candidate import Library, attempt
 from nybble.tune.measure import Outcome
 from nybble.tune.tasks import Point, Task
 
@@ -34,11 +38,20 @@ def _hanging(_problem: Problem, _target: Any, _knobs: Knobs) -> Any:
     time.sleep(HANGS)
 
 
+def _calling(symbol: str, problem: Problem, target: Any, knobs: Knobs) -> Any:
+    """The generic kernel behind a call of a function of the C library."""
+    function = fallback.LINEAR.build(problem, target, knobs)
+    call = tirx.Evaluate(tirx.call_extern("int32", symbol))
+    return function.with_body(tirx.SeqStmt([call, function.body]))
+
+
 KERNELS = (
     replace(fallback.LINEAR, name="tests.wrong", pack=_negated),
     replace(fallback.LINEAR, name="tests.confused", build=_confused),
     replace(fallback.LINEAR, name="tests.crash", build=_crashing),
     replace(fallback.LINEAR, name="tests.hang", build=_hanging),
+    replace(fallback.LINEAR, name="tests.trap", build=partial(_calling, "abort")),
+    replace(fallback.LINEAR, name="tests.endless", build=partial(_calling, "pause")),
 )
 
 
@@ -56,3 +69,15 @@ def measured(task: Task, asked: Point, count: int, limits: worker.Limits) -> Out
     """`nybble.tune.worker.measured` of a table with these kernels."""
     add()
     return worker.measured(task, asked, count, limits)
+
+
+def built(task: Task, asked: Point) -> Library:
+    """`nybble.tune.candidate.attempt` of a table with these kernels."""
+    add()
+    return attempt(task, asked)
+
+
+def on_device(job: remote.Job) -> Outcome | remote.Trouble:
+    """`nybble.tune.remote.on_device` of a table with these kernels."""
+    add()
+    return remote.on_device(job)

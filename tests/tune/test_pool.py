@@ -10,8 +10,9 @@ import pytest
 
 from nybble.errors import NybbleError
 from nybble.schedules.target import resolve
-from nybble.tune.measure import Outcome, Side, race
+from nybble.tune.measure import Outcome
 from nybble.tune.pool import LocalPool
+from nybble.tune.runner import Side, race_of
 from nybble.tune.tasks import Point
 from nybble.tune.worker import Limits
 from tests.executors import calls
@@ -52,8 +53,7 @@ def test_candidates_get_a_ratio_or_a_reason(tmp_path: Path) -> None:
         assert confused.detail == "ValueError: an extent is negative"
         assert pool.counts == {"illegal": 1, "wrong": 1, "compiler": 1, "started": 1}
         for name in ("torch", "tvm.s_tir.tensor_intrin"):
-            (done,) = pool.executor.map(calls.loaded, [((name,),)])
-            assert done.value == []
+            assert pool.executor.submit(calls.loaded, ((name,),)).result().value == []
         spoiled = task_of(SMALL, tmp_path / "spoiled")
         np.save(spoiled.folder / "expected.npy", 1 - spoiled.operands().expected)
         with pytest.raises(NybbleError, match="with default decisions is wrong for linear"):
@@ -102,10 +102,10 @@ def test_sides_take_turns_and_a_hopeless_one_gets_no_more() -> None:
 
         return run
 
-    even = race(side("a", 2.0), side("b", 1.9), (0.002, 1.0), 4)
+    even = race_of((side("a", 2.0), side("b", 1.9)), (0.002, 1.0), 4)
     assert even.tolist() == [[2.0, 1.9]] * 4
     assert seen[:4] == [("b", 1), ("a", 2), ("a", 2), ("b", 1)]
-    assert len(race(side("a", 2.0), side("b", 1.0), (1.0, 1.0), 9)) == 3
+    assert len(race_of((side("a", 2.0), side("b", 1.0)), (1.0, 1.0), 9)) == 3
 
 
 def test_the_ratio_is_a_median_and_its_noise_the_spread() -> None:
