@@ -163,7 +163,7 @@ def _in_bytes(
     """The same kernel with narrow weights in whole bytes, where decoding them would cost time."""
     if not first.kernel.decodes or plan.prefer != "speed":
         return first
-    made = (_attempt(first.kernel, form, constants, target, []) for form in _widened(problem))
+    made = (_attempt(first.kernel, form, constants, target, []) for form in widened(problem))
     return next(filter(None, made), first)
 
 
@@ -175,7 +175,7 @@ def _recorded(
         return usual
     default = Default(usual.kernel, usual.problem)
     for record in plan.replay.winners(problem, default):
-        forms = [f for f in (problem, *_widened(problem)) if _dtype(f) == record.weights]
+        forms = [f for f in (problem, *widened(problem)) if _dtype(f) == record.weights]
         kernels = [kernel for kernel in _kernels(problem, plan) if kernel.name == record.kernel]
         for kernel, form in zip(kernels, forms, strict=False):
             made = _attempt(kernel, form, constants, target, [], recorded=True)
@@ -226,7 +226,7 @@ def _candidates(
     ``refusals`` gathers the reasons of the others.
     """
     *kernels, last_resort = _kernels(problem, plan)
-    forms = [problem, *(_widened(problem) if plan.prefer == "speed" else [])]
+    forms = [problem, *(widened(problem) if plan.prefer == "speed" else [])]
     taken = False
     for form in forms:
         for kernel in kernels:
@@ -277,7 +277,7 @@ def _dtype(problem: Problem) -> str | None:
     return problem.weights.dtype if problem.weights else None
 
 
-def _widened(problem: Problem) -> list[Problem]:
+def widened(problem: Problem) -> list[Problem]:
     """The same layer with its weights in whole bytes, where they are narrower."""
     if problem.weights is None or problem.weights.dtype.startswith("float"):
         return []

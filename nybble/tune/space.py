@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from nybble.schedules.kernel import Kernel, Knobs, Problem
+from nybble.schedules.select import widened
+from nybble.schedules.table import KERNELS
 from nybble.schedules.target import CpuTarget
-from nybble.tune.tasks import Point
+from nybble.tune.tasks import Point, Task
 
 T = TypeVar("T")
+PARALLEL = "parallel"  # a knob of many kernels: whether several threads share the work
 
 
 @dataclass
@@ -90,14 +93,9 @@ class Variant:
         """What the kernel would follow; None for a kernel without choices."""
         return self._ask(point.knobs())
 
-    def every(self, most: int) -> list[Point] | None:
-        """All points, None if they are more than ``most``."""
-        found: list[Point] = []
-        for point in self._walk({}):
-            found.append(point)
-            if len(found) > most:
-                return None
-        return found
+    def every(self) -> Iterator[Point]:
+        """All points."""
+        return self._walk({})
 
     def _walk(self, decided: dict[str, Any]) -> Iterator[Point]:
         knobs = Drawn({**decided, **self.fixed})
@@ -115,3 +113,23 @@ class Variant:
 
     def _ask(self, knobs: Knobs) -> Any:
         return self.kernel.plan(self.problem, self.target, knobs)
+
+
+def variants_of(task: Task) -> list[Variant]:
+    """Every kernel that can compile a task's layer, in whatever storage of its weights.
+
+    Kernels that are slow as far as is known are among them; the last resort is only where nothing
+    else can.
+    """
+    forms = [task.problem, *widened(task.problem)]
+    *kernels, last = [kernel for kernel in KERNELS if kernel.op == task.problem.op]
+    found = [(k, f) for f in forms for k in kernels if k.refuses(f, task.target) is None]
+    found = found or [(last, task.problem)]
+    return [_variant(kernel, form, task) for kernel, form in found]
+
+
+def _variant(kernel: Kernel, problem: Problem, task: Task) -> Variant:
+    knobs = Drawn()
+    kernel.plan(problem, task.target, knobs)
+    alone = task.threads == 1 and PARALLEL in knobs.space
+    return Variant(kernel, problem, task.target, {PARALLEL: False} if alone else {})
