@@ -166,7 +166,8 @@ class _Lowering:
                 try:
                     made = kernel.build(problem, self.target, found.knobs())
                 except ScheduleError:
-                    self.known.refuse(found)
+                    if found.record is not None and found.kind == "exact":
+                        self.known.refuse(found.record)
                 else:
                     return self._define(made, problem.op), found
         made = kernel.build(problem, self.target, Knobs())

@@ -130,7 +130,7 @@ class Replay:
         """
         legal = self._taken(kernel, problem, record.decisions) is not None
         if not legal:
-            self._illegal[id(record)] = record
+            self.refuse(record)
         return legal
 
     def matches(self, kernel: Kernel, problem: Problem, asked: Problem) -> Iterator[Match]:
@@ -160,10 +160,9 @@ class Replay:
                 yield Match(record.decisions, "nearest", record, record.ratio)
         yield DEFAULT
 
-    def refuse(self, match: Match) -> None:
-        """Notes that a match's decisions could not be built."""
-        if match.kind == "exact" and match.record is not None:
-            self._illegal[id(match.record)] = match.record
+    def refuse(self, record: Record) -> None:
+        """Notes that an exact record's decisions are not legal today."""
+        self._illegal[id(record)] = record
 
     def notes(self) -> Iterator[str]:
         """What was left aside so far, in words."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import product
 from math import inf
 from typing import Any
 
@@ -177,10 +178,13 @@ def _recorded(
     for record in plan.replay.winners(problem, default):
         forms = [f for f in (problem, *widened(problem)) if _dtype(f) == record.weights]
         kernels = [kernel for kernel in _kernels(problem, plan) if kernel.name == record.kernel]
-        for kernel, form in zip(kernels, forms, strict=False):
-            made = _attempt(kernel, form, constants, target, [], recorded=True)
-            if made is not None and plan.replay.is_legal(record, kernel, form):
-                return made
+        pairs = product(kernels, forms)
+        tried = (_attempt(*pair, constants, target, [], recorded=True) for pair in pairs)
+        made = next(filter(None, tried), None)
+        if made is None and kernels:
+            plan.replay.refuse(record)
+        elif made is not None and plan.replay.is_legal(record, made.kernel, made.problem):
+            return made
     return usual
 
 
