@@ -151,8 +151,9 @@ class Replay:
                 self.is_legal(record, kernel, problem)
             ):
                 yield Match(record.decisions, "exact", record, record.ratio)
-        if limit is not None:  # the defaults were measured, and nothing beat them
-            yield Match((), "exact", mine[0], limit)
+        legal = next((r for r in mine if self.is_legal(r, kernel, problem)), None)
+        if limit is not None and legal is not None:  # nothing beat the defaults
+            yield Match((), "exact", legal, limit)
         for record in self._nearest(default, asked):
             if self._like_threads(record, usual) and (
                 self._taken(kernel, problem, record.decisions) is not None

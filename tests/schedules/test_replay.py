@@ -274,7 +274,7 @@ def check_bits(mod: tvm.IRModule, seeds: Iterable[int]) -> None:
     arrays = inputs_of(mod, 2)
     usual, expected = run(mod, None, arrays)
     assert all(layer.match.kind == "default" for layer in usual)
-    decisions = set()
+    decisions = set[Any]()
     for seed in seeds:
         records = drawn(mod, seed)
         layers, got = run(mod, replay(*records), arrays)
