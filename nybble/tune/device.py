@@ -7,6 +7,7 @@ has crashed, and lives on. This one is the same server that then listens again.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable
 
@@ -35,6 +36,7 @@ def serve(tracker: Tracker, host: str, port: int, address: str | None, say: Say)
     server.logger.setLevel(logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # its threads would keep the process alive
     tracker.servers()
+    home = os.getcwd()
     while True:
         try:
             state = server.PopenRPCServerState(
@@ -46,6 +48,7 @@ def serve(tracker: Tracker, host: str, port: int, address: str | None, say: Say)
         say(f"serving '{tracker.key}' at {host}:{state.port}")
         state.thread.join()  # ends with the session whose process crashed
         state.sock.close()
+        os.chdir(home)  # the session's folder is gone
         say("a session crashed; listening again")
 
 
