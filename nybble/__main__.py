@@ -208,6 +208,49 @@ def sensitivity_command(  # noqa: PLR0913, PLR0917  (one per option)
     commands_bits.sensitivity(job)
 
 
+@app.command("tune")
+def tune_command(  # noqa: PLR0913, PLR0917  (one per option)
+    model: ModelFile,
+    records: Annotated[
+        Path, typer.Option(help="What is measured is added to this file; `compile` reads it.")
+    ],
+    calibration: Calibration = None,
+    recipe: RecipeFile = None,
+    weights: Weights = None,
+    activations: Annotated[
+        str | None, typer.Option(help="Bits of activations, 1 to 8; float: weights only.")
+    ] = None,
+    first_last: FirstLast = None,
+    layer: Layers = None,
+    allocation: AllocationFile = None,
+    keep_float: Annotated[bool, typer.Option("--float", help="Tune without quantizing.")] = False,
+    target: Annotated[str, typer.Option(help="native, x86-64-v3, …: see docs/targets.md.")] = (
+        "native"
+    ),
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Candidates to measure, in all sessions together.")
+    ] = 1000,
+    time: Annotated[
+        str | None, typer.Option(help="How long this session may take: 90s, 30m, 1h30m.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the kernels; unset: one a core.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+) -> None:
+    """Search for the fastest kernels of every layer; the same command goes on where it stopped."""
+    from nybble import commands_tune
+    from nybble.options import RecipeOptions
+
+    options = RecipeOptions(
+        recipe, weights, activations, first_last, tuple(layer or ()), allocation=allocation
+    )
+    job = commands_tune.TuneJob(
+        model, records, calibration, options, keep_float, target, trials, time, threads, seed
+    )
+    commands_tune.run(job)
+
+
 @app.command("report")
 def report_command(  # noqa: PLR0913, PLR0917  (one per option)
     model: ModelFile,

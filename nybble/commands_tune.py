@@ -1,0 +1,97 @@
+"""What ``nybble tune`` does, once its arguments are read."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+import nybble
+from nybble.commands import Samples, load_model
+from nybble.errors import NybbleError
+from nybble.options import RecipeOptions
+from nybble.recipe import FLOAT
+from nybble.report.progress import console, step
+from nybble.schedules.target import resolve
+from nybble.tune import view
+from nybble.tune_run import Tuned, TuneOptions, tune
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
+
+@dataclass(frozen=True)
+class TuneJob:
+    """The arguments of ``nybble tune``."""
+
+    model: Path
+    records: Path
+    calibration: Path | None
+    recipe: RecipeOptions
+    keep_float: bool
+    target: str
+    trials: int | None
+    time: str | None
+    threads: int | None
+    seed: int = 0
+
+
+def run(job: TuneJob) -> None:
+    """Tunes one network and shows what came of it.
+
+    Raises:
+        NybbleError: the arguments do not go together, or the session refuses.
+    """
+    recipe = job.recipe.recipe()
+    is_calibrated = not job.keep_float and recipe.activations != FLOAT
+    if (job.calibration is not None) != is_calibrated:
+        raise NybbleError(
+            "Give --calibration FILE to tune the quantized network, or --float for the float one, "
+            "or --activations float for quantized weights only; just one of them, and as for "
+            "`nybble compile`: only then are the layers the same."
+        )
+    resolve(job.target)
+    seconds = None if job.time is None else seconds_of(job.time)
+    options = TuneOptions(job.trials, seconds, job.threads, job.seed)
+    samples: Any = Samples(job.calibration) if job.calibration else ()
+    with step(f"import {job.model.name}"):
+        network: Any = load_model(job.model)
+    if not job.keep_float:
+        with step("calibrate and quantize", len(samples)) as advance:
+            network = nybble.quantize(network, samples, recipe, progress=advance)
+    with view.View(console) as seen:
+        found = tune(
+            network, job.records, job.target, options, progress=seen.prepared, watch=seen.watch
+        )
+    _tell(found, job.records)
+    if found.state.interrupted:
+        sys.exit(INTERRUPTED)
+
+
+def seconds_of(text: str) -> float:
+    """``90``, ``90s``, ``30m`` or ``1h30m`` in seconds.
+
+    Raises:
+        NybbleError: it is none of these.
+    """
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise NybbleError(f"--time {text}: expected something such as 90s, 30m or 1h30m.")
+    return sum(float(number) * UNITS[unit] for number, unit in parts)
+
+
+def _tell(found: Tuned, records: Path) -> None:
+    state = found.state
+    console.print(view.table(state))
+    console.print(Text(view.line(state)))
+    if found.correlation is not None:
+        words = f"cost model: rank correlation {found.correlation:.2f} on candidates held out"
+        console.print(Text(words))
+    ended = "Stopped; the same command goes on. " if state.interrupted else ""
+    console.print(Text(f"{ended}Use it: nybble compile … --records {records}"), soft_wrap=True)

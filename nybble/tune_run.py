@@ -1,0 +1,126 @@
+"""The public call `nybble.tune`: searches the knobs of a network's kernels and remembers the best.
+
+(The module has another name than the function, which a submodule of its name would replace.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+
+from nybble.cache import folder
+from nybble.errors import NybbleError
+from nybble.model import Model, QuantizedModel
+from nybble.passes.pipeline import canonicalize
+from nybble.runtime import host
+from nybble.schedules.records import Records
+from nybble.schedules.target import resolve
+from nybble.tune.extract import tasks_of
+from nybble.tune.measure import Measurer
+from nybble.tune.pool import LocalPool
+from nybble.tune.session import Session, Watch
+from nybble.tune.state import Budget, Settings, State
+from nybble.walk import Target
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How long and how to search.
+
+    Attributes:
+        trials: candidates to measure, those of earlier sessions with the same records included;
+            None for no end.
+        seconds: of this session; None for no end.
+        threads: that the library will run with; one a core when omitted.
+        seed: of all that is drawn.
+        batch: candidates of a layer that are measured together.
+        folder: where the layers' operands are kept; in the cache folder when omitted.
+    """
+
+    trials: int | None = 1000
+    seconds: float | None = None
+    threads: int | None = None
+    seed: int = 0
+    batch: int = 16
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what is no number of anything."""
+        for name in ("trials", "seconds", "threads", "batch"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise NybbleError(f"tune: {name}={value!r} is not positive.")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of a session.
+
+    Attributes:
+        state: the tasks, their best decisions, trials and failures.
+        correlation: rank correlation within tasks of the cost model's predictions with what was
+            measured, each predicted by a model without it; None with too few candidates.
+    """
+
+    state: State
+    correlation: float | None
+
+    @property
+    def speedup(self) -> float | None:
+        """Estimated time of the network's kernels by default, by that with what was found."""
+        reference, seconds = self.state.reference, self.state.seconds
+        return reference / seconds if reference and seconds else None
+
+
+def tune(  # noqa: PLR0913  (the last three go together)
+    model: Model | QuantizedModel,
+    records: str | Path,
+    target: Target = "native",
+    options: TuneOptions | None = None,
+    *,
+    measurer: Measurer | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> Tuned:
+    """Searches the knobs of every layer's kernels; ``compile(…, records=…)`` uses what was found.
+
+    The same call goes on where an earlier one ended: what the records hold of these layers is not
+    measured again. A Ctrl-C ends it at any time; the running batch is lost at most.
+
+    Args:
+        model: quantized, or a float model to be compiled as it is.
+        records: the file that measured candidates are added to; made if it is not there.
+        target: as for `nybble.compile`; one alone.
+        options: how long and how to search.
+        measurer: measures candidates; processes of this machine when omitted.
+        progress: called with (layers prepared, layers in all) before the search begins.
+        watch: called with the session's state after every candidate.
+
+    Raises:
+        NybbleError: the records cannot be read or written, an unknown target, no layer has a
+            choice, or this machine cannot run the target.
+        ScheduleError: no kernel can do a layer.
+    """
+    options, cpu, known = options or TuneOptions(), resolve(target), Records.open(records)
+    threads = options.threads or len(host.cpus())
+    place = options.folder or folder() / "tune"
+    tasks = tasks_of(_module(model), cpu, threads, place, progress)
+    if not tasks:
+        raise NybbleError("tune: the network has no layer with a kernel of Nybble's.")
+    with closing(measurer or LocalPool()) as measuring:
+        budget = Budget(options.trials, options.seconds)
+        settings = Settings(options.seed, options.batch)
+        session = Session(tasks, measuring, known, budget, settings)
+        return Tuned(session.run(watch), session.correlation())
+
+
+def _module(model: Model | QuantizedModel) -> tvm.IRModule:
+    if isinstance(model, QuantizedModel):
+        return model.integer
+    return canonicalize(model.module)
