@@ -79,7 +79,9 @@ def compile_to_file(job: CompileJob) -> None:
     network: Any = model
     if not job.keep_float:
         with step("calibrate and quantize", len(samples)) as advance:
-            network = nybble.quantize(model, samples, recipe, progress=advance, records=records)
+            network = nybble.quantize(
+                model, samples, recipe, progress=advance, records=records, threads=job.threads
+            )
     if job.onnx is not None:
         with step(f"write {job.onnx}"):
             network.to_onnx(job.onnx)

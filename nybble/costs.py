@@ -35,7 +35,7 @@ def layer_costs(
 
     Size is bytes of the weights in their own width; bops multiply-adds of one image times the bits
     of both operands; latency seconds of the kernel that the planner takes, with what is fused
-    behind it, measured on one thread and remembered (`nybble.latency`). Where records of tuning
+    behind it, measured and remembered (`nybble.latency`). Where records of tuning
     sessions know faster decisions for it, their ratio counts.
 
     Args:
@@ -80,7 +80,7 @@ def _put(costs: Costs, cost: str, layer: str, width: Weights, value: float) -> N
 
 def _seconds(mod: tvm.IRModule, place: Place, report: Report | None) -> dict[str, float]:
     """The time of the kernel that each layer gets."""
-    plan = Planner(ruler=Ruler(default_cache()), replay=place.replay(threads=1))
+    plan = Planner(ruler=Ruler(default_cache(), place.timed), replay=place.replay)
     lowered = lower(mod, place.target, plan, report)
     return {layer.name: _taken(layer) for layer in lowered.layers if layer.weights}
 

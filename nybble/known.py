@@ -8,10 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from nybble import schedules
-from nybble.errors import NybbleError
+from nybble.place import Place
 from nybble.schedules.records import Records
-from nybble.schedules.replay import Replay
-from nybble.schedules.target import CpuTarget
 
 RECORDS = "NYBBLE_RECORDS"
 FOLDER = Path(schedules.__file__).parent / "shipped"
@@ -44,38 +42,16 @@ def shipped() -> Records:
     return Records.read(sorted(FOLDER.glob("*.jsonl")))
 
 
-def replays(
-    records: Records, targets: Iterable[CpuTarget], threads: int | None = None
-) -> list[Replay]:
-    """The records as each target sees them.
-
-    Args:
-        records: from `gather`.
-        targets: that are compiled for.
-        threads: that the library will run with; None if that is not known.
-
-    Raises:
-        NybbleError: ``threads`` is no number of threads.
-    """
-    if threads is not None and threads < 1:
-        raise NybbleError(f"threads={threads!r} is not at least 1.")
-    return [Replay(records, target, threads) for target in targets]
-
-
-def notes(records: Records, seen: Iterable[Replay]) -> tuple[str, ...]:
+def notes(records: Records, places: Iterable[Place]) -> tuple[str, ...]:
     """What a person should hear of the records: how many there were, and what was left aside.
 
     Args:
         records: from `gather`.
-        seen: what compilations made of them.
+        places: what was compiled for, with these records.
     """
     skipped = [f"{count} {what}" for what, count in sorted(records.skipped.items())]
     if not len(records) and not skipped:
         return ()
-    lines = f"; lines skipped: {', '.join(skipped)}" if skipped else ""
-    found = [f"{len(records)} records read{lines}"]
-    for replay in seen:
-        left = ", ".join(replay.notes())
-        if left:
-            found.append(f"records left aside for {replay.target.name}: {left}")
-    return tuple(found)
+    left = f"; lines skipped: {', '.join(skipped)}" if skipped else ""
+    told = [line for place in places for line in place.notes()]
+    return (f"{len(records)} records read{left}", *told)

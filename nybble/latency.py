@@ -1,20 +1,19 @@
 """Times kernels on this machine, and remembers what it measured.
 
-A candidate is compiled in this process and runs one image on one thread. The candidates for a layer
-take turns, so a busy machine slows them alike, and the fastest of several runs counts. Times are
-kept on disk under a key of everything that they depend on: CPU, target, layer, kernel sources, TVM.
+A candidate is compiled in this process and runs one image, on one thread if not told otherwise.
+The candidates for a layer take turns, so a busy machine slows them alike, and the fastest of
+several runs counts. Times are kept on disk under a key of everything that they depend on: CPU,
+target, threads, layer, kernel sources, TVM.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,13 @@ import tvm
 from numpy.typing import NDArray
 from tvm import tirx
 
-import nybble
+from nybble import lines
 from nybble.cache import folder
 from nybble.errors import NybbleError, ScheduleError
 from nybble.ir import numerics
 from nybble.runtime import engine, host
-from nybble.schedules.kernel import Extent, Knobs, Problem, TensorSpec
+from nybble.schedules import problems, sources
+from nybble.schedules.kernel import Extent, Knobs, TensorSpec
 from nybble.schedules.select import Candidate
 from nybble.schedules.target import CpuTarget
 
@@ -36,7 +36,6 @@ ROUNDS = 7
 ROUND_SECONDS = (
     0.004  # of one candidate in one round: enough for the clock, too short to be noticed
 )
-_SOURCES = ("schedules", "ir/numerics.py")
 
 
 class Ruler:
@@ -44,10 +43,11 @@ class Ruler:
 
     Attributes:
         cache: the file of known times, one JSON object a line; None keeps them in memory only.
+        threads: that kernels run with.
     """
 
-    def __init__(self, cache: Path | None):
-        self.cache = cache
+    def __init__(self, cache: Path | None, threads: int = 1):
+        self.cache, self.threads = cache, threads
         self._known = dict(_read(cache)) if cache else {}
 
     def __call__(self, candidates: Sequence[Candidate], target: CpuTarget) -> list[float]:
@@ -56,31 +56,37 @@ class Ruler:
         Raises:
             NybbleError: this machine cannot run code for the target.
             ScheduleError: two candidates disagree about the result.
+            ArtifactError: there are not so many CPUs.
         """
-        keys = [_key(candidate, target) for candidate in candidates]
+        keys = [self._key(candidate, target) for candidate in candidates]
         if not all(key in self._known for key in keys):
             refuse_foreign(target)
             runs = [_prepared(candidate, target) for candidate in candidates]
             _agree(candidates, runs)
-            seconds = engine.run(1, lambda: _race([run for run, _ in runs]))
+            seconds = engine.run(self.threads, lambda: _race([run for run, _ in runs]))
             found = dict(zip(keys, seconds, strict=True))
             self._known |= found
             self._append(candidates, found)
         return [self._known[key] for key in keys]
 
+    def _key(self, candidate: Candidate, target: CpuTarget) -> str:
+        kernel, problem = candidate.kernel.name, candidate.problem
+        sizes = [array.shape for array in candidate.packed]  # these may depend on the values
+        machine = (target.llvm, host.model(), self.threads)
+        parts = (kernel, problem, sizes, machine, sources.digest())
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
     def _append(self, candidates: Iterable[Candidate], found: dict[str, float]) -> None:
         if self.cache is None:
             return
-        lines = [
-            json.dumps({
-                "key": key, "kernel": c.kernel.name, "seconds": seconds, "cpu": host.model(),
-                "date": date.today().isoformat(), "layer": _words(c.problem),
-            })
-            for c, (key, seconds) in zip(candidates, found.items(), strict=True)
-        ]  # fmt: skip
         self.cache.parent.mkdir(parents=True, exist_ok=True)
-        with self.cache.open("a") as file:  # one write, so that lines of two processes do not mix
-            file.write("".join(f"{line}\n" for line in lines))
+        lines.append(self.cache, (
+            {
+                "key": key, "kernel": c.kernel.name, "seconds": seconds, "cpu": host.model(),
+                "date": date.today().isoformat(), "layer": problems.words(c.problem),
+            }
+            for c, (key, seconds) in zip(candidates, found.items(), strict=True)
+        ))  # fmt: skip
 
 
 def default_cache() -> Path:
@@ -89,43 +95,12 @@ def default_cache() -> Path:
 
 
 def _read(file: Path) -> Iterator[tuple[str, float]]:
-    """Keys and seconds of a cache; a torn line, cut off by a crash, is no time."""
+    """Keys and seconds of a cache; a line that is none, such as a torn one, is no time."""
     if not file.exists():
         return
-    for line in file.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
+    for record in lines.read(file):
+        with contextlib.suppress(KeyError, TypeError, ValueError):
             yield str(record["key"]), float(record["seconds"])
-        except (ValueError, KeyError, TypeError):
-            continue
-
-
-# ---------------------------------------------------------------- keys
-
-
-def _key(candidate: Candidate, target: CpuTarget) -> str:
-    sizes = [array.shape for array in candidate.packed]  # what is packed may depend on the values
-    parts = (candidate.kernel.name, candidate.problem, sizes, target.llvm, host.model(), _code())
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-@cache
-def _code() -> str:
-    """What the kernels are made by: their sources and TVM."""
-    digest = hashlib.sha256(version("apache-tvm").encode())
-    package = Path(nybble.__file__).parent
-    for name in _SOURCES:
-        root = package / name
-        files = [root] if root.is_file() else sorted(root.resolve().rglob("*.py"))
-        for file in files:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _words(problem: Problem) -> str:
-    shapes = [spec.shape for spec in (*problem.inputs, problem.output)]
-    weights = f" {problem.weights.dtype}{list(problem.weights.shape)}" if problem.weights else ""
-    return f"{problem.op}{weights} {problem.inputs[0].dtype} {shapes}"
 
 
 # ---------------------------------------------------------------- measuring
@@ -193,8 +168,8 @@ def _agree(candidates: Sequence[Candidate], runs: Sequence[tuple[Run, Any]]) -> 
         if not np.array_equal(result, results[0][1]):
             raise ScheduleError(
                 f"{candidate.kernel.name} and {results[0][0].kernel.name} disagree on "
-                f"{_words(candidate.problem)}. This is a defect of Nybble: please report it, and "
-                "compile without measuring."
+                f"{problems.words(candidate.problem)}. This is a defect of Nybble: please report "
+                "it, and compile without measuring."
             )
 
 

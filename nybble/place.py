@@ -1,9 +1,11 @@
-"""Where latency is measured: a target, and what earlier sessions found there."""
+"""Where code will run: a target, so many threads, and what earlier sessions measured there."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from nybble.errors import NybbleError
 from nybble.schedules.records import Records
 from nybble.schedules.replay import Replay
 from nybble.schedules.target import CpuTarget
@@ -16,11 +18,43 @@ class Place:
     Attributes:
         target: the CPU.
         records: of tuning sessions, on any targets.
+        asked: threads that the library will run with; None for what the user's records say.
     """
 
     target: CpuTarget
     records: Records = field(default_factory=Records)
+    asked: int | None = None
 
-    def replay(self, threads: int | None = None) -> Replay:
-        """The records as the target sees them, for so many threads."""
-        return Replay(self.records, self.target, threads)
+    def __post_init__(self) -> None:
+        """Refuses what is no number of threads."""
+        if self.asked is not None and self.asked < 1:
+            raise NybbleError(f"threads={self.asked!r} is not at least 1.")
+
+    @cached_property
+    def threads(self) -> int | None:
+        """As asked, else the number that all records for the target were measured with, if one."""
+        if self.asked is not None:
+            return self.asked
+        found = {one.threads for one in self.records if one.machine.fits(self.target)}
+        return found.pop() if len(found) == 1 else None
+
+    @cached_property
+    def replay(self) -> Replay:
+        """The records as the target sees them."""
+        return Replay(self.records, self.target, self.threads)
+
+    @property
+    def timed(self) -> int:
+        """Threads that kernels are timed with."""
+        return self.threads or 1
+
+    def notes(self) -> list[str]:
+        """What was assumed, and what was left aside of the records so far, in words."""
+        found = []
+        if self.asked is None and self.threads is not None:
+            found.append(
+                f"kernels for {self.target.name} are decided for {self.threads} thread(s), like "
+                "the records (threads=…, or --threads, for another number)"
+            )
+        left = ", ".join(self.replay.notes())
+        return [*found, f"records left aside for {self.target.name}: {left}"] if left else found

@@ -31,7 +31,6 @@ from nybble.recipe import FLOAT, Recipe
 from nybble.runtime.session import Session, load
 from nybble.schedules.build import build
 from nybble.schedules.lower import lower
-from nybble.schedules.records import Records
 from nybble.schedules.select import Planner
 from nybble.schedules.target import resolve, resolve_all
 
@@ -75,7 +74,7 @@ def _checked(module: Any) -> Model:
     return Model(module)
 
 
-def quantize(  # noqa: PLR0913  (the last five go together)
+def quantize(  # noqa: PLR0913  (those behind the star are seldom given)
     model: Model,
     calibration: Iterable[samples.Batch] = (),
     recipe: Recipe | None = None,
@@ -86,6 +85,7 @@ def quantize(  # noqa: PLR0913  (the last five go together)
     evaluate: Callable[[Session], float] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
     records: known.Given = None,
+    threads: int | None = None,
 ) -> QuantizedModel:
     """Calibrates and quantizes a float network.
 
@@ -105,6 +105,7 @@ def quantize(  # noqa: PLR0913  (the last five go together)
         evaluate: the score of a deployed network, the larger the better, for ``max_drop``.
         on_trial: called with every network that was compiled and evaluated.
         records: as for `compile`; latencies count with the decisions that they know.
+        threads: as for `compile`, of latencies and trials.
 
     Raises:
         CalibrationError: no data, wrong shape or dtype, NaN or infinity.
@@ -116,13 +117,13 @@ def quantize(  # noqa: PLR0913  (the last five go together)
     if recipe.activations == FLOAT:
         return QuantizedModel(*pipeline.round_weights(canonical, recipe), recipe)
     batches = samples.batches(model, calibration)
-    place = Place(resolve(target), known.gather(records))
+    place = Place(resolve(target), known.gather(records), threads)
     _check_open(bool(free_layers(canonical, recipe)), recipe, max_drop, evaluate)
     made: QuantizedModel
     if max_drop is not None:
         search = _needs_torch("nybble.search")
         goal = search.Goal(
-            max_drop, evaluate, partial(_deployed, target=target, records=place.records), on_trial
+            max_drop, evaluate, partial(_deployed, target=target, place=place), on_trial
         )
         made = search.cheapest(canonical, batches, recipe, place, goal, progress)
         return made
@@ -148,10 +149,9 @@ def _check_open(is_open: bool, recipe: Recipe, max_drop: float | None, evaluate:
         )
 
 
-def _deployed(
-    model: Model | QuantizedModel, path: Path, target: Target, records: Records
-) -> Session:
-    return load(compile(model, target, records=records).save(path))
+def _deployed(model: Model | QuantizedModel, path: Path, target: Target, place: Place) -> Session:
+    made = compile(model, target, records=place.records, threads=place.asked)
+    return load(made.save(path), place.asked)
 
 
 def _needs_torch(module: str) -> Any:
@@ -189,8 +189,9 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
             them; those of NYBBLE_RECORDS when omitted. Layers that they know, or that are near one
             that they know, get the decisions that were fastest; behind them stand the records that
             ship with Nybble. The manifest says which layer got what, ``notes`` what was left aside.
-        threads: that the library will run with. A record of one thread counts for a layer that
-            starts several only with 1 here; None does not know.
+        threads: that the library will run with, and kernels are timed with: records of as many
+            count. None takes the number that all of ``records`` for a target have, if there is
+            one; kernels are timed on one thread then where there is none.
 
     Raises:
         NybbleError: an unknown target or preference, a list with several architectures, records
@@ -203,13 +204,14 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
         module, recipe = model.integer, model.recipe
     else:
         module, recipe = canonicalize(model.module), None
-    plan = Planner(prefer=prefer, ruler=Ruler(default_cache()) if measure else None)
     tuned = known.gather(records)
-    seen = known.replays(tuned, cpus, threads)
+    places = [Place(cpu, tuned, threads) for cpu in cpus]
     phases = Phases(progress, len(cpus) * (2 if measure else 1))
     lowered = [
-        lower(module, cpu, replace(plan, replay=replay), phases.begin() if measure else None)
-        for cpu, replay in zip(cpus, seen, strict=True)
+        lower(
+            module, place.target, _plan(place, measure, prefer), phases.begin() if measure else None
+        )
+        for place in places
     ]
     executables = [
         build(scheduled.module, cpu, phases.begin())
@@ -221,4 +223,9 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
         Artifact(executable, describe(module, scheduled.layers, cpu, recipe, rates))
         for executable, scheduled, cpu, rates in variants
     )
-    return replace(first, higher=tuple(higher), notes=known.notes(tuned, seen))
+    return replace(first, higher=tuple(higher), notes=known.notes(tuned, places))
+
+
+def _plan(place: Place, measure: bool, prefer: str) -> Planner:
+    ruler = Ruler(default_cache(), place.timed) if measure else None
+    return Planner(prefer=prefer, ruler=ruler, replay=place.replay)

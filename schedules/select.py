@@ -199,7 +199,11 @@ def _as_tuned(
     for candidate, untuned in zip(rivals, seconds, strict=True):
         match = next(plan.replay.matches(candidate.kernel, candidate.problem, problem))
         record = match.record if match.kind == "exact" else None
-        if record is None or record.threads != 1 or record.reference not in measured:
+        if (
+            record is None
+            or record.threads != (plan.replay.threads or 1)
+            or record.reference not in measured
+        ):
             found.append(untuned)
         else:
             found.append(min(untuned, record.ratio * measured[record.reference]))

@@ -203,6 +203,8 @@ def test_what_was_left_aside_is_told(tmp_path: Path, network: QuantizedModel) ->
     made = nybble.compile(network, "x86-64-v3", records=path)
     assert made.notes == (
         "2 records read; lines skipped: 1 torn",
+        "kernels for x86-64-v3 are decided for 1 thread(s), like the records (threads=…, or "
+        "--threads, for another number)",
         "records left aside for x86-64-v3: 1 for other targets, 1 with decisions that the kernels "
         "do not offer today",
     )
@@ -230,7 +232,8 @@ def test_manifests_of_older_libraries_say_nothing(manifest: Manifest) -> None:
 def test_latency_tables_follow_a_tuning(
     network: QuantizedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ruler(_cache: Any) -> Any:
+    def ruler(_cache: Any, threads: int) -> Any:
+        assert threads == 1
         return lambda candidates, _target: [float(i + 1) for i in range(len(candidates))]
 
     monkeypatch.setattr(costs, "Ruler", ruler)
