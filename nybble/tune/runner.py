@@ -39,6 +39,8 @@ class Runner:
         output: what it writes.
         device: where they are.
         once: seconds of a call, about; known after `first`.
+        alone: it runs here and on this thread alone, so that the processor time it takes can be
+            measured: what else runs on a busy machine does not count.
     """
 
     module: Any
@@ -46,6 +48,7 @@ class Runner:
     output: Any = field(repr=False)
     device: Any
     once: float = 0.0
+    alone: bool = False
 
     def first(self) -> NDArray[Any]:
         """Runs it for the first time; the output."""
@@ -60,7 +63,11 @@ class Runner:
     def seconds(self, count: int) -> float:
         """Mean seconds of that many calls, made without Python between them."""
         timer = self.module.time_evaluator(SYMBOL, self.device, number=count)
-        return float(timer(*self.arguments, self.output).mean)
+        start = time.thread_time()
+        mean = float(timer(*self.arguments, self.output).mean)
+        if self.alone:
+            return (time.thread_time() - start) / (count + 1)  # it makes a first call by itself
+        return mean
 
 
 def race(candidate: Runner, reference: Runner, turns: int) -> NDArray[Any]:

@@ -105,7 +105,8 @@ class Bench:
             self._packed[key] = [tvm.runtime.tensor(a) for a in packed]
         inputs = [tvm.runtime.tensor(a) for a in self.operands.inputs]
         output = tvm.runtime.tensor(garbage(self.operands.expected))
-        return Runner(module, [*inputs, *self._packed[key]], output, tvm.cpu())
+        arguments, alone = [*inputs, *self._packed[key]], self.task.threads == 1
+        return Runner(module, arguments, output, tvm.cpu(), alone=alone)
 
     def reference(self) -> Runner:
         """The task's reference, compiled and checked once.
