@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from nybble.errors import NybbleError
 from nybble.executors.interface import Args, Done, Failure
-from nybble.executors.process import CrashedError, HungError, Process
+from nybble.executors.process import Process, attempted
 
 T = TypeVar("T")
 
@@ -30,9 +30,6 @@ class _Call:
 
 class Processes:
     """Long-lived processes, each started by the first call that it gets.
-
-    A call whose process dies is done again in a fresh one, for the cause may have been another call
-    before it, or somebody who killed it. A second time is the call's own fault.
 
     Args:
         workers: how many.
@@ -109,24 +106,17 @@ class Processes:
             with self._lock:
                 del self._busy[process], self._open[call.future]
                 self.counts["start"] += process.starts - before
-            if not call.future.done():
+            if call.dropped.is_set() and not call.future.done():
                 call.future.set_result(Done(None, Failure("lost", "the call was dropped")))
 
     def _run(self, process: Process, call: _Call) -> None:
+        def lost(kind: str) -> bool:
+            self.counts[kind] += not call.dropped.is_set()
+            return not call.dropped.is_set()
+
         try:
-            done = Done(process.call(call.function, call.arguments, call.limit))
-        except HungError as error:
-            self.counts["hang"] += 1
-            done = Done(None, Failure("hang", str(error)))
-        except CrashedError as error:
-            if call.dropped.is_set():
-                return
-            self.counts["crash"] += 1
-            if not error.fresh:
-                self._run(process, call)
-                return
-            done = Done(None, Failure("crash", str(error)))
+            done = attempted(process, call.function, call.arguments, call.limit, lost)
         except BaseException as error:  # noqa: BLE001  (raised again by the future)
             call.future.set_exception(error)
-            return
-        call.future.set_result(done)
+        else:
+            call.future.set_result(done)

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from nybble.errors import NybbleError
-from nybble.executors.interface import Args
+from nybble.executors.interface import Args, Done, Failure
 
+T = TypeVar("T")
 SHOWN = 600  # characters of what a process printed before it died
 
 
@@ -148,3 +149,36 @@ class Process:
         fresh = self._calls == 0
         self.close()
         return CrashedError(f"the process {cause}{': ' if tail else ''}{tail}", fresh)
+
+
+def attempted(
+    process: Process,
+    function: Callable[..., T],
+    arguments: Args,
+    limit: float | None,
+    lost: Callable[[str], bool],
+) -> Done[T]:
+    """`Process.call`, tried again in a fresh process where the first one died.
+
+    Its death may have been the fault of another call before it, or of somebody who killed it. A
+    second time is the call's own fault.
+
+    Args:
+        process: where.
+        function: as in `Process.call`.
+        arguments: as in `Process.call`.
+        limit: as in `Process.call`.
+        lost: called with ``crash`` or ``hang`` when a process is lost; whether to go on.
+
+    Raises:
+        Exception: what the function raised.
+    """
+    while True:
+        try:
+            return Done(process.call(function, arguments, limit))
+        except HungError as error:
+            lost("hang")
+            return Done(None, Failure("hang", str(error)))
+        except CrashedError as error:
+            if not lost("crash") or error.fresh:
+                return Done(None, Failure("crash", str(error)))

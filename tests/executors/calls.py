@@ -67,3 +67,10 @@ def unsendable(_: int) -> object:
 
 def loaded(names: tuple[str, ...]) -> list[str]:
     return [name for name in names if name in sys.modules]
+
+
+def wait_marked(mark: Path, seconds: float) -> Path:
+    """Notes who started it, then waits."""
+    mark.write_text(str(os.getppid()))
+    time.sleep(seconds)
+    return mark

@@ -1,0 +1,126 @@
+"""A Ray cluster as an executor, from the extra ``nybble[farm]``."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import cache
+from typing import Any, TypeVar
+
+from nybble.errors import NybbleError
+from nybble.executors.interface import Args, Done, Failure
+from nybble.executors.process import Process, attempted
+
+T = TypeVar("T")
+ANSWER = 10.0  # seconds
+RETRIES = 4  # of a call whose Ray worker or node was lost
+
+
+class RayCluster:
+    """Runs calls on the nodes of a Ray cluster, one a core.
+
+    Ray decides where, and does again what a lost worker or node had. On its node a call runs in a
+    `Process`, as it would here: with limits, and with a second try in a fresh process.
+
+    Args:
+        address: ``ray://host:10001`` for Ray's client port, ``host:6379`` from a node of the
+            cluster, None for a cluster of this machine alone.
+
+    Raises:
+        NybbleError: Ray is not installed, or no cluster answers.
+    """
+
+    def __init__(self, address: str | None = None):
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        if address is not None:
+            _check(address)
+        self._ray = _ray()
+        try:
+            self._ray.init(
+                address, runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False,
+                logging_level="ERROR", configure_logging=False,
+            )  # fmt: skip
+        except (ImportError, RuntimeError, ValueError, OSError) as error:
+            raise _silent(address, error) from error
+        self._call = self._ray.remote(num_cpus=1, max_retries=RETRIES)(_called)
+        self._open: dict[Future[Any], Any] = {}
+
+    @property
+    def workers(self) -> int:
+        """Cores of the cluster."""
+        return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+
+    def submit(
+        self, function: Callable[..., T], arguments: Args, limit: float | None = None
+    ) -> Future[Done[T]]:
+        """See `nybble.executors.interface.Executor.submit`."""
+        reference = self._call.remote(function, arguments, limit)
+        found: Future[Done[T]] = Future()
+        self._open[found] = reference
+        reference.future().add_done_callback(lambda future: self._ended(found, future))
+        return found
+
+    def drop(self, futures: Iterable[Future[Any]]) -> None:
+        """See `nybble.executors.interface.Executor.drop`."""
+        for future in futures:
+            if future in self._open and not future.done():
+                self._ray.cancel(self._open[future], force=True)
+
+    def close(self) -> None:
+        """Leaves the cluster; what it still does for this process is dropped."""
+        self.drop(list(self._open))
+        self._ray.shutdown()
+
+    def _ended(self, found: Future[Done[T]], future: Future[Done[T]]) -> None:
+        """Passes on what Ray says, in this package's words."""
+        self._open.pop(found, None)
+        error, errors = future.exception(), self._ray.exceptions
+        if error is None:
+            found.set_result(future.result())
+        elif isinstance(error, errors.RayTaskError):
+            found.set_exception(error.cause or error)
+        elif isinstance(error, errors.RayError):
+            found.set_result(Done(None, Failure("lost", f"{type(error).__name__}: {error}")))
+        else:
+            found.set_exception(error)
+
+
+def _check(address: str) -> None:
+    """Refuses an address where nobody listens, for which Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise NybbleError(f"--workers {address}: expected ray://host:10001 or ray:host:6379.")
+    try:
+        socket.create_connection((host, int(port)), ANSWER).close()
+    except OSError as error:
+        raise _silent(address, error) from error
+
+
+def _silent(address: str | None, error: Exception) -> NybbleError:
+    return NybbleError(
+        f"No Ray cluster answers at {address or 'this machine'}: {error}. Start one there: "
+        "ray start --head; --workers ray://host:10001 names its client port."
+    )
+
+
+def _called(function: Callable[..., T], arguments: Args, limit: float | None) -> Done[T]:
+    """One call, in a process that stays as long as the Ray worker."""
+    return attempted(_process(), function, arguments, limit, lambda _kind: True)
+
+
+@cache
+def _process() -> Process:
+    return Process()
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray  # noqa: PLC0415  (an extra, and slow to load)
+    except ImportError as error:
+        raise NybbleError("--workers ray needs Ray: pip install nybble[farm].") from error
+    return ray
