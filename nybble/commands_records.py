@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ def show(files: Sequence[Path], as_json: bool) -> None:
     groups: dict[Any, list[Record]] = defaultdict(list)
     for record in records:
         groups[record.machine, record.threads, record.sources].append(record)
-    rows = [_group(found) for found in groups.values()]
+    won = {id(record) for record in records.settled() if record.wins}
+    rows = [_group(found, won) for found in groups.values()]
     if as_json:
         _print({"groups": rows, "skipped": dict(records.skipped)})
         return
@@ -58,12 +59,13 @@ def best(files: Sequence[Path], layer: str, as_json: bool) -> None:
     if as_json:
         _print([record.to_dict() for record in found])
         return
-    table = Table("layer", "kernel", "ratio", "noise", "decisions", "threads", "machine", "date")
+    columns = ("layer", "kernel", "ratio", "noise", "turns", "decisions", "threads", "machine")
+    table = Table(*columns, "date")
     for record in found:
         table.add_row(
             Text(problems.words(record.problem)), record.kernel, f"{record.ratio:.2f}",
-            f"{100 * record.noise:.0f} %", Text(_decided(record)), str(record.threads),
-            record.machine.cpu, record.date,
+            f"{100 * record.noise:.0f} %", str(record.turns), Text(_decided(record)),
+            str(record.threads), record.machine.cpu, record.date,
         )  # fmt: skip
     table.caption = "ratio: of the time to that of the layer's default kernel and decisions"
     console.print(table)
@@ -125,14 +127,15 @@ def shortened(records: Records, keep: int, current: bool) -> list[Record]:
     return [record for record in records if id(record) in kept]
 
 
-def _rank(record: Record) -> float:
-    return record.upper
+def _rank(record: Record) -> tuple[bool, float]:
+    """Best first; what was raced for long stands before what may be luck."""
+    return not record.is_sure, record.upper
 
 
-def _group(found: Sequence[Record]) -> dict[str, Any]:
+def _group(found: Sequence[Record], winners: Collection[int]) -> dict[str, Any]:
     first, dates = found[0], [record.date for record in found]
     layers = {problems.renamed(record.problem) for record in found}
-    won = {problems.renamed(record.problem) for record in found if record.wins}
+    won = {problems.renamed(record.problem) for record in found if id(record) in winners}
     return {
         "cpu": first.machine.cpu, "arch": first.machine.arch, "features": first.machine.features,
         "caches": first.machine.caches, "threads": first.threads, "current": first.is_current,

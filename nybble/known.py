@@ -54,4 +54,4 @@ def notes(records: Records, places: Iterable[Place]) -> tuple[str, ...]:
         return ()
     left = f"; lines skipped: {', '.join(skipped)}" if skipped else ""
     told = [line for place in places for line in place.notes()]
-    return (f"{len(records)} records read{left}", *told)
+    return (f"records read: {len(records)}{left}", *told)

@@ -32,7 +32,8 @@ from nybble.passes.view import View
 from nybble.phases import Phases
 from nybble.place import Place
 from nybble.recipe import FLOAT, Recipe, Widths, with_widths
-from nybble.report.data import facts
+from nybble.report import tuned
+from nybble.report.data import facts, layer_rows
 from nybble.report.study import Fidelity, Outcome, Point, Study, bits, in_words
 from nybble.runtime.manifest import Manifest
 from nybble.schedules.target import resolve
@@ -194,6 +195,7 @@ class _Work:
             self.options.title, allocation, losses, trade.costs, fronts, alike, outcomes,
             trade.sensitivity.measure, self._count(kept), len(data),
             self._facts(trade.sensitivity, manifest, len(kept)),
+            tuple(tuned.cells(layer_rows(manifest))),
         )  # fmt: skip
 
     def recipe_of(self, allocation: Allocation) -> Recipe:

@@ -24,6 +24,7 @@ from nybble.schedules.kernel import Problem
 from nybble.schedules.machine import Machine
 
 SCHEMA = 1
+SURE = 31  # turns: on a busy machine the best of many shorter races is luck
 VERSION = "of another format"
 Decisions = tuple[tuple[str, Any], ...]
 """The values of knobs, sorted by name; what is missing takes its default."""
@@ -73,8 +74,13 @@ class Record:
 
     @property
     def wins(self) -> bool:
-        """Whether it is faster than the reference beyond the noise."""
-        return self.upper < 1
+        """Whether it is faster than the reference, surely and beyond the noise."""
+        return self.is_sure and self.upper < 1
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it was raced for long enough to be trusted."""
+        return self.turns >= SURE
 
     @property
     def is_current(self) -> bool:

@@ -1,9 +1,9 @@
 """Which decisions a layer's kernel gets: recorded ones, those of the nearest problem, or defaults.
 
-A record is *exact* for the same problem, measured by the same kernel sources on the same kind of
-machine with as many threads. Only such a record may put another kernel in the place of the table's
-first. Any other record of the kernel that won is near or far; the nearest whose decisions are legal
-here is taken.
+Only records of long races count. One is *exact* for the same problem, measured by the same kernel
+sources on the same kind of machine with as many threads. Only such a record may put another kernel
+in the place of the table's first. Any other record of the kernel that won is near or far; the
+nearest whose decisions are legal here is taken.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class Replay:
         self._machine = Machine.here(target) if runs_here(target) else None
         self._exact: dict[Problem, list[Record]] = {}
         self._near: dict[Any, list[list[Record]]] = defaultdict(list)
+        self._unsure: set[Problem] = set()
         found = self._add(records)
         self._own = {id(record) for record in found}
         self.foreign = len(found) - sum(record.machine.fits(target) for record in found)
@@ -169,6 +170,8 @@ class Replay:
         """What was left aside so far, in words."""
         if self.foreign:
             yield f"{self.foreign} for other targets"
+        if self._unsure:
+            yield f"those of {len(self._unsure)} layers, not raced to the end (let it be tuned on)"
         illegal = len(self._illegal.keys() & self._own)
         if illegal:
             yield f"{illegal} with decisions that the kernels do not offer today"
@@ -197,7 +200,8 @@ class Replay:
         fitting = [record for record in found if record.machine.fits(self.target)]
         exact: dict[int, list[Record]] = defaultdict(list)
         near: dict[Any, list[Record]] = defaultdict(list)
-        for record in sorted(fitting, key=lambda r: r.upper):
+        sure = [record for record in fitting if record.is_sure]
+        for record in sorted(sure, key=lambda r: r.upper):
             if self._is_exact(record):
                 exact[id(record.problem)].append(record)
             kind = record.problem.op, record.kernel, record.weights
@@ -207,6 +211,8 @@ class Replay:
         for (kind, _), several in near.items():
             self._near[kind].append(several)
         self._exact = _by_problem(exact.values()) | self._exact
+        hopes = {id(r.problem): r.problem for r in fitting if r.upper < 1 and self._is_exact(r)}
+        self._unsure |= {problem for problem in hopes.values() if problem not in self._exact}
         return found
 
     def _is_exact(self, record: Record) -> bool:

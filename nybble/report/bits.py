@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from nybble.report import columns, front, parts, units
+from nybble.report import columns, front, parts, tuned, units
 from nybble.report.study import Outcome, Study, in_words
 
 TOP1, SIZE = "Top-1", "Size of weights"
@@ -19,6 +19,7 @@ def render(study: Study) -> str:
         parts.section("Sensitivity", columns.heat_map(study), _heat_note(study)),
         _fidelity(study),
         _layers(study),
+        tuned.section(study.decided),
         parts.facts("How this was made", study.facts) if study.facts else "",
     )
     verdict = parts.chips(_badges(study))

@@ -17,7 +17,7 @@ def render(report: Report) -> str:
         _times(report.layers),
         _layers(report.layers),
         _choices(report.layers),
-        _decided(report.layers),
+        tuned.section(tuned.cells(report.layers)),
         _exceptions(report),
         _parity(report),
         parts.facts("The library", report.facts),
@@ -129,15 +129,6 @@ def _choices(rows: Sequence[LayerRow]) -> str:
     return parts.section(
         "How the kernels were chosen", parts.table(choices.COLUMNS, found, 6), note
     )
-
-
-def _decided(rows: Sequence[LayerRow]) -> str:
-    """Where the kernels' decisions are from, where records were used."""
-    found = [tuple(map(escape, (*row[:3], row[-1], *row[3:-1]))) for row in tuned.cells(rows)]
-    if not found:
-        return ""
-    columns = (*tuned.COLUMNS[:3], tuned.COLUMNS[-1], *tuned.COLUMNS[3:-1])
-    return parts.section("Decisions of the kernels", parts.table(columns, found, 3), tuned.NOTE)
 
 
 def _exceptions(report: Report) -> str:

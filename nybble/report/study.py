@@ -76,6 +76,8 @@ class Study:
         samples: how many of the calibration data the fidelity is of.
         evaluated: how many samples the outcomes are of; 0 where there are none.
         facts: (what, value) pairs about network, recipe, target.
+        decided: where the decisions of every kernel of the choice are from
+            (`nybble.report.tuned.cells`); empty where none were recorded.
     """
 
     title: str
@@ -89,6 +91,7 @@ class Study:
     samples: int = 0
     evaluated: int = 0
     facts: tuple[tuple[str, str], ...] = ()
+    decided: tuple[tuple[str, ...], ...] = ()
 
     @property
     def widths(self) -> list[int | str]:

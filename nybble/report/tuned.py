@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
-from nybble.report import units
+from nybble.report import parts, units
 from nybble.report.data import LayerRow
 
 COLUMNS = ("layer", "kernel", "decisions from", "ratio", "noise", "threads", "decisions")
@@ -18,6 +19,20 @@ NOTE = (
 def cells(rows: Sequence[LayerRow]) -> list[tuple[str, ...]]:
     """A row of `COLUMNS` for every layer; none at all where no layer has recorded decisions."""
     return [_cells(row) for row in rows] if any(row.tuned for row in rows) else []
+
+
+def section(found: Sequence[Sequence[str]]) -> str:
+    """A part of a page; nothing without rows.
+
+    Args:
+        found: from `cells`.
+    """
+    if not found:
+        return ""
+    order = (0, 1, 2, 6, 3, 4, 5)  # numbers at the end
+    rows = [tuple(escape(row[i]) for i in order) for row in found]
+    table = parts.table([COLUMNS[i] for i in order], rows, 3)
+    return parts.section("Decisions of the kernels", table, NOTE)
 
 
 def _cells(row: LayerRow) -> tuple[str, ...]:

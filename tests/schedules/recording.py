@@ -7,7 +7,7 @@ from typing import Any
 
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from nybble.schedules.machine import Machine
-from nybble.schedules.records import Record
+from nybble.schedules.records import SURE, Record
 from nybble.schedules.target import resolve
 
 V3 = resolve("x86-64-v3")
@@ -36,7 +36,7 @@ def record(ratio: float = 0.8, **changes: Any) -> Record:
     given: dict[str, Any] = {
         "problem": LINEAR, "kernel": AVX2[0], "weights": AVX2[1], "decisions": (),
         "seconds": 1e-4, "ratio": ratio, "noise": 0.02, "threads": 1, "machine": HERE,
-        "reference": AVX2,
+        "reference": AVX2, "turns": SURE,
     }  # fmt: skip
     return Record(**{**given, **changes})
 

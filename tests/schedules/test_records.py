@@ -15,8 +15,9 @@ from nybble.errors import NybbleError
 from nybble.schedules import problems
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from nybble.schedules.machine import Machine
-from nybble.schedules.records import Record, Records
+from nybble.schedules.records import SURE, Record, Records
 from nybble.schedules.target import resolve
+from nybble.tune import memory
 from tests import cases
 from tests.schedules.recording import CONV, LINEAR, V3, decided, record
 from tests.weight_only_cases import CASES as WEIGHT_ONLY
@@ -126,7 +127,7 @@ def test_what_is_no_record_is_counted(tmp_path: Path) -> None:
     assert found.skipped == {"corrupt": len(lines) - 3, "of another format": 1, "torn": 1}
     told = known.notes(found, ())
     assert told == (
-        f"1 records read; lines skipped: {len(lines) - 3} corrupt, 1 of another format, 1 torn",
+        f"records read: 1; lines skipped: {len(lines) - 3} corrupt, 1 of another format, 1 torn",
     )
 
 
@@ -145,7 +146,7 @@ def test_a_file_that_is_not_there_cannot_be_read(tmp_path: Path) -> None:
 
 def test_of_one_candidate_the_longer_measurement_counts() -> None:
     first, longer, later = record(0.7, turns=5), record(0.9, turns=31), record(0.8, turns=31)
-    other = record(0.6, decisions=decided(rows=2))
+    other = record(0.6, decisions=decided(rows=2), turns=5)
     assert Records([first, longer, later, other, first]).settled() == [later, other]
 
 
@@ -153,6 +154,8 @@ def test_upper_and_wins() -> None:
     assert record(0.9, noise=0.1).upper == pytest.approx(0.99)
     assert record(0.9, noise=0.1).wins
     assert not record(0.95, noise=0.1).wins
+    assert not record(0.9, noise=0.1, turns=SURE - 1).wins
+    assert memory.SURE >= SURE  # what a session takes for sure is trusted
 
 
 def test_files_of_the_environment_stand_before_what_ships(

@@ -76,6 +76,16 @@ def test_within_the_noise_the_defaults_stay() -> None:
     assert match(replay(lucky, sure)) == ("exact", 0.8)
 
 
+def test_short_races_are_left_aside() -> None:
+    lucky, sure = record(0.5, decisions=HALF, turns=9), record(0.8, decisions=decided(rows=8))
+    known = replay(lucky)
+    assert match(known) == ("default", None)
+    assert list(known.notes()) == ["those of 1 layers, not raced to the end (let it be tuned on)"]
+    assert match(replay(lucky, sure)) == ("exact", 0.8)
+    assert list(replay(lucky, sure).notes()) == []
+    assert taken(replay(record(0.5, kernel=GENERIC[0], turns=9))) == AVX2[0]
+
+
 def test_a_kernel_that_is_not_the_reference_must_beat_its_own_defaults() -> None:
     other = {"reference": GENERIC}
     tuned, untuned = record(1.2, decisions=HALF, **other), record(1.5, decisions=(), **other)
@@ -185,7 +195,8 @@ def test_only_an_exact_record_beyond_the_noise_puts_another_kernel_in_place() ->
     other = record(0.8, kernel=GENERIC[0])
     assert taken(replay(other)) == GENERIC[0]
     for change in (
-        {"noise": 0.3}, {"sources": "old"}, {"machine": ELSEWHERE}, {"reference": None},
+        {"noise": 0.3}, {"turns": 9}, {"sources": "old"}, {"machine": ELSEWHERE},
+        {"reference": None},
         {"reference": ("cpu.int8.vnni", "int8")}, {"problem": replace(LINEAR, flush=8)},
         {"decisions": decided(rows=4)}, {"weights": "int4"}, {"kernel": "cpu.int8.vnni"},
     ):  # fmt: skip

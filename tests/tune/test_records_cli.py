@@ -202,7 +202,7 @@ def test_what_was_left_aside_is_told(tmp_path: Path, network: QuantizedModel) ->
         file.write('{"torn')
     made = nybble.compile(network, "x86-64-v3", records=path)
     assert made.notes == (
-        "2 records read; lines skipped: 1 torn",
+        "records read: 2; lines skipped: 1 torn",
         "kernels for x86-64-v3 are decided for 1 thread(s), like the records (threads=…, or "
         "--threads, for another number)",
         "records left aside for x86-64-v3: 1 for other targets, 1 with decisions that the kernels "
