@@ -72,7 +72,8 @@ def compile_to_file(job: CompileJob) -> None:
     for path in (job.output, *([job.onnx] if job.onnx else ())):
         writable(path)
     resolve_all(job.targets)
-    records = known.gather(job.records)
+    with step("read records"):
+        records = known.gather(job.records)
     samples: Any = Samples(job.calibration) if job.calibration else ()
     with step(f"import {job.model.name}"):
         model = load_model(job.model)
