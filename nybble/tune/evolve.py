@@ -13,10 +13,10 @@ from nybble.tune.space import Variant, variants_of
 from nybble.tune.tasks import Point, Task
 
 PARENTS = 24  # measured candidates that evolution begins with
-STRANGERS = 40  # drawn at random
-CHILDREN = 64  # of a generation
-KEPT = 48
-GENERATIONS = 4
+STRANGERS = 24  # drawn at random
+CHILDREN = 40  # of a generation
+KEPT = 32
+GENERATIONS = 3
 CURIOUS = 0.2  # share of a batch that is drawn at random, whatever the model says
 MUTATED = 0.7  # share of children with one parent
 DRAWS = 40  # in a row without a new point: the space is exhausted

@@ -83,8 +83,7 @@ def vectors_of(geometry: Geometry, dot: Dot) -> int:
 def plan_of(geometry: Geometry, dot: Dot, storage: Storage, knobs: Knobs) -> Plan:
     """Asks the knobs for every decision; the defaults come from counting instructions."""
     cost = Cost(geometry, dot, storage)
-    tiles = {str(tile): tile for tile in register_tiles(geometry, dot)}
-    best = min(tiles.values(), key=lambda tile: cost.best(tile, 1)[0])
+    tiles, best = _named_tiles(cost)
     tile = tiles[knobs.pick("tile", tuple(tiles), str(best))]
     single = register_tiles(replace(geometry, rows=(1,)), dot)[0]
     parallel = knobs.pick("parallel", (False, True), cost.best(tile, 1)[0] > SERIAL_CYCLES)
@@ -96,6 +95,13 @@ def plan_of(geometry: Geometry, dot: Dot, storage: Storage, knobs: Knobs) -> Pla
     return Plan(tile, single, task_rows, splits, parallel)
 
 
+@lru_cache(1 << 8)
+def _named_tiles(cost: Cost) -> tuple[dict[str, Tile], Tile]:
+    """The register tiles by name, and the best one; a search asks again and again."""
+    tiles = {str(tile): tile for tile in register_tiles(cost.geometry, cost.dot)}
+    return tiles, min(tiles.values(), key=lambda tile: cost.best(tile, 1)[0])
+
+
 @dataclass(frozen=True)
 class Cost:
     """Cycles of one image of a layer, for choosing how to cut it."""
@@ -104,7 +110,7 @@ class Cost:
     dot: Dot
     storage: Storage
 
-    @lru_cache(1 << 10)  # noqa: B019  (its keys are small, and a search asks again and again)
+    @lru_cache(1 << 10)  # noqa: B019  (its keys are small)
     def best(self, tile: Tile, tasks: int) -> tuple[float, tuple[int, int]]:
         """The cheapest (rows of a task, splits) that make at least ``tasks`` tasks."""
         rows, splits = self.geometry.static_rows, _split_choices(self.geometry, self.dot, tile)

@@ -149,11 +149,7 @@ def cut_of(shape: Shape, knobs: Knobs) -> Cut:
     """Asks the knobs for every decision; the defaults come from counting instructions."""
     whole = _ranked(shape, shape.total, 1)[0][0]
     parallel = knobs.pick("parallel", (False, True), whole > SERIAL_CYCLES)
-    choices = [rows for rows in _row_choices(shape.total) if _fits(shape, rows)] or [2]
-    cuts = [(rows, splits) for rows in choices for splits in _split_choices(shape)]
-    enough = [cut for cut in cuts if ceil(shape.total / cut[0]) * cut[1] >= TASKS]
-    wanted = (enough or cuts[-1:]) if parallel else cuts
-    rows, splits = min(wanted, key=lambda cut: _ranked(shape, *cut)[0])
+    rows, splits = _best_cut(shape, parallel)
     rows = knobs.pick("rows", _row_choices(shape.total), rows)
     splits = knobs.pick("splits", _split_choices(shape), splits)
     tiles = {
@@ -161,6 +157,16 @@ def cut_of(shape: Shape, knobs: Knobs) -> Cut:
     }
     wide, vectors = tiles[knobs.pick("tile", tuple(tiles), next(iter(tiles)))]
     return Cut(rows, splits, wide, vectors, parallel)
+
+
+@lru_cache(1 << 8)
+def _best_cut(shape: Shape, parallel: bool) -> tuple[int, int]:
+    """(rows, splits) by default."""
+    choices = [rows for rows in _row_choices(shape.total) if _fits(shape, rows)] or [2]
+    cuts = [(rows, splits) for rows in choices for splits in _split_choices(shape)]
+    enough = [cut for cut in cuts if ceil(shape.total / cut[0]) * cut[1] >= TASKS]
+    wanted = (enough or cuts[-1:]) if parallel else cuts
+    return min(wanted, key=lambda cut: _ranked(shape, *cut)[0])
 
 
 def _row_choices(total: int) -> list[int]:
