@@ -18,6 +18,7 @@ from nybble.passes.view import View
 from nybble.place import Place
 from nybble.recipe import Recipe, Weights
 from nybble.schedules.lower import Layer, lower
+from nybble.schedules.machine import runs_here
 from nybble.schedules.select import Planner
 
 Costs = dict[str, dict[str, dict[Weights, float]]]
@@ -35,8 +36,9 @@ def layer_costs(
 
     Size is bytes of the weights in their own width; bops multiply-adds of one image times the bits
     of both operands; latency seconds of the kernel that the planner takes, with what is fused
-    behind it, measured and remembered (`nybble.latency`). Where records of tuning
-    sessions know faster decisions for it, their ratio counts.
+    behind it, measured and remembered (`nybble.latency`). Where records of tuning sessions know
+    faster decisions for it, their ratio counts; of a target that does not run here, records alone
+    tell the time.
 
     Args:
         canonical: float.
@@ -46,7 +48,8 @@ def layer_costs(
         report: called with (layers done, layers in all).
 
     Raises:
-        NybbleError: this machine cannot run the target's code.
+        ScheduleError: this machine cannot run the target's code, and the records do not know a
+            layer at a width.
     """
     view, found = View(canonical), Costs(size={}, bops={})
     for index, width in enumerate(recipe.choices):
@@ -80,7 +83,8 @@ def _put(costs: Costs, cost: str, layer: str, width: Weights, value: float) -> N
 
 def _seconds(mod: tvm.IRModule, place: Place, report: Report | None) -> dict[str, float]:
     """The time of the kernel that each layer gets."""
-    plan = Planner(ruler=Ruler(default_cache(), place.timed), replay=place.replay)
+    ruler = Ruler(default_cache(), place.timed) if runs_here(place.target) else None
+    plan = Planner(ruler=ruler, replay=place.replay, recorded=ruler is None)
     lowered = lower(mod, place.target, plan, report)
     return {layer.name: _taken(layer) for layer in lowered.layers if layer.weights}
 

@@ -107,6 +107,14 @@ class Replay:
         found = self._of(problem)
         return next((r for r in found if threads in (None, r.threads)), None)
 
+    def exact(self, problem: Problem) -> Sequence[Record]:
+        """The exact records of a problem for the library's threads, best first.
+
+        Args:
+            problem: with its weights in their own width.
+        """
+        return [r for r in self._of(problem) if self.threads in (None, r.threads)]
+
     def winners(self, problem: Problem, default: Default) -> Iterator[Record]:
         """Exact records of other kernels that beat the default one beyond the noise, best first.
 

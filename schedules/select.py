@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nybble.errors import NybbleError, ScheduleError
 from nybble.ir import numerics
-from nybble.schedules import table
+from nybble.schedules import problems, table, times
 from nybble.schedules.kernel import Constants, Epilogue, Kernel, Problem
 from nybble.schedules.replay import Default, Replay
 from nybble.schedules.target import CpuTarget
@@ -104,6 +104,7 @@ class Planner:
         replay: measured decisions of earlier sessions for the target; None knows of none. Where
             nothing is measured and speed is asked for, one for the very same layer may put another
             kernel in the place of the table's first.
+        recorded: without a ruler: times are those of ``replay``, of a machine that is not at hand.
         kernels: the table.
     """
 
@@ -111,6 +112,7 @@ class Planner:
     prefer: str = "speed"
     ruler: Ruler | None = None
     replay: Replay | None = None
+    recorded: bool = False
     kernels: Sequence[Kernel] = table.KERNELS
 
     def __post_init__(self) -> None:
@@ -129,7 +131,8 @@ def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Plan
         plan: how to choose.
 
     Raises:
-        ScheduleError: the pattern matches no kernel at all, or every candidate refuses.
+        ScheduleError: the pattern matches no kernel at all, or every candidate refuses, or nothing
+            is recorded where records alone are to tell times.
     """
     refusals: list[str] = []
     found = _candidates(problem, constants, target, plan, refusals)
@@ -137,20 +140,25 @@ def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Plan
     if first is None:
         raise ScheduleError(_nothing(problem, target, plan, refusals))
     by_size = plan.prefer == "size"
-    candidates = [first, *found] if plan.ruler or by_size else [first]
+    is_timed = plan.ruler is not None or plan.recorded
+    candidates = [first, *found] if is_timed or by_size else [first]
     if by_size:
         candidates = _smallest(candidates)
-    if plan.ruler is None:
-        usual = _in_bytes(candidates[0], problem, constants, target, plan)
-        taken = _recorded(usual, problem, constants, target, plan)
+    usual = _in_bytes(candidates[0], problem, constants, target, plan)
+    taken = _recorded(usual, problem, constants, target, plan)
+    if not is_timed:
         return Choice(taken, _heard(refusals, target, plan))
+    if all((c.kernel, c.weights) != (taken.kernel, taken.weights) for c in candidates):
+        candidates.append(taken)  # slow as far as was known, but for the record
     rivals = [*candidates, *_in_float(problem, target, plan)]
     heard = _heard(refusals, target, plan)
     if len(rivals) == 1:
         return Choice(candidates[0], heard)
-    seconds = _as_tuned(rivals, plan.ruler(rivals, target), problem, plan)
+    seconds = _seconds(rivals, problem, target, plan)
     timed = tuple(
-        Timed(c.kernel.name, c.weights, c.size, s) for c, s in zip(rivals, seconds, strict=True)
+        Timed(c.kernel.name, c.weights, c.size, s)
+        for c, s in zip(rivals, seconds, strict=True)
+        if s < inf
     )
     limit = TIE * min(seconds[: len(candidates)])
     level = [i for i in range(len(candidates)) if seconds[i] <= limit]
@@ -188,25 +196,22 @@ def _recorded(
     return usual
 
 
-def _as_tuned(
-    rivals: Sequence[Candidate], seconds: Sequence[float], problem: Problem, plan: Planner
+def _seconds(
+    rivals: Sequence[Candidate], problem: Problem, target: CpuTarget, plan: Planner
 ) -> Sequence[float]:
-    """Times of candidates with recorded decisions, by the records' ratios, where there are some."""
-    if plan.replay is None:
-        return seconds
-    measured = {(c.kernel.name, c.weights): s for c, s in zip(rivals, seconds, strict=True)}
-    found = []
-    for candidate, untuned in zip(rivals, seconds, strict=True):
-        match = next(plan.replay.matches(candidate.kernel, candidate.problem, problem))
-        record = match.record if match.kind == "exact" else None
-        if (
-            record is None
-            or record.threads != (plan.replay.threads or 1)
-            or record.reference not in measured
-        ):
-            found.append(untuned)
-        else:
-            found.append(min(untuned, record.ratio * measured[record.reference]))
+    """Every candidate's time with the best decisions that are known."""
+    seen = [Default(rival.kernel, rival.problem) for rival in rivals]
+    if plan.ruler is not None:
+        seconds = plan.ruler(rivals, target)
+        return times.tuned(seen, seconds, problem, plan.replay) if plan.replay else seconds
+    assert plan.replay is not None
+    found = times.recorded(seen, problem, plan.replay)
+    if min(found) == inf:
+        raise ScheduleError(
+            f"This machine cannot run code for {target.name}, and the records say nothing of "
+            f"{problems.words(problem)} there. Tune the network at this width on such a machine, "
+            "and give the file as records; or leave latency out of the budget."
+        )
     return found
 
 

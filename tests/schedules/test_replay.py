@@ -233,6 +233,31 @@ def test_measured_times_count_with_the_records_ratio() -> None:
     assert all(t.seconds == p.seconds for p, t in pairs if p.kernel != AVX2[0])
 
 
+def test_a_recorded_winner_is_timed_though_it_is_not_taken_by_default() -> None:
+    def ruler(candidates: Any, _target: Any) -> list[float]:
+        return [9.0 if c.kernel.name == GENERIC[0] else 5.0 for c in candidates]
+
+    usual = record(1.0, decisions=HALF)
+    winner = record(0.3, kernel=GENERIC[0], decisions=())
+    plan = Planner(ruler=ruler, replay=replay(usual, winner))
+    found = select.choose(LINEAR, CONSTANTS, V3, plan)
+    assert GENERIC[0] in [timed.kernel for timed in found.timed]
+    alone = select.choose(LINEAR, CONSTANTS, V3, replace(plan, replay=replay(usual)))
+    assert GENERIC[0] not in [timed.kernel for timed in alone.timed]
+
+
+def test_records_alone_tell_times_of_other_machines() -> None:
+    tuned = record(0.5, decisions=HALF, seconds=1e-4)
+    other = record(0.75, kernel=GENERIC[0], seconds=1.8e-4)
+    plan = Planner(replay=replay(tuned, other), recorded=True)
+    found = select.choose(LINEAR, CONSTANTS, V3, plan)
+    assert found.candidate.kernel.name == AVX2[0]
+    (timed,) = found.timed
+    assert timed.seconds == pytest.approx(0.5 * 2.2e-4)  # the median of 2 and 2.4
+    with pytest.raises(ScheduleError, match=r"records say nothing of linear uint8\[8, 64\]"):
+        select.choose(LINEAR, CONSTANTS, V3, Planner(replay=replay(), recorded=True))
+
+
 # ---------------------------------------------------------------- bits
 
 
