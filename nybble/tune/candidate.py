@@ -11,11 +11,14 @@ import tvm
 from numpy.typing import NDArray
 
 from nybble.errors import ScheduleError
+from nybble.executors.interface import Done
+from nybble.executors.serve import stage
 from nybble.runtime.artifact import export_module
 from nybble.schedules.build import kernel_library
+from nybble.tune.measure import Limits, Outcome
+from nybble.tune.runner import SYMBOL
 from nybble.tune.tasks import Operands, Point, Task
 
-SYMBOL = "main"
 TROUBLE = (  # what TVM, LLVM or a kernel raises that stumbles over unusual decisions
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
     ValueError,
@@ -84,12 +87,22 @@ def attempt(task: Task, point: Point) -> Library:
     Raises:
         ArtifactError: this machine cannot link for the target.
     """
+    stage("compiling", Limits.compile)
     try:
         return Library(library(task, point))
     except CompilerError as error:
         return Library(b"", "compiler", str(error))
     except ScheduleError as error:
         return Library(b"", "illegal", str(error))
+
+
+def not_built(point: Point, done: Done[Library]) -> Outcome | None:
+    """The outcome of a candidate without code, None where there is code."""
+    if done.failure is not None:
+        return Outcome.failed(point, done.failure.kind, done.failure.detail)
+    assert done.value is not None
+    failure = done.value.failure
+    return Outcome.failed(point, failure, done.value.detail) if failure else None
 
 
 def last_line(error: BaseException) -> str:

@@ -6,12 +6,19 @@ has crashed, and lives on. This one is the same server that then listens again.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import platform
 import signal
 from collections.abc import Callable
 
+import tvm_ffi
+
+from nybble import cpuinfo
 from nybble.errors import NybbleError
+from nybble.schedules.machine import CPUINFO
+from nybble.tune.remote import MACHINE
 from nybble.tune.tracker import Tracker
 
 PORTS = 100  # tried from the first on
@@ -35,6 +42,7 @@ def serve(tracker: Tracker, host: str, port: int, address: str | None, say: Say)
 
     server.logger.setLevel(logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # its threads would keep the process alive
+    tvm_ffi.register_global_func(MACHINE, _described)
     tracker.servers()
     home = os.getcwd()
     while True:
@@ -50,6 +58,12 @@ def serve(tracker: Tracker, host: str, port: int, address: str | None, say: Say)
         state.sock.close()
         os.chdir(home)  # the session's folder is gone
         say("a session crashed; listening again")
+
+
+def _described() -> str:
+    lines = CPUINFO.read_text().splitlines()
+    name = cpuinfo.name(lines) or platform.machine()
+    return json.dumps({"cpu": name, "caches": cpuinfo.caches()})
 
 
 def track(host: str, port: int, say: Say) -> None:

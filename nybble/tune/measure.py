@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nybble.errors import NybbleError
+from nybble.schedules.machine import Machine
+from nybble.schedules.target import CpuTarget
 from nybble.tune.tasks import Point, Task
 
 FailureKind = Literal["illegal", "wrong", "crash", "hang", "compiler", "lost"]
@@ -62,6 +64,21 @@ class Outcome:
         return Outcome(point, float(turns[:, 0].min()), middle, noise)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that a step may take before its process is killed.
+
+    Attributes:
+        compile: a candidate, and where it is the first of its task the reference.
+        run: the check, and the race against the reference, each.
+        start: a new process with its imports, on a machine that has other things to do.
+    """
+
+    compile: float = 90
+    run: float = 60
+    start: float = 300
+
+
 class Measurer(Protocol):
     """Measures candidates, somewhere."""
 
@@ -76,6 +93,13 @@ class Measurer(Protocol):
         Raises:
             NybbleError: nothing can be measured for this task: this machine or no device can run
                 it, or the reference itself is wrong.
+        """
+
+    def machine(self, target: CpuTarget) -> Machine:
+        """The kind of machine whose times these are.
+
+        Raises:
+            NybbleError: it cannot be asked.
         """
 
     def close(self) -> None:

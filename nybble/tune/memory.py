@@ -34,11 +34,11 @@ class Memory:
     Args:
         tasks: of the network, all for one target.
         records: the measured points.
+        machine: that measures.
     """
 
-    def __init__(self, tasks: Sequence[Task], records: Records):
-        self._records = records
-        self._machine = Machine.here(tasks[0].target)
+    def __init__(self, tasks: Sequence[Task], records: Records, machine: Machine):
+        self._records, self._machine = records, machine
         keys = "".join(f"{task.key} {task.calls} {task.threads}" for task in tasks)
         self._network = hashlib.sha256(keys.encode()).hexdigest()[:16]
         self._progress = progress_of(records.path) if records.path else None

@@ -9,9 +9,11 @@ from nybble.executors.interface import each
 from nybble.executors.local import Processes
 from nybble.latency import refuse_foreign
 from nybble.runtime import host
-from nybble.tune.measure import TURNS, Outcome
+from nybble.schedules.machine import Machine
+from nybble.schedules.target import CpuTarget
+from nybble.tune.measure import TURNS, Limits, Outcome
 from nybble.tune.tasks import Point, Task
-from nybble.tune.worker import Limits, Measured, measured
+from nybble.tune.worker import Measured, measured
 
 
 class LocalPool:
@@ -47,7 +49,7 @@ class LocalPool:
         """See `nybble.tune.measure.Measurer.measure`."""
         refuse_foreign(task.target)
         arguments = [(task, point, turns, self._limits) for point in points]
-        for index, done in each(self.executor, self._work, arguments, self._limits.compile):
+        for index, done in each(self.executor, self._work, arguments, self._limits.start):
             outcome = done.value
             if done.failure is not None:
                 failure = done.failure
@@ -56,6 +58,10 @@ class LocalPool:
             if outcome.failure is not None:
                 self._failures[outcome.failure] += 1
             yield outcome
+
+    def machine(self, target: CpuTarget) -> Machine:
+        """This one."""
+        return Machine.here(target)
 
     def close(self) -> None:
         """Ends the processes."""

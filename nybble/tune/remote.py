@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,15 +14,15 @@ from tvm import rpc
 from nybble.errors import NybbleError, ScheduleError
 from nybble.executors.serve import stage
 from nybble.tune import candidate, turns
-from nybble.tune.measure import Outcome, check_reference, difference
-from nybble.tune.runner import Runner, garbage, race
+from nybble.tune.measure import Limits, Outcome, check_reference, difference
+from nybble.tune.runner import EVALUATOR, Runner, garbage, race
 from nybble.tune.tasks import Operands, Point, Task
 from nybble.tune.tracker import Lease, Tracker
-from nybble.tune.worker import Limits
 
 CONNECT = 15.0  # seconds; a device that takes longer hangs
 CANDIDATE = "the candidate on"  # begins the name of the stage that is the candidate's own fault
 ARRIVE = 3  # times a step's limit: a session that lives longer is ended by the device
+MACHINE = "nybble.machine"  # a function of the devices that tells what they are
 BIG = 1  # TVM's ThreadGroup::kBig
 
 
@@ -88,6 +89,30 @@ def on_device(job: Job) -> Outcome | Trouble:
         return Trouble(where, f"{lease}: {candidate.last_line(error)}")
 
 
+def describe(tracker: Tracker) -> tuple[str, tuple[int, ...]] | None:
+    """Name and caches of the processor of whatever device is free next, None where it is gone.
+
+    A server that was not started by ``nybble device`` tells LLVM's name of the processor alone.
+
+    Raises:
+        NybbleError: no tracker answers.
+    """
+    stage("waiting for a device", None)
+    lease = tracker.lease(patience=CONNECT)
+    if lease is None:
+        return None
+    stage(f"connecting to {lease}", CONNECT)
+    try:
+        remote = rpc.connect(lease.host, lease.port, lease.match, int(CONNECT))
+        try:
+            found = json.loads(remote.get_function(MACHINE)())
+            return found["cpu"], tuple(found["caches"])
+        except AttributeError:
+            return str(remote.get_function("target.llvm_get_system_cpu")()), ()
+    except candidate.TROUBLE:
+        return None
+
+
 class _Session:
     """A connection to one device."""
 
@@ -116,7 +141,9 @@ class _Session:
             self._sent[key] = self._send(candidate.packed(self.job.task, point, self.operands))
         inputs = self._send(self.operands.inputs)
         (output,) = self._send([garbage(self.operands.expected)])
-        return Runner(module, [*inputs, *self._sent[key]], output, self.cpu)
+        device = (self.cpu.dlpack_device_type(), self.cpu.index)
+        arguments = [*inputs, *self._sent[key], output]
+        return Runner(module, arguments, output.numpy, tvm.get_global_func(EVALUATOR), device)
 
     def against(self, reference: Runner) -> Outcome:
         """Checks and times the candidate."""
@@ -128,7 +155,7 @@ class _Session:
             with turns.measuring(job.task.threads, self.lease.host):
                 stage(f"{CANDIDATE} {self.lease}", job.limits.run)
                 taken = race(made, reference, job.turns)
-            wrong = difference(job.task, made.output.numpy(), expected)
+            wrong = difference(job.task, made.read(), expected)
         if wrong is not None:
             return Outcome.failed(job.point, "wrong", wrong)
         return Outcome.timed(job.point, taken)

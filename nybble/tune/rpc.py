@@ -10,12 +10,13 @@ from typing import Any
 from nybble.errors import NybbleError
 from nybble.executors.interface import Done, Executor
 from nybble.executors.local import Processes
-from nybble.tune.candidate import Library, attempt
-from nybble.tune.measure import TURNS, Outcome
-from nybble.tune.remote import CANDIDATE, Job, Trouble, on_device
+from nybble.schedules.machine import Machine
+from nybble.schedules.target import CpuTarget
+from nybble.tune.candidate import Library, attempt, not_built
+from nybble.tune.measure import TURNS, Limits, Outcome
+from nybble.tune.remote import CANDIDATE, Job, Trouble, describe, on_device
 from nybble.tune.tasks import Point, Task
 from nybble.tune.tracker import Tracker
-from nybble.tune.worker import Limits
 
 CLIENTS = 16  # at most, one for each server: each is a process of 250 MB
 BLAME = 2  # sessions that ended while a candidate ran: then it is its own fault
@@ -68,6 +69,23 @@ class DevicePool:
         finally:
             batch.drop()
 
+    def machine(self, target: CpuTarget) -> Machine:
+        """What a device says of itself; those of one key are taken to be alike.
+
+        Raises:
+            NybbleError: no tracker answers, nobody has the key, or no device says anything.
+        """
+        clients = self._ready(self.tracker.check())
+        for _ in range(TRIES):
+            done = clients.submit(describe, (self.tracker,), self.limits.start).result()
+            if done.value is not None:
+                cpu, caches = done.value
+                return Machine.of(target, cpu, caches)
+        raise NybbleError(
+            f"No device with the key '{self.tracker.key}' says what it is: "
+            f"{done.failure.detail if done.failure else 'their sessions end at once'}."
+        )
+
     def close(self) -> None:
         """Ends the clients; devices notice by themselves."""
         if self._clients is not None:
@@ -75,7 +93,7 @@ class DevicePool:
 
     def built(self, task: Task, point: Point) -> Future[Done[Library]]:
         """A candidate's code, soon."""
-        return self.builders.submit(self._build, (task, point), self.limits.compile)
+        return self.builders.submit(self._build, (task, point), self.limits.start)
 
     def _ready(self, servers: int) -> Processes:
         """One client for each server."""
@@ -120,28 +138,25 @@ class _Batch:
 
     def _code_of_reference(self) -> bytes:
         done = self._pool.built(self._task, self._task.reference).result()
-        if done.value is None or done.value.failure is not None:
-            reason = done.failure.detail if done.failure else done.value and done.value.detail
+        failed = not_built(self._task.reference, done)
+        if failed is not None:
             raise NybbleError(
                 f"The default kernel {self._task.reference.kernel} of {self._task.key} cannot be "
-                f"built for {self._task.target.name}: {reason}."
+                f"built for {self._task.target.name}: {failed.detail}."
             )
+        assert done.value is not None
         return done.value.code
 
     def _after_build(self, future: Future[Done[Library]]) -> Outcome | None:
         point, done = self._building.pop(future), future.result()
-        if done.failure is not None:
-            return Outcome.failed(point, done.failure.kind, done.failure.detail)
-        assert done.value is not None
-        if done.value.failure is not None:
-            return Outcome.failed(point, done.value.failure, done.value.detail)
-        self._send(point, done.value.code)
-        return None
+        if done.value is not None and done.value.failure is None:
+            self._send(point, done.value.code)
+        return not_built(point, done)
 
     def _send(self, point: Point, code: bytes) -> None:
         limits, codes = self._pool.limits, (code, self._reference)
         job = Job(self._pool.tracker, self._task, point, codes, self._turns, limits)
-        future = self._clients.submit(self._pool.work, (job,), limits.compile)
+        future = self._clients.submit(self._pool.work, (job,), limits.start)
         self._running[future] = point, code
 
     def _after_run(self, future: Future[Done[Outcome | Trouble]]) -> Outcome | None:

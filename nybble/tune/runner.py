@@ -1,8 +1,12 @@
-"""Code with its operands, here or on a device, and the race of two of them."""
+"""Code with its operands, here or on a device, and the race of two of them.
+
+This file also travels with offline batches, so it needs NumPy and nothing else.
+"""
 
 from __future__ import annotations
 
 import math
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nybble.tune.candidate import SYMBOL
-
+SYMBOL = "main"
+EVALUATOR = "runtime.RPCTimeEvaluator"  # of libtvm_runtime
+HERE = (1, 0)  # kDLCPU
 TURN_SECONDS = 0.004  # of one side in one turn: enough for the clock, too short to be noticed
-FEW = 8  # calls that tell how long a quick one takes
+SOME_SECONDS = 0.001  # that tell how long one call takes
+SHORTEST = 1e-7  # seconds of any call
 HOPELESS = 1.5  # times the reference's time: what is slower after ENOUGH turns gets no more
 ENOUGH = 3
 GARBAGE = 0x55  # fills an output before it is written
@@ -35,9 +41,10 @@ class Runner:
 
     Attributes:
         module: with the function `SYMBOL`.
-        arguments: inputs and constants.
-        output: what it writes.
-        device: where they are.
+        arguments: inputs, constants and the output.
+        read: a copy of the output.
+        evaluator: the runtime's function `EVALUATOR`.
+        device: where the arguments are: DLPack's kind and number.
         once: seconds of a call, about; known after `first`.
         alone: it runs here and on this thread alone, so that the processor time it takes can be
             measured: what else runs on a busy machine does not count.
@@ -45,28 +52,37 @@ class Runner:
 
     module: Any
     arguments: list[Any] = field(repr=False)
-    output: Any = field(repr=False)
-    device: Any
+    read: Callable[[], NDArray[Any]] = field(repr=False)
+    evaluator: Any = field(repr=False)
+    device: tuple[int, int] = HERE
     once: float = 0.0
     alone: bool = False
 
     def first(self) -> NDArray[Any]:
         """Runs it for the first time; the output."""
+        function = self.module[SYMBOL]
+        function(*self.arguments)  # for which LLVM makes the code
+        got = self.read()
         start = time.perf_counter()
-        self.module[SYMBOL](*self.arguments, self.output)
-        got: NDArray[Any] = self.output.numpy()
+        function(*self.arguments)
         self.once = time.perf_counter() - start
-        if self.once < FEW * TURN_SECONDS:  # cold caches and the way to a device count for more
-            self.once = self.seconds(FEW)
+        count = 0
+        while 2 * count < math.ceil(
+            SOME_SECONDS / self.once
+        ):  # the way to a device counts for more
+            count = math.ceil(SOME_SECONDS / self.once)
+            self.once = max(self.seconds(count), SHORTEST)
         return got
 
     def seconds(self, count: int) -> float:
         """Mean seconds of that many calls, made without Python between them."""
-        timer = self.module.time_evaluator(SYMBOL, self.device, number=count)
+        timer = self.evaluator(self.module, SYMBOL, *self.device, count, 1, 0, 100, 0, 1, 0, "")
         start = time.thread_time()
-        mean = float(timer(*self.arguments, self.output).mean)
+        found = timer(*self.arguments)
+        taken = time.thread_time() - start
         if self.alone:
-            return (time.thread_time() - start) / (count + 1)  # it makes a first call by itself
+            return taken / (count + 1)  # it makes a first call by itself
+        mean: float = struct.unpack("@d", bytes(found))[0]
         return mean
 
 
@@ -86,7 +102,7 @@ def race(candidate: Runner, reference: Runner, turns: int) -> NDArray[Any]:
 
 def race_of(sides: tuple[Side, Side], once: tuple[float, float], turns: int) -> NDArray[Any]:
     """`race` of any two functions."""
-    counts = [max(1, math.ceil(TURN_SECONDS / max(seconds, 1e-7))) for seconds in once]
+    counts = [max(1, math.ceil(TURN_SECONDS / max(seconds, SHORTEST))) for seconds in once]
     found = np.zeros((turns, 2))
     for turn in range(turns):
         for side in (0, 1) if turn % 2 else (1, 0):  # who is second finds warmer caches

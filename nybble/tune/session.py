@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from math import ceil
 
 from nybble.errors import ArtifactError
 from nybble.limits import multiply_rates
@@ -25,7 +26,7 @@ from nybble.tune.tasks import Point, Task
 
 CHALLENGERS = 2  # that are raced again after a batch
 ALIKE = 0.5  # similarity of tasks that learn from each other's best
-SEEDS = 4
+SEEDS = 3  # tasks, and points of each
 
 Watch = Callable[[State], None]
 
@@ -53,7 +54,8 @@ class Session:
         settings: Settings | None = None,
     ):
         self._settings = settings or Settings()
-        self._measurer, self._memory = measurer, Memory(tasks, records)
+        self._measurer = measurer
+        self._memory = Memory(tasks, records, measurer.machine(tasks[0].target))
         self._random = random.Random(self._settings.seed)
         self._model = CostModel(self._settings.seed)
         rates = _rates(tasks[0])
@@ -104,9 +106,12 @@ class Session:
         """One batch."""
         state, count = self.state, self._settings.batch
         state.serving = job
+        seeds = [] if job.history else self._seeds(job)
+        if seeds:  # what suits a layer like it is known
+            count = ceil(count / 2)
         if state.budget.trials is not None:
             count = min(count, state.budget.trials - state.trials)
-        points = job.search.propose(self._model, count, self._random, self._seeds(job))[:count]
+        points = job.search.propose(self._model, count, self._random, seeds)[:count]
         for outcome in self._measured(job.search.task, points, TURNS):
             job.trials += 1
             state.trials += 1
@@ -138,14 +143,15 @@ class Session:
             yield outcome
 
     def _seeds(self, job: Job) -> list[Point]:
-        """The best points of tasks alike, the most alike first."""
+        """The best points of the tasks most alike; none if no task is much like it."""
         found = [
-            (similarity(job.search.task, other.search.task), other.search.best.point)
+            (similarity(job.search.task, other.search.task), other.search)
             for other in self.state.jobs
-            if other is not job and other.search.best is not None
+            if other is not job and other.search.outcomes
         ]
         found.sort(key=lambda one: -one[0])
-        return [point for alike, point in found if alike >= ALIKE][:SEEDS]
+        alike = [search for likeness, search in found if likeness >= ALIKE][:SEEDS]
+        return [outcome.point for search in alike for outcome in search.measured[:SEEDS]]
 
     def _take_over(self, job: Job) -> None:
         """Enters what earlier sessions found of a task."""

@@ -14,24 +14,11 @@ from nybble.executors.serve import stage
 from nybble.latency import refuse_foreign
 from nybble.runtime import engine
 from nybble.tune import candidate, turns
-from nybble.tune.measure import Outcome, check_reference, difference
-from nybble.tune.runner import Runner, garbage, race
+from nybble.tune.measure import Limits, Outcome, check_reference, difference
+from nybble.tune.runner import EVALUATOR, Runner, garbage, race
 from nybble.tune.tasks import Operands, Point, Task
 
 TASKS = 8  # whose operands and reference stay in memory
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Seconds that a step may take before its process is killed.
-
-    Attributes:
-        compile: a candidate, and what comes before it: the imports of a new process.
-        run: the check, and the race against the reference, each.
-    """
-
-    compile: float = 90
-    run: float = 60
 
 
 def measured(task: Task, point: Point, count: int, limits: Limits) -> Outcome:
@@ -69,7 +56,7 @@ def _against(bench: Bench, runner: Runner, point: Point, count: int, limits: Lim
         with turns.measuring(bench.task.threads):
             stage("measuring", limits.run)
             taken = race(runner, reference, count)
-        wrong = difference(bench.task, runner.output.numpy(), bench.operands.expected)
+        wrong = difference(bench.task, runner.read(), bench.operands.expected)
     return Outcome.failed(point, "wrong", wrong) if wrong else Outcome.timed(point, taken)
 
 
@@ -105,8 +92,10 @@ class Bench:
             self._packed[key] = [tvm.runtime.tensor(a) for a in packed]
         inputs = [tvm.runtime.tensor(a) for a in self.operands.inputs]
         output = tvm.runtime.tensor(garbage(self.operands.expected))
-        arguments, alone = [*inputs, *self._packed[key]], self.task.threads == 1
-        return Runner(module, arguments, output, tvm.cpu(), alone=alone)
+        return Runner(
+            module, [*inputs, *self._packed[key], output], output.numpy,
+            tvm.get_global_func(EVALUATOR), alone=self.task.threads == 1,
+        )  # fmt: skip
 
     def reference(self) -> Runner:
         """The task's reference, compiled and checked once.

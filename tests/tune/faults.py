@@ -9,14 +9,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from tvm import tirx
-
+from nybble.ir import tvm  # without torch
 from nybble.schedules import table
 from nybble.schedules.cpu import fallback
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
 from nybble.tune import remote, worker
 from nybble.tune.candidate import Library, attempt
-from nybble.tune.measure import Outcome
+from nybble.tune.measure import Limits, Outcome
 from nybble.tune.tasks import Point, Task
 
 HANGS = 120  # seconds: longer than any limit of a test
@@ -41,8 +40,8 @@ def _hanging(_problem: Problem, _target: Any, _knobs: Knobs) -> Any:
 def _calling(symbol: str, problem: Problem, target: Any, knobs: Knobs) -> Any:
     """The generic kernel behind a call of a function of the C library."""
     function = fallback.LINEAR.build(problem, target, knobs)
-    call = tirx.Evaluate(tirx.call_extern("int32", symbol))
-    return function.with_body(tirx.SeqStmt([call, function.body]))
+    call = tvm.tirx.Evaluate(tvm.tirx.call_extern("int32", symbol))
+    return function.with_body(tvm.tirx.SeqStmt([call, function.body]))
 
 
 KERNELS = (
@@ -65,7 +64,7 @@ def add(kernels: tuple[Kernel, ...] = KERNELS) -> None:
         table.KERNELS = (*table.KERNELS, *kernels)
 
 
-def measured(task: Task, asked: Point, count: int, limits: worker.Limits) -> Outcome:
+def measured(task: Task, asked: Point, count: int, limits: Limits) -> Outcome:
     """`nybble.tune.worker.measured` of a table with these kernels."""
     add()
     return worker.measured(task, asked, count, limits)

@@ -10,11 +10,10 @@ import pytest
 
 from nybble.errors import NybbleError
 from nybble.schedules.target import resolve
-from nybble.tune.measure import Outcome
+from nybble.tune.measure import Limits, Outcome
 from nybble.tune.pool import LocalPool
 from nybble.tune.runner import Side, race_of
 from nybble.tune.tasks import Point
-from nybble.tune.worker import Limits
 from tests.executors import calls
 from tests.tune import faults
 from tests.tune.layers import SMALL, task_of

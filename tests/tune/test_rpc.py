@@ -21,10 +21,11 @@ from tvm.rpc import base
 
 from nybble.errors import NybbleError
 from nybble.executors.local import Processes
+from nybble.schedules.machine import Machine
+from nybble.tune.measure import Limits
 from nybble.tune.rpc import DevicePool
 from nybble.tune.tasks import Point
 from nybble.tune.tracker import Tracker
-from nybble.tune.worker import Limits
 from tests.tune import faults
 from tests.tune.layers import SMALL, kernels_of, task_of
 
@@ -218,6 +219,7 @@ def test_a_candidate_that_crashes_devices_is_named_and_they_serve_on(
     builders = Processes(1)
     pool = pool_of(farm, builders)
     try:
+        assert pool.machine(task.target) == Machine.here(task.target)
         asked = [faults.point("trap"), task.reference, faults.point("endless")]
         found = {o.point: o for o in pool.measure(task, asked, turns=3)}
         assert found[asked[0]].failure == "crash"
