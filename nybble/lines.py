@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def read(path: Path, skipped: Counter[str] | None = None) -> Iterator[Object]:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)  # nobody is in the middle of a line
+        with suppress(OSError):  # a file system without locks: what is half written looks torn
+            fcntl.flock(file, fcntl.LOCK_SH)  # else nobody is in the middle of a line
         data = file.read()
     yield from _objects(data, Counter() if skipped is None else skipped)
 

@@ -35,8 +35,12 @@ class Place:
         """As asked, else the number that all records for the target were measured with, if one."""
         if self.asked is not None:
             return self.asked
-        found = {one.threads for one in self.records if one.machine.fits(self.target)}
-        return found.pop() if len(found) == 1 else None
+        return self._recorded[0] if len(self._recorded) == 1 else None
+
+    @cached_property
+    def _recorded(self) -> list[int]:
+        """The numbers of threads of the records for the target."""
+        return sorted({one.threads for one in self.records if one.machine.fits(self.target)})
 
     @cached_property
     def replay(self) -> Replay:
@@ -55,6 +59,12 @@ class Place:
             found.append(
                 f"kernels for {self.target.name} are decided for {self.threads} thread(s), like "
                 "the records (threads=…, or --threads, for another number)"
+            )
+        if self.threads is None and self._recorded:
+            counts = ", ".join(map(str, self._recorded))
+            found.append(
+                f"the records for {self.target.name} are of {counts} threads: say for how many "
+                "the library is (threads=…, or --threads)"
             )
         left = ", ".join(self.replay.notes())
         return [*found, f"records left aside for {self.target.name}: {left}"] if left else found

@@ -23,7 +23,7 @@ from nybble.schedules.records import Record, Records
 from nybble.schedules.select import Planner
 from nybble.tune.space import Variant as Space
 from tests.report.test_pages import text_of
-from tests.schedules.recording import ELSEWHERE, LINEAR, V3, decided, record
+from tests.schedules.recording import ELSEWHERE, HERE, LINEAR, V3, decided, record
 from tests.schedules.test_replay import drawn, small
 
 NEAR = replace(LINEAR, flush=8)
@@ -209,6 +209,19 @@ def test_what_was_left_aside_is_told(tmp_path: Path, network: QuantizedModel) ->
         "do not offer today",
     )
     assert all(layer.get("tuned") is None for layer in made.manifest.layers)
+
+
+def test_records_of_several_numbers_of_threads_leave_it_open() -> None:
+    one, two = record(), record(threads=2)
+    place = Place(V3, Records([one, two]))
+    assert place.threads is None
+    assert place.timed == 1
+    assert place.notes()[0].startswith("the records for x86-64-v3 are of 1, 2 threads: say for")
+    assert Place(V3, Records([two])).timed == 2
+    assert Place(V3, Records([one, two]), 4).threads == 4
+    assert Place(V3, Records([record(threads=2, machine=replace(HERE, arch="a"))])).notes() == [
+        "records left aside for x86-64-v3: 1 for other targets"
+    ]
 
 
 def test_numbers_of_threads_are_checked(network: QuantizedModel) -> None:
