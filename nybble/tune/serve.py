@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from nybble.limits import kind_of
 from nybble.tune.evolve import Search, similarity
 
-ALPHA = 0.3  # weight of what was gained lately, against what may be gained
+ALPHA = 0.5  # weight of what was gained lately, against what may be gained
 BETA = 1.0  # how much of what tasks alike have reached is hoped for
-OPTIMISM = 0.5  # of a task that was served once, relative to its time
+OPTIMISM = 0.2  # of a task that was served once, relative to its time
 EXPLORE = 0.05  # share of batches that any open task may get
 PATIENCE = 96  # trials without a gain
 GAIN = 0.01  # a relative gain that counts

@@ -94,6 +94,16 @@ class Session:
         tick()
         return self.state
 
+    def proposals(self, count: int) -> list[tuple[Task, list[Point]]]:
+        """Candidates to be measured elsewhere, ``count`` in all, as many for every task."""
+        share, more = divmod(count, len(self.state.jobs))
+        found = []
+        for index, job in enumerate(self.state.jobs):
+            wanted = share + (index < more)
+            points = job.search.propose(self._model, wanted, self._random, self._seeds(job))
+            found.append((job.search.task, points[:wanted]))
+        return [(task, points) for task, points in found if points]
+
     def samples(self) -> list[Sample]:
         """All that was measured, as the cost model sees it."""
         return [sample for job in self.state.jobs for sample in job.search.samples()]
