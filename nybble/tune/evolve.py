@@ -43,6 +43,7 @@ class Search:
         self.outcomes: dict[Point, Outcome] = {}
         self.best: Outcome | None = None
         self.is_exhausted = False
+        self._sure: set[Point] = set()
         self._features: dict[Point, Features] = {}
 
     @property
@@ -92,6 +93,7 @@ class Search:
     def confirm(self, outcome: Outcome) -> None:
         """Notes a measurement of many turns, which may be the best one."""
         self.tell(outcome)
+        self._sure.add(outcome.point)
         if outcome.ratio is None:
             return
         if (
@@ -102,10 +104,10 @@ class Search:
             self.best = outcome
 
     def challenger(self) -> Outcome | None:
-        """The point that seems faster than all that is sure, None if there is none."""
+        """The point that seems faster than what is sure, None if there is none."""
         limit = min(1.0, upper(self.best)) if self.best else 1.0
-        ahead = [o for o in self.measured if o.ratio and o.ratio < limit and o != self.best]
-        return ahead[0] if ahead else None
+        unsure = (o for o in self.measured if o.point not in self._sure)
+        return next((o for o in unsure if o.ratio and o.ratio < limit), None)
 
     def propose(
         self, model: CostModel, count: int, rng: random.Random, seeds: Iterable[Point] = ()

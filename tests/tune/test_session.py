@@ -41,6 +41,8 @@ def test_a_tenth_of_the_trials_finds_nearly_the_best(tmp_path: Path) -> None:
 def test_no_point_is_measured_twice_but_by_a_long_race(tmp_path: Path) -> None:
     formula, tasks = Formula(noise=0.05), tasks_in(tmp_path, WIDE, FEW)
     session(tmp_path, tasks, formula, 40).run()
+    long = [(key, point) for key, point, turns in formula.asked if turns == SURE]
+    assert len(long) == len(set(long))
     short = [(key, point) for key, point, turns in formula.asked if turns == TURNS]
     assert len(short) == len(set(short)) == 40
     assert {turns for *_, turns in formula.asked} == {TURNS, SURE}
