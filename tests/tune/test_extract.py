@@ -16,6 +16,7 @@ from nybble.schedules.select import FORCE
 from nybble.schedules.target import resolve
 from nybble.tune import candidate
 from nybble.tune.extract import as_stored, draw, tasks_of
+from nybble.tune.runner import SYMBOL
 from nybble.tune.tasks import Point, Task
 
 V3 = resolve("x86-64-v3")
@@ -27,7 +28,7 @@ def network(widths: tuple[int, int] | None, size: int = 12) -> Any:
     import nybble  # noqa: PLC0415
     from nybble.passes.pipeline import canonicalize  # noqa: PLC0415
 
-    class Net(torch.nn.Module):  # type: ignore[name-defined, misc]
+    class Net(torch.nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.convs = torch.nn.ModuleList(
@@ -58,7 +59,7 @@ def run_reference(task: Task) -> Any:
     output = tvm.runtime.tensor(np.zeros_like(operands.expected))
     packed = candidate.packed(task, task.reference, operands)
     inputs = map(tvm.runtime.tensor, (*operands.inputs, *packed))
-    module[candidate.SYMBOL](*inputs, output)
+    module[SYMBOL](*inputs, output)
     return output.numpy()
 
 
@@ -124,7 +125,7 @@ def test_inputs_are_drawn_from_all_that_a_dtype_holds(dtype: str) -> None:
         assert (drawn.min(), drawn.max()) == numerics.limits(dtype)
     if dtype in ("int1", "int3", "uint4"):
         for form in ("packed", "planes"):
-            narrow = TensorSpec(spec.shape, dtype, form)  # type: ignore[arg-type]
+            narrow = TensorSpec(spec.shape, dtype, form)
             assert as_stored(drawn, narrow).shape[1:] == narrow.stored.shape[1:]
 
 

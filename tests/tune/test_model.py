@@ -54,6 +54,7 @@ def test_too_few_are_no_reason_to_predict(tmp_path: Path) -> None:
     assert model.correlation(some[:ENOUGH]) is None
     model.fit(some[: ENOUGH - 1])
     assert not model.is_fit
+    model = CostModel()
     model.fit(some)
     assert model.is_fit
     same = CostModel()

@@ -88,11 +88,11 @@ def test_what_was_found_is_compiled_and_gives_the_same_bits(tmp_path: Path) -> N
     assert not found.state.failures
     tuned = nybble.compile(made, TARGET, records=tmp_path / "net.jsonl", threads=1)
     default = nybble.compile(made, TARGET, records=())
-    results = [
+    results: list[Any] = [
         nybble.load(artifact.save(tmp_path / f"{name}.so"), threads=1)(data[:1])
         for name, artifact in (("tuned", tuned), ("default", default))
     ]
-    np.testing.assert_array_equal(*results)
+    np.testing.assert_array_equal(results[0], results[1])
     again = tune(made, tmp_path / "net.jsonl", TARGET, options)
     assert again.state.resumed == again.state.trials == 30
 
