@@ -103,6 +103,9 @@ Prefer = Annotated[
 Choices = Annotated[
     str | None, typer.Option(help="With --weights mixed: widths to choose from, as 2,4,8.")
 ]
+Workers = Annotated[
+    str | None, typer.Option(help="Who works: 4 (processes), ray, ray://host:10001")
+]
 Budget = Annotated[
     str | None,
     typer.Option(
@@ -198,12 +201,13 @@ def sensitivity_command(  # noqa: PLR0913, PLR0917  (one per option)
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the table here, as JSON.")
     ] = None,
+    workers: Workers = None,
 ) -> None:
     """Measure what each layer loses at each width; a run that was cut off goes on."""
     from nybble import commands_bits
 
     job = commands_bits.SensitivityJob(
-        model, calibration, measure, widths, tuple(layer or ()), recipe, output
+        model, calibration, measure, widths, tuple(layer or ()), recipe, output, workers
     )
     commands_bits.sensitivity(job)
 
@@ -237,6 +241,16 @@ def tune_command(  # noqa: PLR0913, PLR0917  (one per option)
         int | None, typer.Option(min=1, help="Threads of the kernels; unset: one a core.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    tracker: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Measure on its devices: docs/tuning.md")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Of the devices at the tracker.")] = None,
+    workers: Workers = None,
+    export_batch: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write candidates for a machine that runs a script."),
+    ] = None,
+    import_times: Annotated[Path | None, typer.Option(metavar="DIR", help="Its times.")] = None,
 ) -> None:
     """Search for the fastest kernels of every layer; the same command goes on where it stopped."""
     from nybble import commands_tune
@@ -246,8 +260,9 @@ def tune_command(  # noqa: PLR0913, PLR0917  (one per option)
         recipe, weights, activations, first_last, tuple(layer or ()), allocation=allocation
     )
     job = commands_tune.TuneJob(
-        model, records, calibration, options, keep_float, target, trials, time, threads, seed
-    )
+        model, records, calibration, options, keep_float, target, trials, time, threads, seed,
+        commands_tune.Elsewhere(tracker, key, workers, export_batch, import_times),
+    )  # fmt: skip
     commands_tune.run(job)
 
 

@@ -34,6 +34,7 @@ class SensitivityJob:
     layers: tuple[str, ...]
     recipe: Path | None
     output: Path | None
+    workers: str | None = None
 
 
 def sensitivity(job: SensitivityJob) -> None:
@@ -51,7 +52,9 @@ def sensitivity(job: SensitivityJob) -> None:
     with step(f"import {job.model.name}"):
         model = load_model(job.model)
     with step(f"measure by {job.measure}") as advance:
-        found = nybble.sensitivity(model, samples, measure, widths, recipe, advance)
+        found = nybble.sensitivity(
+            model, samples, measure, widths, recipe, advance, workers=job.workers
+        )
     console.print(table(found))
     if job.output is not None:
         try:

@@ -18,10 +18,27 @@ from nybble.recipe import FLOAT
 from nybble.report.progress import console, step
 from nybble.schedules.target import resolve
 from nybble.tune import view
+from nybble.tune_elsewhere import Batches, exchange, measuring
 from nybble.tune_run import Tuned, TuneOptions, tune
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The arguments of ``nybble tune`` about other machines."""
+
+    tracker: str | None = None
+    key: str | None = None
+    workers: str | None = None
+    export_batch: Path | None = None
+    import_times: Path | None = None
+
+    @property
+    def by_folder(self) -> bool:
+        """Whether batches go and come as folders."""
+        return self.export_batch is not None or self.import_times is not None
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,7 @@ class TuneJob:
     time: str | None
     threads: int | None
     seed: int = 0
+    elsewhere: Elsewhere = Elsewhere()
 
 
 def run(job: TuneJob) -> None:
@@ -63,13 +81,37 @@ def run(job: TuneJob) -> None:
     if not job.keep_float:
         with step("calibrate and quantize", len(samples)) as advance:
             network = nybble.quantize(network, samples, recipe, progress=advance)
-    with view.View(console) as seen:
+    if job.elsewhere.by_folder:
+        _exchange(network, job, options)
+        return
+    where = job.elsewhere
+    with (
+        measuring(where.tracker, where.key, where.workers) as measurer,
+        view.View(console) as seen,
+    ):
         found = tune(
-            network, job.records, job.target, options, progress=seen.prepared, watch=seen.watch
-        )
+            network, job.records, job.target, options,
+            measurer=measurer, progress=seen.prepared, watch=seen.watch,
+        )  # fmt: skip
     _tell(found, job.records)
     if found.state.interrupted:
         sys.exit(INTERRUPTED)
+
+
+def _exchange(network: Any, job: TuneJob, options: TuneOptions) -> None:
+    """Takes times in and writes a batch."""
+    if job.elsewhere.tracker is not None:
+        raise NybbleError("--tracker does not go with --export-batch and --import-times.")
+    batches = Batches(job.elsewhere.import_times, job.elsewhere.export_batch, job.elsewhere.workers)
+    with step("build candidates" if batches.out else "enter times") as advance:
+        times, made = exchange(network, job.records, job.target, options, batches, advance)
+    if times is not None:
+        words = f"{len(times.outcomes)} candidates measured on {times.machine.cpu}"
+        missing = f"; {times.missing} have no time yet" if times.missing else ""
+        console.print(Text(f"{words} are in {job.records}{missing}."), soft_wrap=True)
+    if made is not None:
+        words = f"{made.candidates} candidates; {len(made.failed)} could not be built."
+        console.print(Text(f"{made.archive}: {words} There: python run.py"), soft_wrap=True)
 
 
 def seconds_of(text: str) -> float:

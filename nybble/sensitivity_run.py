@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Sequence
+from contextlib import closing, nullcontext
 from typing import Any
 
 from nybble import samples
 from nybble.errors import NybbleError
+from nybble.executors.choose import executor
 from nybble.model import Model
 from nybble.passes.pipeline import canonicalize
 from nybble.passes.sensitivity.options import Measure
@@ -19,13 +21,15 @@ from nybble.recipe import Recipe
 from nybble.sensitivity_table import Sensitivity, Width
 
 
-def sensitivity(
+def sensitivity(  # noqa: PLR0913  (the first three are enough)
     model: Model,
     calibration: Iterable[samples.Batch],
     measure: str | Measure = "perturbation",
     widths: Sequence[Width] = (2, 4, 8),
     recipe: Recipe | None = None,
     progress: Progress | None = None,
+    *,
+    workers: str | None = None,
 ) -> Sensitivity:
     """Measures what each layer loses at each width of its weights.
 
@@ -43,6 +47,8 @@ def sensitivity(
         recipe: what stays float, and how activations are calibrated; what it says of weights does
             not matter here.
         progress: called with (steps done, steps in all).
+        workers: who evaluates ``perturbation`` and ``pairwise``: a number of processes, ``ray``,
+            ``ray://host:10001``; this process when omitted.
 
     Returns:
         A table for `allocate`.
@@ -59,7 +65,8 @@ def sensitivity(
         for batch in samples.batches(model, calibration):
             kept.add(batch)
         subject = run.Subject(canonical, kept, recipe or Recipe(), tuple(widths))
-        found: Sensitivity = run.measured(subject, asked, progress)
+        with closing(executor(workers)) if workers else nullcontext() as farm:
+            found: Sensitivity = run.measured(subject, asked, progress, farm)
     return found
 
 

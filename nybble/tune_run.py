@@ -24,6 +24,7 @@ from nybble.tune.measure import Measurer
 from nybble.tune.pool import LocalPool
 from nybble.tune.session import Session, Watch
 from nybble.tune.state import Budget, Settings, State
+from nybble.tune.tasks import Task
 from nybble.walk import Target
 
 Progress = Callable[[int, int | None], None]
@@ -107,17 +108,33 @@ def tune(  # noqa: PLR0913  (the last three go together)
             choice, or this machine cannot run the target.
         ScheduleError: no kernel can do a layer.
     """
-    options, cpu, known = options or TuneOptions(), resolve(target), Records.open(records)
-    threads = options.threads or len(host.cpus())
-    place = options.folder or folder() / "tune"
-    tasks = tasks_of(_module(model), cpu, threads, place, progress)
-    if not tasks:
-        raise NybbleError("tune: the network has no layer with a kernel of Nybble's.")
+    options, known = options or TuneOptions(), Records.open(records)
+    tasks = prepared(model, target, options, progress)
     with closing(measurer or LocalPool()) as measuring:
         budget = Budget(options.trials, options.seconds)
         settings = Settings(options.seed, options.batch)
         session = Session(tasks, measuring, known, budget, settings)
         return Tuned(session.run(watch), session.correlation())
+
+
+def prepared(
+    model: Model | QuantizedModel,
+    target: Target,
+    options: TuneOptions,
+    progress: Progress | None = None,
+) -> list[Task]:
+    """A network's tasks, at least one, with their operands on the disk.
+
+    Raises:
+        NybbleError: an unknown target, or no layer has a choice.
+        ScheduleError: no kernel can do a layer.
+    """
+    threads = options.threads or len(host.cpus())
+    place = options.folder or folder() / "tune"
+    tasks = tasks_of(_module(model), resolve(target), threads, place, progress)
+    if not tasks:
+        raise NybbleError("tune: the network has no layer with a kernel of Nybble's.")
+    return tasks
 
 
 def _module(model: Model | QuantizedModel) -> tvm.IRModule:

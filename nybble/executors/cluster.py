@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from nybble.errors import NybbleError
-from nybble.executors.interface import Args, Done, Failure
+from nybble.executors.interface import Args, Done, Failure, Shared, SharedFile
 from nybble.executors.process import Process, attempted
 
 T = TypeVar("T")
@@ -63,6 +66,10 @@ class RayCluster:
         reference.future().add_done_callback(lambda future: self._ended(found, future))
         return found
 
+    def share(self, data: bytes) -> Shared:
+        """See `nybble.executors.interface.Executor.share`; Ray keeps them in its object store."""
+        return SharedObject(self._ray.put(data))
+
     def drop(self, futures: Iterable[Future[Any]]) -> None:
         """See `nybble.executors.interface.Executor.drop`."""
         for future in futures:
@@ -88,6 +95,30 @@ class RayCluster:
             found.set_exception(error)
 
 
+@dataclass(frozen=True)
+class SharedObject:
+    """Bytes in Ray's object store."""
+
+    reference: Any
+
+    def read(self) -> bytes:
+        """The bytes, in a Ray worker."""
+        data: bytes = _ray().get(self.reference)
+        return data
+
+    def brought(self) -> SharedFile:
+        """The same in a file of the node, for the process that makes the call."""
+        path = Path(_folder().name) / str(self.reference.hex())
+        if not path.exists():
+            path.write_bytes(self.read())
+        return SharedFile(str(path))
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="nybble-")
+
+
 def _check(address: str) -> None:
     """Refuses an address where nobody listens, for which Ray would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -108,7 +139,8 @@ def _silent(address: str | None, error: Exception) -> NybbleError:
 
 def _called(function: Callable[..., T], arguments: Args, limit: float | None) -> Done[T]:
     """One call, in a process that stays as long as the Ray worker."""
-    return attempted(_process(), function, arguments, limit, lambda _kind: True)
+    here = tuple(a.brought() if isinstance(a, SharedObject) else a for a in arguments)
+    return attempted(_process(), function, here, limit, lambda _kind: True)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from nybble.errors import NybbleError
@@ -40,6 +41,27 @@ class Done(Generic[T]):
     failure: Failure | None = None
 
 
+class Shared(Protocol):
+    """Bytes that many calls need; small, hashable, and to be sent as an argument."""
+
+    def __hash__(self) -> int:
+        """Equal bytes of one executor have one hash: workers keep what they made of them."""
+
+    def read(self) -> bytes:
+        """The bytes, in a worker."""
+
+
+@dataclass(frozen=True)
+class SharedFile:
+    """Bytes in a file of the machine that the worker runs on."""
+
+    path: str
+
+    def read(self) -> bytes:
+        """The bytes."""
+        return Path(self.path).read_bytes()
+
+
 class Executor(Protocol):
     """Runs functions; they and their arguments are sent by pickle."""
 
@@ -61,6 +83,9 @@ class Executor(Protocol):
         Returns:
             What comes of it; what the function raises is raised by its ``result()``.
         """
+
+    def share(self, data: bytes) -> Shared:
+        """Sends bytes once that many calls take; they are gone after `close`."""
 
     def drop(self, futures: Iterable[Future[Any]]) -> None:
         """Ends calls that nobody waits for any more."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from nybble.errors import NybbleError
-from nybble.executors.interface import Args, Done, Failure
+from nybble.executors.interface import Args, Done, Failure, Shared, SharedFile
 from nybble.executors.process import Process, attempted
 
 T = TypeVar("T")
@@ -49,6 +52,7 @@ class Processes:
         self._busy: dict[Process, _Call] = {}
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
+        self._shared: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def workers(self) -> int:
@@ -71,6 +75,14 @@ class Processes:
         self._calls.put(call)
         return call.future
 
+    def share(self, data: bytes) -> Shared:
+        """See `nybble.executors.interface.Executor.share`."""
+        if self._shared is None:
+            self._shared = tempfile.TemporaryDirectory(prefix="nybble-")
+        path = Path(self._shared.name) / hashlib.sha256(data).hexdigest()
+        path.write_bytes(data)
+        return SharedFile(str(path))
+
     def drop(self, futures: Iterable[Future[Any]]) -> None:
         """See `nybble.executors.interface.Executor.drop`; kills processes at work."""
         with self._lock:
@@ -89,6 +101,9 @@ class Processes:
         self._threads.clear()
         for process in self._processes:
             process.close()
+        if self._shared is not None:
+            self._shared.cleanup()
+            self._shared = None
 
     def _start_threads(self) -> None:
         for process in self._processes[len(self._threads) :]:

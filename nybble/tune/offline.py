@@ -51,11 +51,13 @@ class Times:
 
     Attributes:
         machine: that measured.
+        turns: of every candidate against its reference.
         outcomes: by the key of their task.
         missing: candidates without a time: the script was stopped before.
     """
 
     machine: Machine
+    turns: int
     outcomes: tuple[tuple[str, Outcome], ...]
     missing: int
 
@@ -202,7 +204,7 @@ def import_times(folder: Path, target: CpuTarget) -> Times:
         )
     outcomes = tuple(_outcomes(batch["candidates"], found))
     machine = Machine.of(target, head["cpu"], head["caches"])
-    return Times(machine, outcomes, len(batch["candidates"]) - len(outcomes))
+    return Times(machine, batch["turns"], outcomes, len(batch["candidates"]) - len(outcomes))
 
 
 def _outcomes(

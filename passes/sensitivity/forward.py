@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nybble.passes.sensitivity.losses import Judge
 from nybble.passes.sensitivity.samples import count
+from nybble.passes.sensitivity.spread import Unit, double, doubles, single, singles, spread
 from nybble.passes.sensitivity.task import Losses, Task
 from nybble.sensitivity_table import Effort, Option
 
@@ -30,6 +31,8 @@ def perturbation(task: Task, judge: Judge) -> Losses:
     Source: Hubara et al., arXiv 2006.10518, section 4, with a loss of the outputs.
     """
     network = Evaluation(task, judge)
+    if task.executor is not None:
+        spread(task, task.executor, singles(task))
     return _alone(network, network.float_loss())
 
 
@@ -60,6 +63,8 @@ def pairwise(task: Task, judge: Judge) -> tuple[Losses, Pairs]:
     Source: Deng et al. (CLADO), arXiv 2307.05657, section 3.
     """
     network = Evaluation(task, judge)
+    if task.executor is not None:
+        spread(task, task.executor, [*singles(task), *doubles(task)])
     base = network.float_loss()
     losses = _alone(network, base)
     pairs: Pairs = {}
@@ -115,16 +120,15 @@ class Evaluation:
 
     def singles(self, layer: str) -> list[float]:
         """L(layer at w) for every width w."""
-        options = [(layer, w) for w in self.task.widths]
-        work = partial(self._evaluated, None, options)
-        found: list[float] = self.task.units.do(f"one {layer}", len(options), work)
-        return found
+        return self._done(single(self.task, layer))
 
     def together(self, option: Option, later: Sequence[str]) -> list[float]:
         """L(option, later layer at w), for every later layer and every width w of it."""
-        others = [(layer, w) for layer in later for w in self.task.widths]
-        work, unit = partial(self._evaluated, option, others), f"two {option[0]} {option[1]}"
-        found: list[float] = self.task.units.do(unit, len(others), work)
+        return self._done(double(self.task, option, later))
+
+    def _done(self, unit: Unit) -> list[float]:
+        work = partial(self.evaluated, unit.fixed, unit.others)
+        found: list[float] = self.task.units.do(unit.name, len(unit.others), work)
         return found
 
     def _plain(self) -> float:
@@ -137,7 +141,7 @@ class Evaluation:
         self.task.units.passed(forward=1)
         return total / samples
 
-    def _evaluated(self, fixed: Option | None, others: Sequence[Option]) -> list[float]:
+    def evaluated(self, fixed: Option | None, others: Sequence[Option]) -> list[float]:
         """The loss with ``fixed``, if any, and each of ``others``, which are in order.
 
         The network's state walks from layer to layer, and each evaluation goes on from a copy of

@@ -12,6 +12,7 @@ import tvm
 
 from nybble.cache import folder
 from nybble.errors import CalibrationError, NybbleError
+from nybble.executors.interface import Executor
 from nybble.passes.calibrate import Ranges, calibrate
 from nybble.passes.correction.spool import Spool
 from nybble.passes.plan import plan
@@ -48,13 +49,20 @@ class Subject:
     ranges: Ranges | None = None
 
 
-def measured(subject: Subject, measure: Measure, progress: Progress | None = None) -> Sensitivity:
+def measured(
+    subject: Subject,
+    measure: Measure,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> Sensitivity:
     """The loss of every layer at every width.
 
     Args:
         subject: the network and its data.
         measure: which, and its options.
         progress: called with (steps done, steps in all): samples calibrated, then evaluations.
+        executor: where ``perturbation`` and ``pairwise`` evaluate; the others are one walk over the
+            layers, and stay here.
 
     Raises:
         NybbleError: no layer is quantized, a pattern of ``measure.layers`` matches none, a width is
@@ -78,6 +86,7 @@ def measured(subject: Subject, measure: Measure, progress: Progress | None = Non
         roundings(subject.module, ranges, tuple(needed), subject.recipe), samples,
         measure, subject.recipe.seed,
         Units(journal, effort, steps, phases.begin(), measure.announce),
+        executor,
     )  # fmt: skip
     losses, pairs = _measure(task)
     return Sensitivity(losses, pairs, measure.name, task.units.taken())

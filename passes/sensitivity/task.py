@@ -13,6 +13,7 @@ import tvm
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nybble.executors.interface import Executor
 from nybble.passes.calibrate import Ranges
 from nybble.passes.sensitivity.journal import Journal
 from nybble.passes.sensitivity.options import Measure
@@ -42,6 +43,7 @@ class Task:
         measure: which, and its options.
         seed: of random vectors.
         units: the work.
+        executor: where units may be worked out that do not depend on each other; None for here.
     """
 
     module: tvm.IRModule
@@ -53,6 +55,7 @@ class Task:
     measure: Measure
     seed: int
     units: Units
+    executor: Executor | None = None
 
     def weights(self, layer: str) -> Array:
         """A layer's float weights, output channels first."""
@@ -114,11 +117,14 @@ class Units:
         self._spent, self._since = 0.0, 0.0
         self._warm: tuple[int, float] | None = None  # steps and seconds of the first unit
         self._told = False
+        self._entered: set[str] = set()
         if announce is not None:
             announce(effort)
 
     def do(self, unit: str, steps: int, work: Callable[[], Any]) -> Any:
         """A unit's result, from the journal or worked out: plain data."""
+        if unit in self._entered:
+            return self._journal[unit]
         if unit in self._journal:
             self._known += steps
         else:
@@ -128,6 +134,26 @@ class Units:
             self._tell(self._done + steps - self._known, self._spent)
         self.skip(steps)
         return self._journal[unit]
+
+    def enter(self, unit: str, steps: int, found: Any, seconds: float) -> None:
+        """Keeps a unit of so many forward passes that was worked out elsewhere.
+
+        Args:
+            unit: its name; `do` finds it done.
+            steps: its passes.
+            found: plain data.
+            seconds: since the unit before it came.
+        """
+        self._entered.add(unit)
+        self._journal.add(unit, found)
+        self._spent += seconds
+        self.passed(forward=steps)
+        self._tell(self._done + steps - self._known, self._spent)
+        self.skip(steps)
+
+    def has(self, unit: str) -> bool:
+        """Whether a unit is known."""
+        return unit in self._journal
 
     def skip(self, steps: int) -> None:
         """Counts steps that are done, or need not be."""
