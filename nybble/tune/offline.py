@@ -94,7 +94,7 @@ def export_batch(
     except OSError as error:
         raise NybbleError(f"--export-batch {folder}: {error.strerror}.") from error
     writer = _Writer(folder, turns)
-    points = [(task, p) for task, some in asked for p in (task.reference, *some)]
+    points = [(t, p) for t, some in asked for p in dict.fromkeys((t.reference, *some))]
     for done, (index, built) in enumerate(each(builders, build, points, Limits().start)):
         writer.add(*points[index], built)
         if progress is not None:
