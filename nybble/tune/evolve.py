@@ -106,7 +106,8 @@ class Search:
     def challenger(self) -> Outcome | None:
         """The point that seems faster than what is sure, None if there is none."""
         limit = min(1.0, upper(self.best)) if self.best else 1.0
-        unsure = (o for o in self.measured if o.point not in self._sure)
+        known = {*self._sure, self.task.reference}  # that races against itself
+        unsure = (o for o in self.measured if o.point not in known)
         return next((o for o in unsure if o.ratio and o.ratio < limit), None)
 
     def propose(

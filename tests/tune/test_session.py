@@ -129,6 +129,20 @@ def test_luck_does_not_win(tmp_path: Path) -> None:
         assert best.ratio == pytest.approx(formula.ratio(job.search.task, best.point))
 
 
+class Hasty(Formula):
+    """The reference seems faster than itself."""
+
+    def measure(self, task: Task, points: Sequence[Point], turns: int = TURNS) -> Iterator[Outcome]:
+        for outcome in super().measure(task, points, turns):
+            own = outcome.point == task.reference
+            yield replace(outcome, ratio=0.8 if own else 1.0)
+
+
+def test_the_reference_does_not_win_against_itself(tmp_path: Path) -> None:
+    state = session(tmp_path, tasks_in(tmp_path, WIDE, FEW), Hasty(), 24).run()
+    assert [job.search.ratio for job in state.jobs] == [1, 1]
+
+
 class Failing(Formula):
     """One kernel refuses the layer's values, and two splits crash."""
 
