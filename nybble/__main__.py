@@ -101,7 +101,11 @@ Prefer = Annotated[
 
 
 Choices = Annotated[
-    str | None, typer.Option(help="With --weights mixed: widths to choose from, as 2,4,8.")
+    str | None,
+    typer.Option(
+        help="With --weights mixed: widths of weights to choose from, as 2,4,8, or of weights and "
+        "input activations together, as w4a4,w8a8."
+    ),
 ]
 Workers = Annotated[
     str | None, typer.Option(help="Who works: 4 (processes), ray, ray://host:10001")

@@ -17,6 +17,7 @@ UNITS = {
 }
 """The costs that can be limited, each with the units of an absolute limit."""
 
+_JOINT = re.compile(r"w([1-8]|t)a([1-8])")
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)([A-Za-z]*)")
 EXAMPLE = "size=0.5 (half way from all low to all high), size=4MB, latency=8ms, bops=20G"
 
@@ -81,8 +82,18 @@ def _read(name: str, limit: Any) -> tuple[float, bool] | None:
     return float(found[1]) * UNITS[name][found[2]], False
 
 
+def bits_of(choice: Any) -> tuple[Any, int | None]:
+    """(weights, activations) of a choice: of 4 these are (4, None), of ``"w4a8"`` (4, 8)."""
+    found = _JOINT.fullmatch(choice) if isinstance(choice, str) else None
+    if found is None:
+        return choice, None
+    return "ternary" if found[1] == "t" else int(found[1]), int(found[2])
+
+
 def check_choices(choices: Any) -> bool:
-    """Whether these are widths to choose from: at least two, each once."""
-    fine = isinstance(choices, list | tuple) and len(choices) >= 2
-    widths = [c == "ternary" or (type(c) is int and 1 <= c <= 8) for c in choices] if fine else []
-    return fine and all(widths) and len(set(choices)) == len(choices)
+    """Whether these are choices for a layer: at least two, each once, all of one kind."""
+    if not isinstance(choices, list | tuple) or len(choices) < 2:
+        return False
+    pairs = [bits_of(choice) for choice in choices]
+    widths = all(w == "ternary" or (type(w) is int and 1 <= w <= 8) for w, _ in pairs)
+    return widths and len(set(pairs)) == len(pairs) and len({a is None for _, a in pairs}) == 1

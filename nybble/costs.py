@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from math import prod
 
 import tvm
 
+from nybble.choices import free_layers, uniform
 from nybble.ir import numerics
 from nybble.latency import Ruler, default_cache
 from nybble.passes import pipeline
@@ -16,12 +16,12 @@ from nybble.passes.grids import weight_levels
 from nybble.passes.settle import rows_of, settle
 from nybble.passes.view import View
 from nybble.place import Place
-from nybble.recipe import Recipe, Weights
+from nybble.recipe import Choice, Recipe
 from nybble.schedules.lower import Layer, lower
 from nybble.schedules.machine import runs_here
 from nybble.schedules.select import Planner
 
-Costs = dict[str, dict[str, dict[Weights, float]]]
+Costs = dict[str, dict[str, dict[Choice, float]]]
 Report = Callable[[int, int | None], None]
 
 
@@ -52,16 +52,18 @@ def layer_costs(
             layer at a width.
     """
     view, found = View(canonical), Costs(size={}, bops={})
-    for index, width in enumerate(recipe.choices):
-        asked = uniform(recipe, width)
+    free = set(free_layers(canonical, recipe))
+    for index, choice in enumerate(recipe.choices):
+        asked = uniform(recipe, choice)
         settled = settle(canonical, ranges, asked)
         seconds: dict[str, float] = {}
         if place is not None:
             phase = _phase(report, index, len(recipe.choices))
             seconds = _seconds(pipeline.to_integer(pipeline.insert(settled), asked), place, phase)
         grids = settled.points()
-        for name, given in settled.plan.weights.items():
-            bits = numerics.width(weight_levels(given).dtype)[1]
+        for name, width in settled.plan.weights.items():
+            given = choice if name in free else width
+            bits = numerics.width(weight_levels(width).dtype)[1]
             weights = rows_of(view.calls[name]).size
             pixels = prod(int(extent) for extent in view.shape(name)[1:-1])
             with_bits = bits * numerics.width(grids[view.sources(name)[0]].dtype)[1]
@@ -72,12 +74,7 @@ def layer_costs(
     return found
 
 
-def uniform(recipe: Recipe, width: Weights) -> Recipe:
-    """The recipe with one width wherever it leaves a choice."""
-    return replace(recipe, weights=width, choices=(), budget=())
-
-
-def _put(costs: Costs, cost: str, layer: str, width: Weights, value: float) -> None:
+def _put(costs: Costs, cost: str, layer: str, width: Choice, value: float) -> None:
     costs.setdefault(cost, {}).setdefault(layer, {})[width] = value
 
 

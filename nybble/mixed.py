@@ -10,10 +10,10 @@ from nybble.allocation.allocate import allocate
 from nybble.allocation.pareto import pareto
 from nybble.allocation.problem import Limit
 from nybble.allocation.result import Allocation
-from nybble.budget import MIXED, limit_of
-from nybble.costs import Costs, Report, layer_costs, uniform
+from nybble.budget import limit_of
+from nybble.choices import tied_layers
+from nybble.costs import Costs, Report, layer_costs
 from nybble.passes.calibrate import Ranges
-from nybble.passes.plan import plan
 from nybble.place import Place
 from nybble.recipe import Recipe
 from nybble.sensitivity_table import Sensitivity
@@ -27,11 +27,13 @@ class Trade:
         sensitivity: losses, and pairs where measured; None until `with_losses`.
         costs: {cost: {layer: {width: value}}}.
         recipe: of mixed widths.
+        ties: groups of layers that must agree.
     """
 
     sensitivity: Sensitivity | None
     costs: Costs
     recipe: Recipe
+    ties: tuple[tuple[str, ...], ...] = ()
 
     def with_losses(self, found: Sensitivity) -> Trade:
         """With what was measured; a layer of one width has nothing to lose."""
@@ -46,7 +48,7 @@ class Trade:
         Raises:
             AllocationError: none keeps it.
         """
-        return allocate(self.sensitivity, self.costs, self.limits(), solver=self.recipe.solver)
+        return allocate(self.sensitivity, self.costs, self.limits(), self.ties, self.recipe.solver)
 
     def limits(self) -> dict[str, Limit]:
         """The recipe's budget in bytes, bit operations and seconds."""
@@ -55,20 +57,12 @@ class Trade:
 
     def front(self, axis: str, points: int) -> list[Allocation]:
         """Losses against one cost, at most so many points."""
-        return pareto(self.sensitivity, self.costs, axis, points=points)
+        return pareto(self.sensitivity, self.costs, axis, self.ties, points=points)
 
     def reach(self, name: str) -> tuple[float, float]:
         """What the cheapest and the dearest model cost."""
         each = self.costs[name].values()
         return sum(min(c.values()) for c in each), sum(max(c.values()) for c in each)
-
-
-def free_layers(canonical: tvm.IRModule, recipe: Recipe) -> list[str]:
-    """The layers whose width is still to be chosen, in order."""
-    if recipe.weights != MIXED:
-        return []
-    one, other = (plan(canonical, uniform(recipe, width)).weights for width in recipe.choices[:2])
-    return [layer for layer in one if one[layer] != other[layer]]
 
 
 def weigh(
@@ -92,4 +86,4 @@ def weigh(
     """
     timed = place if "latency" in recipe.limits else None
     costs = layer_costs(canonical, ranges, recipe, timed, report)
-    return Trade(None, costs, recipe)
+    return Trade(None, costs, recipe, tuple(tied_layers(canonical, recipe)))

@@ -10,7 +10,7 @@ from typing import Any
 from nybble.allocation.result import Allocation
 from nybble.budget import parse_budget
 from nybble.errors import NybbleError
-from nybble.recipe import FLOAT, Recipe, parse_layer, parse_weights, with_widths
+from nybble.recipe import FLOAT, Recipe, parse_choice, parse_layer, parse_weights, with_widths
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RecipeOptions:
         first_last: bits, or ``none``.
         layers: overrides such as ``layer1*=w4a8``; they go behind the file's, so they win.
         calibrator: its name.
-        choices: widths to choose from, such as ``2,4,8``.
+        choices: widths to choose from, such as ``2,4,8`` or ``w4a4,w8a8``.
         budget: limits such as ``size=0.5,latency=8ms``.
         sensitivity: the measure's name.
         solver: its name.
@@ -63,7 +63,7 @@ class RecipeOptions:
         if self.layers:
             changes["layers"] = (*base.overrides, *map(parse_layer, self.layers))
         if self.choices is not None:
-            changes["choices"] = tuple(map(parse_weights, self.choices.split(",")))
+            changes["choices"] = tuple(map(parse_choice, self.choices.split(",")))
         if self.budget is not None:
             changes["budget"] = parse_budget(self.budget)
         if self.correct is not None:

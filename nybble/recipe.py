@@ -14,6 +14,7 @@ from nybble.budget import (
     MEASURES,
     MIXED,
     SOLVERS,
+    bits_of,
     check_choices,
     is_budget,
 )
@@ -22,9 +23,11 @@ from nybble.stages import as_data, stages_of
 
 Calibrator = Literal["minmax", "percentile", "mse", "entropy"]
 CALIBRATORS: tuple[str, ...] = ("minmax", "percentile", "mse", "entropy")
+_RANGES_BY_BITS = ("mse", "entropy")
 ROUNDINGS: tuple[str, ...] = ("half_up", "half_even", "tflite")
 Weights = int | Literal["ternary", "mixed"]
 Activations = int | Literal["float"]
+Choice = int | str  # bits of weights, "ternary", or both widths: "w4a8"
 TERNARY: Literal["ternary"] = "ternary"
 FLOAT: Literal["float"] = "float"
 
@@ -79,7 +82,8 @@ class Recipe:
         correct: stages of correction in order (`nybble.stages`): names, or {name: options}. Kept
             as the stages themselves. They need torch.
         seed: of everything random: the same recipe and data give the same bits.
-        choices: widths to choose from, with ``weights="mixed"``.
+        choices: what a layer may get, with ``weights="mixed"``: widths of weights such as
+            (2, 4, 8), or of weights and input activations together such as ("w4a4", "w8a8").
         budget: what the whole network may cost, with ``weights="mixed"``: ``size``, ``bops`` and
             ``latency`` as shares from 0 (all layers at their cheapest) to 1 (at their dearest), or
             as "4MB", "20G", "8ms". Kept as pairs.
@@ -99,7 +103,7 @@ class Recipe:
     keep_float: tuple[str, ...] = ()
     correct: tuple[Any, ...] = ()
     seed: int = 0
-    choices: tuple[Weights, ...] = ()
+    choices: tuple[Choice, ...] = ()
     budget: Mapping[str, float | str] | tuple[tuple[str, float | str], ...] = ()
     sensitivity: str = "perturbation"
     solver: str = "ilp"
@@ -166,8 +170,13 @@ class Recipe:
 
 
 def with_widths(recipe: Recipe, widths: Mapping[str, Any]) -> Recipe:
-    """A recipe in which these layers have these weights, whatever it said before."""
-    named = tuple((glob.escape(layer), Widths(weights=w)) for layer, w in widths.items())
+    """A recipe in which these layers have these widths, whatever it said before.
+
+    Args:
+        recipe: what it says of other layers remains.
+        widths: {layer: a width of weights, or both widths such as ``"w4a8"``}.
+    """
+    named = tuple((glob.escape(layer), Widths(*bits_of(w))) for layer, w in widths.items())
     return replace(recipe, layers=(*recipe.overrides, *named))
 
 
@@ -181,6 +190,12 @@ def _check_mixture(recipe: Recipe) -> None:
         raise NybbleError("Recipe: weights='mixed' needs choices, such as (2, 4, 8).")
     if recipe.activations == FLOAT:
         raise NybbleError("Recipe: weights='mixed' needs integer activations.")
+    names_activations = any(bits_of(choice)[1] is not None for choice in recipe.choices)
+    if names_activations and recipe.calibrator in _RANGES_BY_BITS:
+        raise NybbleError(
+            f"Recipe: calibrator='{recipe.calibrator}' finds other ranges for every width, so it "
+            "does not go with choices that name activations. Use 'minmax' or 'percentile'."
+        )
 
 
 def _check_weight_only(recipe: Recipe) -> None:
@@ -231,6 +246,15 @@ def parse_weights(text: str) -> Weights:
     if not text.isdecimal():
         raise NybbleError(f"Recipe: weights={text!r} is not one of: {_WEIGHTS}.")
     return int(text)
+
+
+def parse_choice(text: str) -> Choice:
+    """Reads bits, ``ternary``, or both widths as ``w4a8``.
+
+    Raises:
+        NybbleError: none of them.
+    """
+    return parse_weights(text) if bits_of(text)[1] is None else text
 
 
 def _pairs(layers: Any) -> Iterable[tuple[str, Widths]]:
@@ -288,7 +312,7 @@ _RULES: dict[str, tuple[Any, str]] = {
     ),
     "choices": (
         lambda c: not c or check_choices(c),
-        "at least two different widths such as (2, 4, 8)",
+        "at least two different widths such as (2, 4, 8), or pairs such as ('w4a4', 'w8a8')",
     ),
     "budget": (is_budget, f"limits such as {EXAMPLE}"),
     "sensitivity": (lambda m: m in MEASURES, ", ".join(MEASURES)),

@@ -13,8 +13,8 @@ from typing import Any
 import tvm
 
 from nybble.allocation.result import Allocation
-from nybble.costs import uniform
-from nybble.mixed import Trade, free_layers, weigh
+from nybble.choices import free_layers, uniform
+from nybble.mixed import Trade, weigh
 from nybble.model import QuantizedModel
 from nybble.passes import pipeline
 from nybble.passes.biases import give_biases

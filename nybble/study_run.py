@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from nybble import known, samples
 from nybble.allocation.result import Allocation
 from nybble.budget import MIXED
-from nybble.costs import uniform
+from nybble.choices import free_layers, uniform
 from nybble.errors import NybbleError
 from nybble.evaluation import Deployment, Evaluation, Ready, Tried, ready
 from nybble.ir import graph
-from nybble.mixed import Trade, free_layers
+from nybble.mixed import Trade
 from nybble.model import Model, QuantizedModel
 from nybble.passes import pipeline
 from nybble.passes.fidelity import fidelity

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from nybble import known, samples
+from nybble.choices import free_layers
 from nybble.describe import describe
 from nybble.errors import NybbleError
 from nybble.frontend.onnx import from_onnx
 from nybble.ir import specs
 from nybble.latency import Ruler, default_cache
 from nybble.limits import multiply_rates
-from nybble.mixed import free_layers
 from nybble.model import Artifact, Model, QuantizedModel, Trial
 from nybble.passes import pipeline
 from nybble.passes.calibrate import calibrate

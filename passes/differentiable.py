@@ -20,6 +20,7 @@ from nybble.ir import graph
 from nybble.passes.fold_batch_norm import is_linear
 
 Observe = Callable[[str, Tensor], Tensor | None]
+Enter = Callable[[Tensor], Tensor]
 
 
 class Differentiable(nn.Module):
@@ -106,6 +107,7 @@ class Differentiable(nn.Module):
         start: int,
         observe: Observe | None = None,
         swaps: Mapping[str, Tensor] | None = None,
+        entering: Mapping[str, Enter] | None = None,
     ) -> list[Tensor]:
         """The outputs from a binding on, given the values that it and later ones read.
 
@@ -114,8 +116,9 @@ class Differentiable(nn.Module):
             start: index of the first binding to run; from 0 inputs are observed too.
             observe: as in `forward`.
             swaps: as in `forward`.
+            entering: as in `advance`.
         """
-        self.advance(values, range(start, len(self._steps)), observe, swaps)
+        self.advance(values, range(start, len(self._steps)), observe, swaps, entering)
         return [values[name] for name in self.outputs]
 
     def advance(
@@ -124,6 +127,7 @@ class Differentiable(nn.Module):
         steps: range,
         observe: Observe | None = None,
         swaps: Mapping[str, Tensor] | None = None,
+        entering: Mapping[str, Enter] | None = None,
     ) -> None:
         """Runs some bindings: ``values`` then holds what later ones read, and the outputs.
 
@@ -132,13 +136,16 @@ class Differentiable(nn.Module):
             steps: indices of the bindings to run; from 0 inputs are observed too.
             observe: as in `forward`.
             swaps: as in `forward`.
+            entering: makes another first operand for a binding, which no other reader sees.
         """
         seen = observe or (lambda _, __: None)
         for name in self.inputs if steps.start == 0 else ():
             values[name] = _or(seen(name, values[name]), values[name])
         for index in steps:
             name, op, arguments, attributes = self._steps[index]
-            made = op(*(_resolved(a, values, swaps) for a in arguments), **attributes)
+            first, *rest = (_resolved(a, values, swaps) for a in arguments)
+            enter = (entering or {}).get(name)
+            made = op(first if enter is None else enter(first), *rest, **attributes)
             values[name] = _or(seen(name, made), made)
             for old in self._last[index]:
                 if old not in self.outputs:

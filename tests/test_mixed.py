@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 import nybble
 from nybble import search
-from nybble.budget import limit_of, parse_budget
+from nybble.budget import bits_of, limit_of, parse_budget
+from nybble.choices import tied_layers
 from nybble.errors import AllocationError, NybbleError
 from nybble.mixed import Trade
+from nybble.passes import pipeline
+from nybble.passes.view import View
 from tests import models
-from tests.walking import SMALL, compared, few, law_of, tiny
+from tests.walking import SMALL, compared, few, imported, law_of, tiny
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,6 +93,64 @@ def test_the_widths_of_an_allocation_can_be_edited_and_used_again() -> None:
     assert stored(nybble.quantize(tiny(), few(), again)) == {
         layer: f"int{width}" for layer, width in edited.items()
     }
+
+
+# ---------------------------------------------------------------- weights and activations
+
+
+def both(**changes: Any) -> nybble.Recipe:
+    return recipe(**{"choices": ("w4a4", "w8a8")} | changes)
+
+
+@cache
+def forked() -> Any:
+    """Two convolutions read what the first gives: a residual block with one in its shortcut."""
+
+    def build() -> nn.Module:
+        block, pool = models.BasicBlock(8, 16, 2), nn.AdaptiveAvgPool2d(1)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), block, pool, nn.Flatten(), nn.Linear(16, 4))
+
+    return imported(models.settled(build, (3, SMALL, SMALL)), SMALL, "torch")
+
+
+def test_weights_and_activations_are_chosen_together(tmp_path: Path) -> None:
+    quantized: Any = nybble.quantize(forked(), few(), both(budget={"bops": 0.5}))
+    widths = quantized.allocation.widths
+    assert {"w4a4", "w8a8"} <= set(widths.values())
+    assert quantized.allocation.costs["bops"] <= quantized.allocation.limits["bops"]
+    artifact = nybble.compile(quantized, prefer="size")
+    layers = {la["name"]: la for la in artifact.manifest.layers if la["weights"]}
+    for name, choice in widths.items():
+        weights, activations = bits_of(choice)
+        assert layers[name]["weights"] == f"int{weights}"
+        assert activations is None or layers[name]["activations"][-1] == str(activations)
+    (tied,) = quantized.trade.ties
+    assert len({widths[layer] for layer in tied}) == 1 < len(tied)
+    x = models.images(2, (3, SMALL, SMALL), seed=9)
+    report, _ = compared(law_of(quantized, x), artifact.save(tmp_path / "net.so"), x, 1)
+    assert report.equal
+
+
+def test_layers_that_read_one_tensor_agree() -> None:
+    canonical = pipeline.canonicalize(forked().module)
+    (tied,) = tied_layers(canonical, both(budget={"size": 0.5}))
+    assert len({View(canonical).sources(layer)[0] for layer in tied}) == 1 < len(tied)
+    assert not tied_layers(canonical, recipe(budget={"size": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": {"/mix/*": {"weights": 3}}}, "the recipe fixes one of its two widths"),
+        ({"calibrator": "mse"}, "calibrator='mse' finds other ranges for every width"),
+        ({"sensitivity": "hessian"}, "measure='hessian' looks at weights only"),
+        ({"choices": ("w4a4", 8)}, "choices=.* is not one of: at least two different widths"),
+        ({"choices": ("w4a4", "w4a9")}, "choices=.* is not one of: at least two different widths"),
+    ],
+)
+def test_choices_of_both_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(NybbleError, match=message):
+        nybble.quantize(tiny(), few(), both(**{"budget": {"size": 0.5}} | changes))
 
 
 # ---------------------------------------------------------------- a limited drop

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from nybble.allocation.problem import Table
 from nybble.allocation.result import Allocation
+from nybble.budget import bits_of
 
 
 class Fidelity(NamedTuple):
@@ -128,13 +129,17 @@ class Study:
         )
 
 
-def bits(width: int | str) -> float:
-    """A width as a number: ternary weights carry log2(3) bits."""
-    return math.log2(3) if isinstance(width, str) else float(width)
+def bits(choice: int | str) -> float:
+    """A choice as a number, to put choices in order: ternary weights carry log2(3) bits.
+
+    Of choices that name activations too, these decide between equal weights.
+    """
+    width, activations = bits_of(choice)
+    return (math.log2(3) if isinstance(width, str) else float(width)) + (activations or 0) / 100
 
 
 def in_words(width: int | str) -> str:
     """``4 bits``, ``ternary``."""
     if isinstance(width, str):
-        return width
+        return width.upper() if bits_of(width)[1] else width
     return f"{width} bit" if width == 1 else f"{width} bits"

@@ -26,7 +26,10 @@ RECIPE = (
 )  # fmt: skip
 """The fields of a recipe that sensitivity depends on."""
 MEASURE = ("name", "layers", "loss_name", "batch", "tolerance", "fewest", "most")
-_SOURCES = ("sensitivity", "calibrate.py", "differentiable.py", "grids.py", "plan.py", "settle.py")
+_SOURCES = (
+    "sensitivity", "calibrate.py", "differentiable.py", "grids.py", "plan.py", "settle.py",
+    "simulation.py",
+)  # fmt: skip
 
 
 class Digest:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nybble.passes.differentiable import Enter
 from nybble.passes.sensitivity.losses import Judge
 from nybble.passes.sensitivity.samples import count
 from nybble.passes.sensitivity.spread import Unit, double, doubles, single, singles, spread
@@ -27,6 +28,8 @@ def perturbation_effort(layers: int, widths: int, samples: int) -> Effort:
 
 def perturbation(task: Task, judge: Judge) -> Losses:
     """L(only this layer's weights at this width) - L(float), activations in float.
+
+    Where the width names them too, what enters the layer is rounded as well.
 
     Source: Hubara et al., arXiv 2006.10518, section 4, with a loss of the outputs.
     """
@@ -147,16 +150,17 @@ class Evaluation:
         The network's state walks from layer to layer, and each evaluation goes on from a copy of
         it: what stands before a layer runs once, however many evaluations begin there.
         """
-        swaps = {} if fixed is None else {fixed[0]: self.task.swap(*fixed)}
+        held = [] if fixed is None else [fixed]
+        changes = self._changes(held)
         totals, samples = np.zeros(len(others)), 0
         with torch.no_grad():
             for batch in self.judge.batches():
                 size, values, at = count(batch.inputs), dict(batch.inputs), 0
                 for index, option in enumerate(others):
                     start = self.net.index(option[0])
-                    self.net.advance(values, range(at, start), swaps=swaps)
-                    mine = {**swaps, option[0]: self.task.swap(*option)}
-                    outputs = self._finished(values, start, mine)
+                    self.net.advance(values, range(at, start), None, *changes)
+                    both = self._changes([*held, option])
+                    outputs = self.net.run(dict(values), start, None, *both)
                     totals[index] += size * float(self.judge.loss(outputs, batch))
                     at = start
                 samples += size
@@ -164,7 +168,7 @@ class Evaluation:
         found: list[float] = (totals / samples).tolist()
         return found
 
-    def _finished(
-        self, values: dict[str, Tensor], start: int, swaps: dict[str, Tensor]
-    ) -> list[Tensor]:
-        return self.net.run(dict(values), start, swaps=swaps)
+    def _changes(self, options: Sequence[Option]) -> tuple[dict[str, Tensor], dict[str, Enter]]:
+        """The weights of layers, and what is done to what enters them."""
+        swaps = {layer: self.task.swap(layer, width) for layer, width in options}
+        return swaps, self.task.entering(options)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tvm
 
+from nybble.budget import bits_of
 from nybble.cache import folder
 from nybble.errors import CalibrationError, NybbleError
 from nybble.executors.interface import Executor
@@ -21,13 +22,14 @@ from nybble.passes.sensitivity.journal import Journal
 from nybble.passes.sensitivity.losses import Judge
 from nybble.passes.sensitivity.options import Measure
 from nybble.passes.sensitivity.samples import Samples
-from nybble.passes.sensitivity.task import Losses, Task, Units, at_width, roundings
+from nybble.passes.sensitivity.task import Losses, Task, Units, at_width, uniform
 from nybble.passes.view import View
 from nybble.phases import Phases, Progress
 from nybble.recipe import FLOAT, Recipe
 from nybble.sensitivity_table import Effort, Sensitivity, Width
 
 RANGES = "ranges"
+WITH_ACTIVATIONS = ("perturbation", "pairwise")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Subject:
         module: float canonical.
         spool: the calibration data, in parts of any length.
         recipe: what stays float, activations, calibrator, seed; its weights are not looked at.
-        widths: of weights, bits or ternary.
+        widths: of weights, bits or ternary, or both widths of a layer such as ``"w4a8"``.
         ranges: of the activations, where they are known.
     """
 
@@ -83,7 +85,7 @@ def measured(
     effort, steps = _effort(measure, len(layers), len(subject.widths), len(samples))
     task = Task(
         subject.module, View(subject.module), layers, subject.widths,
-        roundings(subject.module, ranges, tuple(needed), subject.recipe), samples,
+        {w: uniform(subject.module, ranges, subject.recipe, w) for w in needed}, samples,
         measure, subject.recipe.seed,
         Units(journal, effort, steps, phases.begin(), measure.announce),
         executor,
@@ -164,6 +166,12 @@ def _layers(subject: Subject, measure: Measure) -> tuple[str, ...]:
     if not subject.widths or len(set(subject.widths)) < len(subject.widths):
         raise NybbleError(f"widths={subject.widths!r}: give different widths such as (2, 4, 8).")
     layers = list(plan(subject.module, at_width(subject.recipe, 8)).weights)
+    joint = [w for w in subject.widths if bits_of(w)[1] is not None]
+    if joint and measure.name not in WITH_ACTIVATIONS:
+        raise NybbleError(
+            f"measure='{measure.name}' looks at weights only; for the width '{joint[0]}' use one "
+            f"of: {', '.join(WITH_ACTIVATIONS)}."
+        )
     for pattern in measure.layers:
         if not fnmatch.filter(layers, pattern):
             near = difflib.get_close_matches(pattern, layers, n=3, cutoff=0.5)

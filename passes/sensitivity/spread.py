@@ -19,8 +19,7 @@ from nybble.passes.sensitivity.journal import Journal
 from nybble.passes.sensitivity.losses import Judge
 from nybble.passes.sensitivity.options import Measure
 from nybble.passes.sensitivity.samples import Samples
-from nybble.passes.sensitivity.task import Task, Units
-from nybble.passes.settle import Rounded
+from nybble.passes.sensitivity.task import Task, Uniform, Units
 from nybble.passes.view import View
 from nybble.sensitivity_table import Effort, Option, Width
 
@@ -76,7 +75,7 @@ class Sent:
         module: float canonical.
         layers: the layers.
         widths: their widths.
-        rounded: the weights at those widths.
+        rounded: all layers at each of them.
         parts: the samples.
         measure: without what only tells.
     """
@@ -84,7 +83,7 @@ class Sent:
     module: tvm.IRModule
     layers: tuple[str, ...]
     widths: tuple[Width, ...]
-    rounded: Mapping[Width, Mapping[str, Rounded]]
+    rounded: Mapping[Width, Uniform]
     parts: tuple[dict[str, NDArray[Any]], ...]
     measure: Measure
 
@@ -142,7 +141,7 @@ def _network(shared: Shared) -> Evaluation:
 
 def _pickled(task: Task) -> bytes:
     parts = tuple({name: x.numpy() for name, x in part.items()} for part in task.samples.parts())
-    rounded = {width: dict(task.rounded[width]) for width in task.widths}
+    rounded = {width: task.rounded[width] for width in task.widths}
     measure = replace(task.measure, announce=None)
     sent = Sent(task.module, task.layers, task.widths, rounded, parts, measure)
     try:

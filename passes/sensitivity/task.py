@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,16 @@ import tvm
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nybble.budget import bits_of
 from nybble.executors.interface import Executor
 from nybble.passes.calibrate import Ranges
+from nybble.passes.differentiable import Enter
+from nybble.passes.grids import Grid
 from nybble.passes.sensitivity.journal import Journal
 from nybble.passes.sensitivity.options import Measure
 from nybble.passes.sensitivity.samples import Samples
 from nybble.passes.settle import Rounded, channel_axis, rows_of, settle
+from nybble.passes.simulation import fake
 from nybble.passes.view import View
 from nybble.phases import Progress
 from nybble.recipe import Recipe, Widths
@@ -26,6 +31,28 @@ from nybble.sensitivity_table import Effort, Width
 
 Array = NDArray[Any]
 Losses = dict[str, dict[Width, float]]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """What all layers are at one width.
+
+    Attributes:
+        weights: of every quantized layer.
+        entering: the grid of what enters each, where the width names activations too.
+    """
+
+    weights: Mapping[str, Rounded]
+    entering: Mapping[str, Grid]
+
+
+def uniform(mod: tvm.IRModule, ranges: Ranges, recipe: Recipe, width: Width) -> Uniform:
+    """Every quantized layer rounded to nearest at a width."""
+    settled, view = settle(mod, ranges, at_width(recipe, width)), View(mod)
+    if bits_of(width)[1] is None:
+        return Uniform(settled.weights, {})
+    points = settled.points()
+    return Uniform(settled.weights, {n: points[view.sources(n)[0]] for n in settled.weights})
 
 
 @dataclass(frozen=True)
@@ -37,8 +64,7 @@ class Task:
         view: of it.
         layers: the layers to measure, in order.
         widths: to be measured.
-        rounded: the weights of every quantized layer at those widths, and at others that the
-            measure needs.
+        rounded: all layers at each of those widths, and at others that the measure needs.
         samples: the calibration data.
         measure: which, and its options.
         seed: of random vectors.
@@ -50,7 +76,7 @@ class Task:
     view: View
     layers: tuple[str, ...]
     widths: tuple[Width, ...]
-    rounded: Mapping[Width, Mapping[str, Rounded]]
+    rounded: Mapping[Width, Uniform]
     samples: Samples
     measure: Measure
     seed: int
@@ -63,33 +89,30 @@ class Task:
 
     def error(self, layer: str, width: Width) -> Array:
         """What rounding adds to a layer's weights, output channels first, float64."""
-        made = self.rounded[width][layer].values().astype(np.float64)
+        made = self.rounded[width].weights[layer].values().astype(np.float64)
         return np.asarray(made - self.weights(layer))
 
     def swap(self, layer: str, width: Width) -> Tensor:
         """A layer's rounded weights as the module holds them."""
-        values = self.rounded[width][layer].values()
+        values = self.rounded[width].weights[layer].values()
         values = np.moveaxis(values, 0, channel_axis(self.view.calls[layer]))
         return torch.from_numpy(np.ascontiguousarray(values))
 
-
-def roundings(
-    mod: tvm.IRModule, ranges: Ranges, widths: Sequence[Width], recipe: Recipe
-) -> dict[Width, Mapping[str, Rounded]]:
-    """Every quantized layer's weights rounded to nearest at each width.
-
-    Activations, whose scales bound those of the weights, are what the recipe says.
-    """
-    found: dict[Width, Mapping[str, Rounded]] = {}
-    for width in widths:
-        found[width] = settle(mod, ranges, at_width(recipe, width)).weights
-    return found
+    def entering(self, options: Iterable[tuple[str, Width]]) -> dict[str, Enter]:
+        """The rounding of what enters layers, for widths that name activations too."""
+        grids = {layer: self.rounded[width].entering.get(layer) for layer, width in options}
+        return {layer: partial(fake, grid=grid) for layer, grid in grids.items() if grid}
 
 
 def at_width(recipe: Recipe, width: Width) -> Recipe:
-    """The recipe with one width for all weights, whatever it says of them."""
-    layers = (*recipe.overrides, ("*", Widths(weights=width)))
-    return replace(recipe, weights=width, layers=layers, correct=(), choices=(), budget=())
+    """The recipe with one width for all layers, whatever it says of them.
+
+    Activations, whose scales bound those of the weights, are what the recipe says, unless the
+    width names them too.
+    """
+    weights, activations = bits_of(width)
+    layers = (*recipe.overrides, ("*", Widths(weights, activations)))
+    return replace(recipe, weights=weights, layers=layers, correct=(), choices=(), budget=())
 
 
 class Units:

@@ -136,6 +136,26 @@ def test_perturbation_is_the_loss_of_the_network_with_one_layer_quantized(source
             assert loss == pytest.approx(lost(**{layer: width}), rel=1e-3, abs=1e-9)
 
 
+def test_what_enters_a_layer_is_rounded_where_the_width_names_activations() -> None:
+    measure = Measure("perturbation", (names()["mix"],), remember=False)
+    found = nybble.sensitivity(model(), images(), measure, ("w8a8", "w8a3", "w3a8", "w3a3"))
+    losses = found.losses[names()["mix"]]
+    assert losses["w8a8"] < min(losses["w8a3"], losses["w3a8"]) < losses["w3a3"]
+    calls: list[torch.Tensor] = []
+
+    def enter(_: Any, operands: tuple[torch.Tensor]) -> torch.Tensor:
+        calls.append(operands[0])  # behind a ReLU: unsigned, 7 steps up to the largest value
+        step = calls[0].max() / 7
+        is_reference = len(calls) == 1
+        rounded_in = torch.clamp(torch.round(operands[0] / step), 0, 7) * step
+        return operands[0] if is_reference else rounded_in
+
+    with net().mix.register_forward_pre_hook(enter):
+        wanted = lost(mix=3)  # runs the float network first
+    assert len(calls) == 2
+    assert losses["w3a3"] == pytest.approx(wanted, rel=1e-3)
+
+
 def test_pairs_are_what_two_layers_lose_beyond_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "projected", lambda losses, pairs: (losses, pairs))
     found = measured("pairwise")
