@@ -15,7 +15,7 @@ import nybble
 from nybble.commands import Samples, load_model, writable
 from nybble.errors import ArtifactError
 from nybble.options import RecipeOptions
-from nybble.recipe import parse_weights
+from nybble.recipe import parse_choice
 from nybble.report.progress import console, step
 from nybble.sensitivity_table import Effort, Sensitivity
 
@@ -45,7 +45,7 @@ def sensitivity(job: SensitivityJob) -> None:
     """
     if job.output is not None:
         writable(job.output)
-    widths = [parse_weights(part.strip()) for part in job.widths.split(",")]
+    widths = [parse_choice(part.strip()) for part in job.widths.split(",")]
     recipe = RecipeOptions(job.recipe).recipe()
     measure = nybble.Measure(job.measure, job.layers or ("*",), announce=_announce)
     samples = Samples(job.calibration)
