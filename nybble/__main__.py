@@ -125,6 +125,13 @@ Correct = Annotated[
     str | None,
     typer.Option(help="Corrections in order, as equalize,adaquant. Options: in a recipe."),
 ]
+AllocationOut = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write the widths of all layers as JSON, with scales and kernels: to be read, "
+        "edited, and given back with --allocation."
+    ),
+]
 AllocationFile = Annotated[
     Path | None,
     typer.Option(help="Widths of layers as JSON, from an earlier run or edited.", callback=_file),
@@ -150,6 +157,7 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     solver: Solver = None,
     correct: Correct = None,
     allocation: AllocationFile = None,
+    allocation_out: AllocationOut = None,
     target: Targets = None,
     keep_float: Annotated[
         bool, typer.Option("--float", help="Compile without quantizing.")
@@ -178,7 +186,7 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     )  # fmt: skip
     job = commands.CompileJob(
         model, output, calibration, options, targets, keep_float, measure, prefer, onnx,
-        records, threads,
+        records, threads, allocation_out,
     )  # fmt: skip
     commands.compile_to_file(job)
 

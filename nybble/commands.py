@@ -21,12 +21,14 @@ from rich.text import Text
 
 import nybble
 from nybble import known
+from nybble.allocated import allocated
 from nybble.errors import ArtifactError, ImportModelError, NybbleError
 from nybble.options import RecipeOptions
 from nybble.recipe import FLOAT
 from nybble.report import data, tables, units
 from nybble.report.progress import console, step
 from nybble.runtime import host
+from nybble.runtime.artifact import write_whole
 from nybble.runtime.manifest import Manifest, Variant, read_all
 from nybble.runtime.session import LayerTime
 from nybble.schedules.target import resolve_all
@@ -49,6 +51,7 @@ class CompileJob:
     onnx: Path | None = None
     records: Sequence[Path] | None = None
     threads: int | None = None
+    allocation: Path | None = None
 
 
 def compile_to_file(job: CompileJob) -> None:
@@ -68,8 +71,10 @@ def compile_to_file(job: CompileJob) -> None:
 
     if job.onnx is not None and job.keep_float:
         raise NybbleError("--onnx writes the quantized network; it does not go with --float.")
+    if job.allocation is not None and not is_calibrated:
+        raise NybbleError("--allocation-out needs a network with integer activations.")
     start = time.perf_counter()
-    for path in (job.output, *([job.onnx] if job.onnx else ())):
+    for path in filter(None, (job.output, job.onnx, job.allocation)):
         writable(path)
     resolve_all(job.targets)
     with step("read records"):
@@ -93,6 +98,9 @@ def compile_to_file(job: CompileJob) -> None:
         )  # fmt: skip
     with step(f"write {job.output}"):
         artifact.save(job.output)
+        if job.allocation is not None:
+            text = allocated(network, artifact.manifest).to_json()
+            write_whole(job.allocation, f"{text}\n".encode())
     rows = data.layer_rows(artifact.manifest)
     if job.measure:
         console.print(tables.chosen(rows))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -9,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import nybble
 from nybble import search
 from nybble.budget import bits_of, limit_of, parse_budget
 from nybble.choices import tied_layers
+from nybble.commands import CompileJob, compile_to_file
 from nybble.errors import AllocationError, NybbleError
 from nybble.mixed import Trade
+from nybble.options import RecipeOptions
 from nybble.passes import pipeline
 from nybble.passes.view import View
 from tests import models
@@ -93,6 +98,31 @@ def test_the_widths_of_an_allocation_can_be_edited_and_used_again() -> None:
     assert stored(nybble.quantize(tiny(), few(), again)) == {
         layer: f"int{width}" for layer, width in edited.items()
     }
+
+
+def test_a_written_allocation_is_read_and_edited(tmp_path: Path) -> None:
+    source, data, file = tmp_path / "tiny.onnx", tmp_path / "few.npy", tmp_path / "widths.json"
+    example = torch.zeros(1, 3, SMALL, SMALL)
+    source.write_bytes(models.export_onnx(models.tiny_cnn(SMALL), example))
+    np.save(data, few())
+    asked = RecipeOptions(weights="ternary", layers=("/mix/*=w3",))
+    job = CompileJob(source, tmp_path / "net.so", data, asked, ("native",), False, allocation=file)
+    compile_to_file(job)
+    written = json.loads(file.read_text())
+    assert set(written["widths"].values()) == {8, 3, "ternary"}
+    layers = {la["name"]: la for la in nybble.load(tmp_path / "net.so").manifest.layers}
+    for name, of in written["layers"].items():
+        assert of["kernel"] == layers[name]["kernel"]
+        assert of["activations"] == layers[name]["activations"]
+        assert all(0 < scale < 1 for scale in [of["input_scale"], *of["scales"]])
+    written["widths"]["/mix/Conv"] = 5
+    file.write_text(json.dumps(written))
+    again = RecipeOptions(allocation=file).recipe()
+    widths = stored(nybble.quantize(tiny(), few(), again))
+    assert widths["/mix/Conv"] == "int5"
+    assert widths["/dilated/Conv"] == "int2"
+    with pytest.raises(NybbleError, match="--allocation-out needs"):
+        compile_to_file(dataclasses.replace(job, keep_float=True, calibration=None))
 
 
 # ---------------------------------------------------------------- weights and activations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -39,6 +40,8 @@ class Allocation:
         costs: what the choice costs, for every table that was given.
         limits: the budget in absolute numbers.
         rates: layer -> bits before rounding, of the closed form only.
+        layers: layer -> what came of it once compiled (`nybble.allocated`): dtypes, scales,
+            kernel. To be read; of an edited file only ``widths`` decides.
     """
 
     widths: dict[str, Width]
@@ -47,6 +50,7 @@ class Allocation:
     costs: dict[str, float]
     limits: dict[str, float]
     rates: dict[str, float] | None = None
+    layers: dict[str, dict[str, Any]] | None = None
 
     @classmethod
     def of(cls, problem: Problem, solved: Solved) -> Allocation:
@@ -70,7 +74,10 @@ class Allocation:
 
     def to_json(self) -> str:
         """The allocation as one JSON object, to be read and edited."""
-        return json.dumps(asdict(self), indent=2)
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        if math.isnan(self.objective):  # JSON has no NaN
+            del known["objective"]
+        return json.dumps(known, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Allocation:
@@ -86,5 +93,5 @@ class Allocation:
         known = {f.name for f in fields(cls)}
         if not isinstance(values, Mapping) or not set(values) <= known or "widths" not in values:
             raise AllocationError(f"Allocation: expected an object with {', '.join(known)}.")
-        blank = {"objective": float("nan"), "gap": 0.0, "costs": {}, "limits": {}}
+        blank: dict[str, Any] = {"objective": float("nan"), "gap": None, "costs": {}, "limits": {}}
         return cls(**{**blank, **values})
