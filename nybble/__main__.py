@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from rich.text import Text
 
 from nybble import cli_records, farm
 from nybble.errors import NybbleError
+
+if TYPE_CHECKING:
+    from nybble.commands_drop import Drop
 
 app = typer.Typer(
     help="Nybble: compile a trained network to one integer-only shared library.",
@@ -32,6 +35,17 @@ def _existing(path: Path | None) -> Path | None:
     if path is not None and not path.exists():
         raise NybbleError(f"{path}: no such file. Check the name and the folder you are in.")
     return path
+
+
+def _drop(most: float | None, file: Path | None) -> Drop | None:
+    """What --max-drop and --evaluate ask for together."""
+    if (most is None) != (file is None):
+        raise NybbleError("--max-drop and --evaluate go together: give both, or neither.")
+    if most is None or file is None:
+        return None
+    from nybble.commands_drop import Drop
+
+    return Drop(most, file)
 
 
 def _file(path: Path | None) -> Path | None:
@@ -158,6 +172,18 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     correct: Correct = None,
     allocation: AllocationFile = None,
     allocation_out: AllocationOut = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --weights mixed and --evaluate: the cheapest widths whose top-1 lies at "
+            "most so many points below float's.",
+        ),
+    ] = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(help="Inputs and 'labels' for --max-drop, .npz.", callback=_file),
+    ] = None,
     target: Targets = None,
     keep_float: Annotated[
         bool, typer.Option("--float", help="Compile without quantizing.")
@@ -186,7 +212,7 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     )  # fmt: skip
     job = commands.CompileJob(
         model, output, calibration, options, targets, keep_float, measure, prefer, onnx,
-        records, threads, allocation_out,
+        records, threads, allocation_out, _drop(max_drop, evaluate),
     )  # fmt: skip
     commands.compile_to_file(job)
 

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ from nybble.runtime.manifest import Manifest, Variant, read_all
 from nybble.runtime.session import LayerTime
 from nybble.schedules.target import resolve_all
 
+if TYPE_CHECKING:
+    from nybble.commands_drop import Drop
+
 Array = NDArray[Any]
 
 
@@ -52,6 +55,7 @@ class CompileJob:
     records: Sequence[Path] | None = None
     threads: int | None = None
     allocation: Path | None = None
+    drop: Drop | None = None
 
 
 def compile_to_file(job: CompileJob) -> None:
@@ -86,8 +90,9 @@ def compile_to_file(job: CompileJob) -> None:
     if not job.keep_float:
         with step("calibrate and quantize", len(samples)) as advance:
             network = nybble.quantize(
-                model, samples, recipe, progress=advance, records=records, threads=job.threads
-            )
+                model, samples, recipe, progress=advance, records=records, threads=job.threads,
+                target=job.targets[0], **(job.drop.options(model) if job.drop else {}),
+            )  # fmt: skip
     if job.onnx is not None:
         with step(f"write {job.onnx}"):
             network.to_onnx(job.onnx)

@@ -56,7 +56,7 @@ def report(job: ReportJob) -> None:
     resolve(job.target)
     records = known.gather(job.records)
     samples = Samples(job.calibration)
-    given = None if job.evaluate is None else _trial(job.evaluate)
+    given = None if job.evaluate is None else evaluation_of(job.evaluate)
     with step(f"import {job.model.name}"):
         model = load_model(job.model)
     options = StudyOptions(
@@ -68,7 +68,7 @@ def report(job: ReportJob) -> None:
     console.print(Text(f"\nThe report: {job.output.resolve()}"), soft_wrap=True)
 
 
-def _trial(file: Path) -> Evaluation:
+def evaluation_of(file: Path) -> Evaluation:
     """Inputs and labels of a file; a lone array goes to the only input, whatever its name.
 
     Raises:

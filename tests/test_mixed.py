@@ -19,6 +19,7 @@ from nybble import search
 from nybble.budget import bits_of, limit_of, parse_budget
 from nybble.choices import tied_layers
 from nybble.commands import CompileJob, compile_to_file
+from nybble.commands_drop import Drop
 from nybble.errors import AllocationError, NybbleError
 from nybble.mixed import Trade
 from nybble.options import RecipeOptions
@@ -208,6 +209,29 @@ def test_the_cheapest_within_a_drop_is_found_by_deployed_trials(
     assert quantized.allocation == cheapest.allocation
     with pytest.raises(AllocationError, match=r"max_drop=0\.001: the score must reach"):
         nybble.quantize(tiny(), few(), recipe(choices=(2, 4)), max_drop=0.001, evaluate=score)
+
+
+def test_the_command_limits_the_drop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(search, "POINTS", 3)
+    source, data, file = tmp_path / "tiny.onnx", tmp_path / "few.npy", tmp_path / "test.npz"
+    example = torch.zeros(1, 3, SMALL, SMALL)
+    source.write_bytes(models.export_onnx(models.tiny_cnn(SMALL), example))
+    np.save(data, few())
+    x = models.images(16, (3, SMALL, SMALL), seed=7)
+    answers: Any = tiny().run(x)
+    np.savez(file, images=x, labels=answers.argmax(-1))
+    asked = RecipeOptions(weights="mixed", choices="4,8")
+    job = CompileJob(source, tmp_path / "net.so", data, asked, ("native",), False)
+    compile_to_file(dataclasses.replace(job, drop=Drop(100.0, file)))
+    told = capsys.readouterr().out
+    assert "tried size" in told
+    assert "top-1" in told
+    assert "accepted" in told
+    np.savez(file, images=x)
+    with pytest.raises(NybbleError, match="no array 'labels'"):
+        compile_to_file(dataclasses.replace(job, drop=Drop(1.0, file)))
 
 
 @pytest.mark.parametrize(

@@ -46,3 +46,8 @@ def decibels(value: float | None) -> str:
     if math.isinf(value):
         return f"{'-' if value < 0 else ''}∞ dB"
     return f"{value:.1f} dB"
+
+
+def cost(name: str, value: float) -> str:
+    """A cost of an allocation: bytes, seconds, or a number."""
+    return {"size": size, "latency": duration}.get(name, count)(value)
