@@ -13,27 +13,14 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import tempfile
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import nybble
-from benchmarks.accuracy import BATCH, Task, answers, tasks
+from benchmarks.accuracy import Task, tasks
+from benchmarks.deployed import Bench
 from benchmarks.output import RESULTS, ROOT, console
-from nybble.model import QuantizedModel
-from nybble.passes import pipeline
-from nybble.passes.biases import give_biases
-from nybble.passes.calibrate import Ranges, calibrate
-from nybble.passes.correction.run import correct
-from nybble.passes.correction.spool import Spool
-from nybble.passes.settle import settle
 from nybble.recipe import Calibrator, Recipe
-from nybble.report.progress import step
 
 PAGE = ROOT / "docs" / "corrections.md"
 STATE = RESULTS / "corrections.json"
@@ -120,65 +107,17 @@ def cells(network: str) -> list[Cell]:
     return [Cell(network, w, a, m) for m in METHODS for w, a in WIDTHS[network]]
 
 
-class Bench:
-    """A network, calibrated once for each calibrator and width of activations."""
-
-    def __init__(self, task: Task):
-        self.task = task
-        steps = [(give_biases.name, give_biases)]
-        canonical = pipeline.canonicalize(task.model.module)
-        self.module = pipeline.run(canonical, steps, "float", "float")
-        self.input = str(self.module["main"].params[0].name)
-        self.known: dict[tuple[str, int], Ranges] = {}
-
-    def ranges(self, recipe: Recipe, bits: int) -> Ranges:
-        """Of activations; those of the largest values are the same for all widths."""
-        key = (recipe.calibrator, 8 if recipe.calibrator == "minmax" else bits)
-        if key not in self.known:
-            title = f"calibrate {self.task.name}, {recipe.calibrator}"
-            with step(title, len(self.task.calibration)) as report:
-                batches = [{self.input: self.task.calibration}]
-                ticking = lambda done: report(done, None)  # noqa: E731
-                self.known[key] = calibrate(self.module, batches, recipe, ticking)
-        return self.known[key]
-
-    def quantized(self, cell: Cell) -> tuple[QuantizedModel, float]:
-        """The network, and the seconds of CPU that its corrections took."""
-        method = METHODS[cell.method]
-        recipe = Recipe(
-            weights=cell.weights,
-            activations=cell.activations,
-            correct=method.stages,
-            calibrator=method.calibrator,
-        )
-        settled = settle(self.module, self.ranges(recipe, cell.activations), recipe)
-        with Spool() as samples, step(cell.key) as report:
-            samples.add({self.input: self.task.calibration})
-            start = time.process_time()
-            settled = correct(settled, samples, recipe, report)
-            seconds = time.process_time() - start
-        module = pipeline.insert(settled)
-        return QuantizedModel(module, pipeline.to_integer(module, recipe), recipe), seconds
-
-    def measure(self, cell: Cell) -> dict[str, float]:
-        """Percent of right answers of the deployed library, and seconds."""
-        quantized, seconds = self.quantized(cell)
-        with tempfile.TemporaryDirectory() as folder:
-            path = nybble.compile(quantized).save(Path(folder) / "net.so")
-            deployed = nybble.load(path)
-            right = answers(deployed, self.task.images) == self.task.labels
-            some = self.task.images[: BATCH // 10]
-            same = bool(np.all(deployed(some) == quantized.run(some)))
-        if not same:
-            raise SystemExit(f"{cell.key}: the library differs from the law")
-        return {"top1": 100 * float(right.mean()), "seconds": seconds}
-
-    def reference(self) -> dict[str, float]:
-        """The float network."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = nybble.compile(self.task.model).save(Path(folder) / "net.so")
-            right = answers(nybble.load(path), self.task.images) == self.task.labels
-        return {"top1": 100 * float(right.mean()), "seconds": 0.0}
+def measure(bench: Bench, cell: Cell) -> dict[str, float]:
+    """Percent of right answers of the deployed library, and seconds of CPU."""
+    method = METHODS[cell.method]
+    recipe = Recipe(
+        weights=cell.weights,
+        activations=cell.activations,
+        correct=method.stages,
+        calibrator=method.calibrator,
+    )
+    settled, seconds = bench.settled(recipe, cell.key)
+    return {"top1": bench.top1(bench.outputs(settled, recipe)), "seconds": seconds}
 
 
 def run(tasks: Iterable[Task], only: str, done: Cells) -> None:
@@ -190,9 +129,13 @@ def run(tasks: Iterable[Task], only: str, done: Cells) -> None:
             continue
         bench = Bench(task)
         if f"{task.name}/{FLOAT}" not in done:
-            _keep(done, f"{task.name}/{FLOAT}", bench.reference())
+            _keep(
+                done,
+                f"{task.name}/{FLOAT}",
+                {"top1": bench.top1(bench.float_outputs()), "seconds": 0.0},
+            )
         for index, cell in enumerate(wanted):
-            _keep(done, cell.key, bench.measure(cell))
+            _keep(done, cell.key, measure(bench, cell))
             found = done[cell.key]
             console.print(f"{index + 1}/{len(wanted)} {cell.key}: {found['top1']:.2f} %")
 
