@@ -204,7 +204,8 @@ def _figures(done: Cells, key: str, base: str) -> str:
         return "not run | |"
     found = done[key]["top1"]
     gain = f"{found - done[base]['top1']:+.2f}" if base in done and key != base else ""
-    return f"{found:.2f} | {gain} | {done[key]['seconds']:.0f}"
+    seconds = f"{done[key]['seconds']:.0f}" if "seconds" in done[key] else "-"
+    return f"{found:.2f} | {gain} | {seconds}"
 
 
 HEAD = """# What the corrections do
@@ -212,7 +213,8 @@ HEAD = """# What the corrections do
 Top-1 in percent of the deployed library (integers only), not of a simulation. *gain* is over
 round to nearest at the same widths, with ranges of activations from the largest values (min-max);
 rows of *calibrator mse* take those of least squared error, so their gain is that of both. *CPU s*
-are the seconds that the stages took on one core, calibration and compiling apart. First and last
+are the seconds that the stages took on one core, calibration and compiling apart (a dash: run
+without a clock). First and last
 layers have 8 bits, and every stage has its default options. Written by
 `python -m benchmarks.corrections`.
 

@@ -40,10 +40,10 @@ STATE = RESULTS / "mixed.json"
 LEARNED = RESULTS / "files"
 STAGES = ({"adaquant": {"sequential": False, "iterations": 150}},)
 LOW, HIGH, SHARE = 4, 8, 0.5
-UNIFORM = (4, 5, 6, 8)
+UNIFORM = (4, 6, 8)
 RANDOM = 20
 MEASURES = ("perturbation", "hessian", "hessian_proxy", "influence")
-WIDE = (4, 5, 6, 8)
+WIDE = (4, 6, 8)
 Widths = dict[str, int]
 Found = dict[str, dict[str, Any]]
 
@@ -119,11 +119,11 @@ def wanted(bench: Bench, measures: tuple[str, ...]) -> Iterator[Wanted]:
     """Uniform, chosen and random widths."""
     first = traded(bench, (LOW, HIGH), "perturbation")
     costs = {layer: of for layer, of in first.costs["size"].items() if len(of) > 1}
-    for width in UNIFORM:
-        yield Wanted(f"uniform {width}", dict.fromkeys(costs, width))
     for measure in measures:
         trade = traded(bench, (LOW, HIGH), measure)
         yield Wanted(f"{measure}, {trade.recipe.solver}", _free(trade))
+    for width in UNIFORM:
+        yield Wanted(f"uniform {width}", dict.fromkeys(costs, width))
     low, high = (sum(of[w] for of in costs.values()) for w in (LOW, HIGH))
     for seed in range(RANDOM):
         yield Wanted(f"random {seed}", at_random(costs, low + SHARE * (high - low), seed))
