@@ -33,8 +33,8 @@ table = nybble.sensitivity(model, calibration, measure, widths=(3, 4, 8))
 worst = max(table.losses, key=lambda layer: table.losses[layer][3])
 print(f"at 3 bits, {worst} loses most: {table.losses[worst][3]:.4f} nats")
 
-# 3. The same, and the choice, inside of `quantize`: 0.3 of the way in bytes from all at 3 bits to all
-#    at 8. First and last layer keep their 8 bits.
+# 3. The same, and the choice, inside of `quantize`: 0.3 of the way in bytes from all
+#    at 3 bits to all at 8. First and last layer keep their 8 bits.
 recipe = nybble.Recipe(weights="mixed", choices=(3, 4, 8), budget={"size": 0.3})
 mixed = nybble.quantize(model, calibration, recipe)
 chosen = mixed.allocation

@@ -19,7 +19,7 @@ def pixels(file):
     return np.load(EXAMPLE / file)["images"][:, None].astype(np.float32) / np.float32(255)
 
 
-# 1. A small ResNet for Fashion-MNIST. Corrections learn from the calibration images, without labels.
+# 1. A small ResNet for Fashion-MNIST. Corrections learn from calibration images without labels.
 model = nybble.load_onnx(EXAMPLE / "resnet.onnx")
 calibration = pixels("calibration.npz")[:64]
 images = pixels("test_images.npz")[:200]

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nybble.passes.biases import bias_name, set_biases
-from nybble.passes.correction.bias_correction import SAMPLES
 from nybble.passes.correction.bounds import with_bounds
 from nybble.passes.differentiable import Differentiable
 from nybble.passes.settle import Rounded, Settled, bias_of
@@ -21,6 +20,7 @@ from nybble.stages import Statistics
 if TYPE_CHECKING:
     from nybble.passes.correction.run import Work
 
+SAMPLES = 64  # a mean over an image's pixels and so many images
 MOST = 2.0  # by which a channel's scale may grow or shrink
 TINY = 1e-6  # deviation of a channel that does not vary
 

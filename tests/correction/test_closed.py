@@ -46,9 +46,10 @@ STAGES: dict[str, Any] = {
     "natural": {"gptq": {"order": "natural", "block": 5}},
     "low_rank": {"low_rank": {"rank": 3}},
     "statistics": "statistics",
+    "bias": "bias_correction",
     "means": {"statistics": {"deviation": False}},
 }
-ROUNDING = ("output", "gptq", "natural")
+ROUNDING = ("output", "gptq", "natural", "bias")
 
 
 def recipe(stage: str, weights: Any = 3, activations: int = 4) -> Recipe:
@@ -303,6 +304,16 @@ def test_scaling_by_hand_is_the_same_function() -> None:
         wanted = net(batch)[0]
         found = Differentiable(scaled(mod, dict.fromkeys(between, scale)))(batch)[0]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_bias_correction_takes_the_mean_error_out() -> None:
+    images = models.images(16, (3, 12, 12), seed=5)
+    before, after = through(made(Chain), recipe("bias", 3, 8), images)
+    means = []
+    for one in (before, after):
+        right, mine = outputs(one, images)
+        means.append(float((mine - right).mean(dim=0).abs().max()))
+    assert means[1] < 0.1 * means[0]  # nothing stands behind the last layer, all samples are rows
 
 
 @pytest.mark.parametrize("deviation", [True, False])
