@@ -116,21 +116,27 @@ def traded(bench: Bench, choices: tuple[int, ...], measure: str) -> Trade:
 
 
 def wanted(bench: Bench, measures: tuple[str, ...]) -> Iterator[Wanted]:
-    """Uniform, chosen and random widths."""
-    first = traded(bench, (LOW, HIGH), "perturbation")
+    """Chosen, random and uniform widths."""
+    first = traded(bench, (LOW, HIGH), measures[0])
+    yield _chosen(first)
     costs = {layer: of for layer, of in first.costs["size"].items() if len(of) > 1}
-    for measure in measures:
-        trade = traded(bench, (LOW, HIGH), measure)
-        yield Wanted(f"{measure}, {trade.recipe.solver}", _free(trade))
-    for width in UNIFORM:
-        yield Wanted(f"uniform {width}", dict.fromkeys(costs, width))
     low, high = (sum(of[w] for of in costs.values()) for w in (LOW, HIGH))
     for seed in range(RANDOM):
         yield Wanted(f"random {seed}", at_random(costs, low + SHARE * (high - low), seed))
-    wide = traded(bench, WIDE, "perturbation")
+    for width in UNIFORM:
+        yield Wanted(f"uniform {width}", dict.fromkeys(costs, width))
+    for measure in measures[1:]:
+        yield _chosen(traded(bench, (LOW, HIGH), measure))
+    wide = traded(bench, WIDE, measures[0])
     limit = {"size": f"{first.limits()['size']:.0f}B"}
-    wide = replace(wide, recipe=replace(wide.recipe, budget=limit))
-    yield Wanted(f"perturbation, ilp, choices {WIDE}", _free(wide))
+    yield _chosen(replace(wide, recipe=replace(wide.recipe, budget=limit)))
+
+
+def _chosen(trade: Trade) -> Wanted:
+    assert trade.sensitivity is not None
+    recipe, widths = trade.recipe, _free(trade)
+    choices = "" if recipe.choices == (LOW, HIGH) else f", choices {recipe.choices}"
+    return Wanted(f"{trade.sensitivity.measure}, {recipe.solver}{choices}", widths)
 
 
 def _free(trade: Trade) -> Widths:
