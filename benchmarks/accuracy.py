@@ -57,7 +57,7 @@ class Task:
 
 def efficientnet_lite0(folder: Path) -> Task:
     """EfficientNet-Lite0 on 224x224 images; every tenth one also calibrates."""
-    rows = list(csv.DictReader((folder / "labels.csv").open()))
+    rows = list(csv.DictReader((folder / "labels.csv").read_text().splitlines()))
     files = [folder / row["file"] for row in rows]
     images = np.stack([_pixels(path) for path in files])
     labels = np.array([int(row["class_index"]) for row in rows])
