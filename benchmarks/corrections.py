@@ -214,9 +214,8 @@ Top-1 in percent of the deployed library (integers only), not of a simulation. *
 round to nearest at the same widths, with ranges of activations from the largest values (min-max);
 rows of *calibrator mse* take those of least squared error, so their gain is that of both. *CPU s*
 are the seconds that the stages took on one core, calibration and compiling apart (a dash: run
-without a clock). First and last
-layers have 8 bits, and every stage has its default options. Written by
-`python -m benchmarks.corrections`.
+without a clock). First and last layers have 8 bits, and every stage has its default options.
+Written by `python -m benchmarks.corrections`.
 
 - EfficientNet-Lite0: 500 labelled ImageNet images; every tenth calibrates, without its label.
   One image is 0.2 points, so differences below 2 points say little.
@@ -228,8 +227,8 @@ layers have 8 bits, and every stage has its default options. Written by
 - 2-bit weights: the same with `"flexround"` or `"adaquant"`; without learning, `gptq` between
   scales by output and `statistics` or `bias_correction`.
 - Depthwise networks at 4 bits: `Recipe(4, correct=("adaquant",))`.
-- `equalize` belongs to weights of one scale a tensor. Here every channel has its own, so that it
-  gains little, and by weights it spreads the activations' ranges and costs much.
+- `equalize` gains little here, where every channel of weights has a scale of its own; by weights it
+  costs much when activations have 4 bits.
 
 These were chosen on the test images that the tables show.
 """
