@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nybble.sensitivity_run import sensitivity
     from nybble.sensitivity_table import Sensitivity
     from nybble.study_run import StudyOptions, study
+    from nybble.tune_run import Tuned, TuneOptions, tune
     from nybble.walk import compile, load_onnx, load_torch, quantize  # noqa: A004
 
 __version__ = "0.1.0"
@@ -42,6 +43,8 @@ __all__ = [
     "Session",
     "Study",
     "StudyOptions",
+    "TuneOptions",
+    "Tuned",
     "allocate",
     "compile",
     "load",
@@ -51,6 +54,7 @@ __all__ = [
     "quantize",
     "sensitivity",
     "study",
+    "tune",
 ]
 
 _HOMES = {
@@ -65,6 +69,8 @@ _HOMES = {
     "Session": "nybble.runtime.session",
     "Study": "nybble.report.study",
     "StudyOptions": "nybble.study_run",
+    "TuneOptions": "nybble.tune_run",
+    "Tuned": "nybble.tune_run",
     "allocate": "nybble.allocation.allocate",
     "compile": "nybble.walk",
     "load": "nybble.runtime.session",
@@ -74,6 +80,7 @@ _HOMES = {
     "quantize": "nybble.walk",
     "sensitivity": "nybble.sensitivity_run",
     "study": "nybble.study_run",
+    "tune": "nybble.tune_run",
 }
 
 

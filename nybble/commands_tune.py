@@ -17,9 +17,9 @@ from nybble.options import RecipeOptions
 from nybble.recipe import FLOAT
 from nybble.report.progress import console, step
 from nybble.schedules.target import resolve
-from nybble.tune import view
 from nybble.tune_elsewhere import Batches, exchange, measuring
 from nybble.tune_run import Tuned, TuneOptions, tune
+from nybble.tuning import view
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended

@@ -19,7 +19,7 @@ def tracker(
     port: Annotated[int, typer.Option(help="Where to listen.")] = 9190,
 ) -> None:
     """Keep track of devices that measure for others, until Ctrl-C."""
-    from nybble.tune import device  # noqa: PLC0415  (imports TVM)
+    from nybble.tuning import device  # noqa: PLC0415  (imports TVM)
 
     device.track(host, port, _say)
 
@@ -34,15 +34,15 @@ def device(
     ] = None,
 ) -> None:
     """Measure for others what they send here, until Ctrl-C."""
-    from nybble.tune import device as server  # noqa: PLC0415
-    from nybble.tune.tracker import Tracker  # noqa: PLC0415
+    from nybble.tuning import device as server  # noqa: PLC0415
+    from nybble.tuning.tracker import Tracker  # noqa: PLC0415
 
     server.serve(Tracker.parse(tracker, key), host, port, address, _say)
 
 
 def devices(tracker: Address) -> None:
     """List the devices that a tracker knows."""
-    from nybble.tune.tracker import Tracker  # noqa: PLC0415
+    from nybble.tuning.tracker import Tracker  # noqa: PLC0415
 
     table = Table("key", "servers", "free", "waiting clients")
     for row in Tracker.parse(tracker, "*").rows():

@@ -14,17 +14,17 @@ from nybble.model import Model, QuantizedModel
 from nybble.schedules.machine import Machine
 from nybble.schedules.records import Records
 from nybble.schedules.target import CpuTarget, resolve
-from nybble.tune import offline
-from nybble.tune.measure import TURNS, Measurer, Outcome
-from nybble.tune.memory import SURE, Memory
-from nybble.tune.offline import Exported, Progress, Times
-from nybble.tune.pool import LocalPool
-from nybble.tune.rpc import DevicePool
-from nybble.tune.session import Session
-from nybble.tune.state import Budget, Settings
-from nybble.tune.tasks import Point, Task
-from nybble.tune.tracker import Tracker
 from nybble.tune_run import TuneOptions, prepared
+from nybble.tuning import offline
+from nybble.tuning.measure import TURNS, Measurer, Outcome
+from nybble.tuning.memory import SURE, Memory
+from nybble.tuning.offline import Exported, Progress, Times
+from nybble.tuning.pool import LocalPool
+from nybble.tuning.rpc import DevicePool
+from nybble.tuning.session import Session
+from nybble.tuning.state import Budget, Settings
+from nybble.tuning.tasks import Point, Task
+from nybble.tuning.tracker import Tracker
 from nybble.walk import Target
 
 CANDIDATES = 200  # of a batch where no number is given

@@ -19,12 +19,12 @@ from nybble.passes.pipeline import canonicalize
 from nybble.runtime import host
 from nybble.schedules.records import Records
 from nybble.schedules.target import resolve
-from nybble.tune.extract import tasks_of
-from nybble.tune.measure import Measurer
-from nybble.tune.pool import LocalPool
-from nybble.tune.session import Session, Watch
-from nybble.tune.state import Budget, Settings, State
-from nybble.tune.tasks import Task
+from nybble.tuning.extract import tasks_of
+from nybble.tuning.measure import Measurer
+from nybble.tuning.pool import LocalPool
+from nybble.tuning.session import Session, Watch
+from nybble.tuning.state import Budget, Settings, State
+from nybble.tuning.tasks import Task
 from nybble.walk import Target
 
 Progress = Callable[[int, int | None], None]

@@ -17,7 +17,7 @@ from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from nybble.schedules.machine import Machine
 from nybble.schedules.records import SURE, Record, Records
 from nybble.schedules.target import resolve
-from nybble.tune import memory
+from nybble.tuning import memory
 from tests import cases
 from tests.schedules.recording import CONV, LINEAR, V3, decided, record
 from tests.weight_only_cases import CASES as WEIGHT_ONLY

@@ -23,7 +23,7 @@ from nybble.schedules.lower import lower, plan_steps
 from nybble.schedules.records import Record, Records
 from nybble.schedules.replay import Replay
 from nybble.schedules.select import Planner
-from nybble.tune.space import Variant
+from nybble.tuning.space import Variant
 from tests.schedules.modules import inputs_of, module
 from tests.schedules.recording import AVX2, CONV, ELSEWHERE, HERE, LINEAR, V3, decided, record
 from tests.schedules.test_integer import bias, chain, clamped, scale, weights
