@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -16,10 +16,32 @@ from rich.panel import Panel
 from rich.text import Text
 
 from nybble import cli_records, farm
+from nybble.cli_options import (
+    AllocationFile,
+    AllocationOut,
+    Batch,
+    Budget,
+    Calibration,
+    Calibrator,
+    Choices,
+    Correct,
+    FirstLast,
+    Layers,
+    Library,
+    Measure,
+    ModelFile,
+    Prefer,
+    RecipeFile,
+    RecordFiles,
+    Solver,
+    Targets,
+    Weights,
+    Workers,
+    drop_of,
+    existing,
+    existing_file,
+)
 from nybble.errors import NybbleError
-
-if TYPE_CHECKING:
-    from nybble.commands_drop import Drop
 
 app = typer.Typer(
     help="Nybble: compile a trained network to one integer-only shared library.",
@@ -28,128 +50,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_records.app, name="records")
-
-
-def _existing(path: Path | None) -> Path | None:
-    """Lets through what exists; an option that was not given, too."""
-    if path is not None and not path.exists():
-        raise NybbleError(f"{path}: no such file. Check the name and the folder you are in.")
-    return path
-
-
-def _drop(most: float | None, file: Path | None) -> Drop | None:
-    """What --max-drop and --evaluate ask for together."""
-    if (most is None) != (file is None):
-        raise NybbleError("--max-drop and --evaluate go together: give both, or neither.")
-    if most is None or file is None:
-        return None
-    from nybble.commands_drop import Drop
-
-    return Drop(most, file)
-
-
-def _file(path: Path | None) -> Path | None:
-    """Lets through a file that exists; an option that was not given, too."""
-    if path is not None and path.is_dir():
-        raise NybbleError(f"{path}: a folder; a file is expected here.")
-    return _existing(path)
-
-
-Library = Annotated[
-    Path, typer.Argument(metavar="NET.so", help="A library made by Nybble.", callback=_file)
-]
-Batch = Annotated[int, typer.Option(min=1, help="Images in one call.")]
-
-
-ModelFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="MODEL", help="net.onnx, or what torch.export.save wrote: net.pt2.", callback=_file
-    ),
-]
-Calibration = Annotated[
-    Path | None,
-    typer.Option(
-        help="Representative inputs: .npy, .npz, or a folder of them.", callback=_existing
-    ),
-]
-RecipeFile = Annotated[Path | None, typer.Option(help="A recipe as JSON.", callback=_file)]
-Calibrator = Annotated[
-    str | None,
-    typer.Option(help="minmax, percentile, mse or entropy; goes before the recipe's."),
-]
-Weights = Annotated[str | None, typer.Option(help="Bits of weights, 1 to 8, ternary, or mixed.")]
-Solver = Annotated[str | None, typer.Option(help="ilp, iqp or closed_form.")]
-FirstLast = Annotated[
-    str | None,
-    typer.Option(help="Bits of the first and the last layer: 8 (the default) or others; none."),
-]
-Layers = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--layer",
-        metavar="PATTERN=wKaK",
-        help="Bits of some layers, as in 'layer1*=w4a8' or '*fc=wt' (ternary). May be repeated; "
-        "the last one that matches a layer counts.",
-    ),
-]
-Targets = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="native (the default), x86-64-v3, aarch64-dotprod, …: see docs/targets.md. Given "
-        "several times, the library holds a variant for each and picks when it is loaded."
-    ),
-]
-RecordFiles = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--records",
-        metavar="FILE",
-        help="What `nybble tune` recorded; repeatable. Default: the files of NYBBLE_RECORDS.",
-    ),
-]
-Prefer = Annotated[
-    str,
-    typer.Option(help="speed: widths below 8 bits only where they are faster; or size: always."),
-]
-
-
-Choices = Annotated[
-    str | None,
-    typer.Option(
-        help="With --weights mixed: widths of weights to choose from, as 2,4,8, or of weights and "
-        "input activations together, as w4a4,w8a8."
-    ),
-]
-Workers = Annotated[
-    str | None, typer.Option(help="Who works: 4 (processes), ray, ray://host:10001")
-]
-Budget = Annotated[
-    str | None,
-    typer.Option(
-        help="With --weights mixed: what the network may cost, as size=0.5,latency=0.8 (shares of "
-        "the way from all low to all high) or size=4MB,latency=8ms,bops=20G."
-    ),
-]
-Measure = Annotated[
-    str | None,
-    typer.Option(help="hessian, perturbation, pairwise, hessian_proxy or influence."),
-]
-Correct = Annotated[
-    str | None,
-    typer.Option(help="Corrections in order, as equalize,adaquant. Options: in a recipe."),
-]
-AllocationOut = Annotated[
-    Path | None,
-    typer.Option(
-        help="Write the widths of all layers as JSON, with scales and kernels: to be read, "
-        "edited, and given back with --allocation."
-    ),
-]
-AllocationFile = Annotated[
-    Path | None,
-    typer.Option(help="Widths of layers as JSON, from an earlier run or edited.", callback=_file),
-]
 
 
 @app.command("compile")
@@ -182,7 +82,7 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     ] = None,
     evaluate: Annotated[
         Path | None,
-        typer.Option(help="Inputs and 'labels' for --max-drop, .npz.", callback=_file),
+        typer.Option(help="Inputs and 'labels' for --max-drop, .npz.", callback=existing_file),
     ] = None,
     target: Targets = None,
     keep_float: Annotated[
@@ -212,7 +112,7 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     )  # fmt: skip
     job = commands.CompileJob(
         model, output, calibration, options, targets, keep_float, measure, prefer, onnx,
-        records, threads, allocation_out, _drop(max_drop, evaluate),
+        records, threads, allocation_out, drop_of(max_drop, evaluate),
     )  # fmt: skip
     commands.compile_to_file(job)
 
@@ -223,7 +123,7 @@ def sensitivity_command(  # noqa: PLR0913, PLR0917  (one per option)
     calibration: Annotated[
         Path,
         typer.Option(
-            help="Representative inputs: .npy, .npz, or a folder of them.", callback=_existing
+            help="Representative inputs: .npy, .npz, or a folder of them.", callback=existing
         ),
     ],
     measure: Annotated[
@@ -314,7 +214,7 @@ def report_command(  # noqa: PLR0913, PLR0917  (one per option)
         typer.Option(
             help="Inputs to try the networks on, .npz; an array 'labels' in it gives top-1. "
             "Omitted: calibration samples.",
-            callback=_file,
+            callback=existing_file,
         ),
     ] = None,
     recipe: RecipeFile = None,
@@ -362,7 +262,7 @@ def report_command(  # noqa: PLR0913, PLR0917  (one per option)
 def run(
     net: Library,
     inputs: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="An .npy or .npz file.", callback=_file)
+        Path, typer.Argument(metavar="INPUT", help="An .npy or .npz file.", callback=existing_file)
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the outputs here, .npz.")

@@ -262,10 +262,7 @@ def multiply(
     zero_point: int = 0,
     rounding: Rounding = "half_up",
 ) -> Array:
-    """Product of two tensors of at most 8 bits that broadcast: clamp(scaled(a·b) + zero_point).
-
-    Both operands count from their zero points; the product of two steps is rescaled once.
-    """
+    """clamp(scaled((a - zero_point_a)·(b - zero_point_b)) + zero_point); operands may broadcast."""
     product = (a.astype(np.int64) - zero_point_a) * (b.astype(np.int64) - zero_point_b)
     return settle(scaled(product, multiplier, shift, rounding) + zero_point, lo, hi, dtype)
 
