@@ -103,9 +103,13 @@ def _shuffle(call: Any, op: str) -> tuple[str, str]:
         return "through", ""
     if op != "relax.nn.pad":
         return "float", "has no integer form yet"
+    return ("through", "") if pads_zeros(call) else ("float", "pads with something else than zeros")
+
+
+def pads_zeros(call: Any) -> bool:
+    """Whether a padding's new elements are zeros."""
     attrs = graph.attributes(call)
-    zeros = attrs["pad_mode"] == "constant" and attrs["pad_value"] == 0
-    return ("through", "") if zeros else ("float", "pads with something else than zeros")
+    return bool(attrs["pad_mode"] == "constant" and attrs["pad_value"] == 0)
 
 
 def _activation(call: Any, source: str) -> tuple[str, str]:

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from nybble.ir import graph, ops
 from nybble.passes.fold_batch_norm import affine
 from nybble.passes.grids import Grid
-from nybble.passes.plan import ACTIVATIONS, clamp_bounds
+from nybble.passes.plan import ACTIVATIONS, clamp_bounds, pads_zeros
 from nybble.passes.pointwise import functions
 from nybble.passes.view import View, per_channel
 
-MOVES = {"relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.nn.max_pool2d"}
+GATHERS = {
+    "relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.nn.max_pool2d", "relax.concat",
+    "relax.nn.avg_pool2d",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class Matcher:
         leaf = self.leaf(name)
         if leaf is not None:
             return Region(name, None, (leaf,))
-        if op == "relax.concat" or op in MOVES or op == "relax.nn.avg_pool2d":
+        if op in GATHERS and (op != "relax.nn.pad" or pads_zeros(call)):
             leaves = tuple(self.leaf(source) for source in self.view.sources(name))
             known = tuple(leaf for leaf in leaves if leaf is not None)
             return Region(name, call, known) if len(known) == len(graph.operands(call)) else None

@@ -140,6 +140,18 @@ def test_float_islands_are_bordered_and_reported():
     assert np.abs(exact - real).max() <= 0.05 * np.abs(real).max()
 
 
+def test_padding_with_something_else_than_zeros_stays_float():
+    net = Net(4, 8, 8)
+    padded = net.emit(
+        "p", nn.pad(net.conv("c", net.x, 4), [0, 0, 0, 0, 1, 0, 2, 0], "constant", 0.5)
+    )
+    x = images(4, 8, 8)
+    canonical, _, integer = walk(net.done(net.conv("d", padded, 4)), x)
+    assert kept(integer) == ["p: relax.nn.pad: pads with something else than zeros"]
+    real, exact = interpreter.run(canonical, [x])[0], interpreter.run(integer, [x])[0]
+    assert np.abs(exact - real).max() <= 0.05 * np.abs(real).max()
+
+
 def test_the_recipe_keeps_layers_float():
     net = Net(4, 8, 8)
     a = net.relu("ra", net.bias("first.bias", net.conv("first", net.x, 4)))
