@@ -191,7 +191,7 @@ def page(done: Found) -> str:
         )
     randoms = [found for name, found in done.items() if name.startswith("random")]
     if randoms:
-        lines += ["", _spread(randoms)]
+        lines += ["", _spread(randoms), "", _rank(rows, randoms)]
     return "\n".join([*lines, ""])
 
 
@@ -205,6 +205,14 @@ def _spread(randoms: list[dict[str, Any]]) -> str:
         for name, digits, found in (("top-1", 1, top1), ("loss", 4, losses))
     ]
     return f"{len(randoms)} random allocations of at most {size:.0f} bytes: {'; '.join(ranges)}."
+
+
+def _rank(rows: Found, randoms: list[dict[str, Any]]) -> str:
+    """How many random ones beat what was chosen first."""
+    name = next(name for name in rows if name.startswith(MEASURES))
+    higher = sum(found["top1"] > rows[name]["top1"] for found in randoms)
+    closer = sum(found["loss"] < rows[name]["loss"] for found in randoms)
+    return f"Of these, {higher} have a higher top-1 and {closer} a smaller loss than *{name}*."
 
 
 HEAD = """# Mixed widths against uniform and random ones
