@@ -17,6 +17,7 @@ from rich.text import Text
 
 from nybble import cli_records, farm
 from nybble.cli_options import (
+    Activations,
     AllocationFile,
     AllocationOut,
     Batch,
@@ -60,9 +61,7 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     recipe: RecipeFile = None,
     calibrator: Calibrator = None,
     weights: Weights = None,
-    activations: Annotated[
-        str | None, typer.Option(help="Bits of activations, 1 to 8; float: weights only.")
-    ] = None,
+    activations: Activations = None,
     first_last: FirstLast = None,
     layer: Layers = None,
     choices: Choices = None,
@@ -159,9 +158,7 @@ def tune_command(  # noqa: PLR0913, PLR0917  (one per option)
     calibration: Calibration = None,
     recipe: RecipeFile = None,
     weights: Weights = None,
-    activations: Annotated[
-        str | None, typer.Option(help="Bits of activations, 1 to 8; float: weights only.")
-    ] = None,
+    activations: Activations = None,
     first_last: FirstLast = None,
     layer: Layers = None,
     allocation: AllocationFile = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,8 @@ from nybble.allocation.result import Allocation
 from nybble.ir import graph, numerics
 from nybble.model import QuantizedModel
 from nybble.passes.view import View
-from nybble.recipe import TERNARY, Recipe
+from nybble.passes.widths import overridden
+from nybble.recipe import TERNARY, Recipe, Widths
 from nybble.runtime.manifest import Manifest
 
 LINEAR = ("relax.nn.conv2d", "relax.matmul")
@@ -58,9 +58,7 @@ def _grids(module: tvm.IRModule) -> dict[str, dict[str, Any]]:
 
 def _width(name: str, stored: str, recipe: Recipe) -> Any:
     """A layer's width as recipes name it; ternary weights lie in 2 bits."""
-    asked = recipe.weights
-    for pattern, widths in recipe.overrides:
-        if fnmatch.fnmatchcase(name, pattern):
-            asked = widths.weights or asked
+    asked, _ = overridden(name, Widths(), recipe)
+    asked = asked or recipe.weights
     bits = numerics.width(stored)[1]
     return TERNARY if asked == TERNARY and bits == 2 else bits

@@ -62,6 +62,9 @@ Calibrator = Annotated[
     typer.Option(help="minmax, percentile, mse or entropy; goes before the recipe's."),
 ]
 Weights = Annotated[str | None, typer.Option(help="Bits of weights, 1 to 8, ternary, or mixed.")]
+Activations = Annotated[
+    str | None, typer.Option(help="Bits of activations, 1 to 8; float: weights only.")
+]
 Solver = Annotated[str | None, typer.Option(help="ilp, iqp or closed_form.")]
 FirstLast = Annotated[
     str | None,

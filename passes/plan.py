@@ -17,12 +17,12 @@ import tvm
 from nybble.errors import NybbleError
 from nybble.ir import graph
 from nybble.passes.fold_batch_norm import AFFINE, affine, is_linear
-from nybble.passes.pointwise import functions
+from nybble.passes.pointwise import CLAMPS, functions
 from nybble.passes.view import View
 from nybble.passes.widths import activation_bits, layer_widths
 from nybble.recipe import Recipe, Weights
 
-ACTIVATIONS = {"relax.nn.relu", "relax.clip"}
+ACTIVATIONS = CLAMPS
 SHUFFLES = {"relax.reshape", "relax.permute_dims"}
 TAKES_CLAMP = {"linear", "bias", "add", "product", "activation", "avg_pool"}
 NON_NEGATIVE = {"relax.nn.relu", "relax.sigmoid", "relax.nn.softmax", "relax.exp"}
