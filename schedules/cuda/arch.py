@@ -1,0 +1,61 @@
+"""NVIDIA's architectures, and what code for them may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nybble.schedules.target import CpuTarget
+
+_TURING = frozenset({"ldmatrix", "mma_s8", "mma_s4", "mma_b1_xor", "dp4a"})
+_AMPERE = _TURING | {"cp_async", "mma_m16", "mma_b1_and", "bf16"}
+_HOPPER = (_AMPERE - {"mma_s4"}) | {"wgmma", "tma"}  # 4-bit integers would be emulated there
+
+GENERATIONS: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
+    "turing": (_TURING, ("sm_75",)),
+    "ampere": (_AMPERE, ("sm_80", "sm_86", "sm_89")),
+    "hopper": (_HOPPER, ("sm_90",)),
+}
+"""By name: what the tensor cores and copy engines can do, and the architectures.
+
+    ldmatrix    8x8 matrices from shared memory to fragments
+    mma_s8      8-bit integer products: m8n8k16, with ``mma_m16`` m16n8k32
+    mma_s4      4-bit integer products in hardware: m8n8k32, with ``mma_m16`` m16n8k64
+    mma_b1_xor  1-bit products by exclusive or, m8n8k128
+    mma_b1_and  1-bit products by conjunction, m16n8k256
+    mma_m16     the larger shapes, which sm_80 brought
+    cp_async    copies from global to shared memory that do not wait
+    wgmma, tma  products of four warps from shared memory, copies of tensors by descriptor (sm_90a)
+"""
+
+
+@dataclass(frozen=True)
+class CudaTarget:
+    """GPUs of one generation to compile for.
+
+    Attributes:
+        name: what the user asked for: ``cuda:sm_80``, ``cuda:sm_80+sm_89``.
+        archs: the architectures, oldest first: ``("sm_80", "sm_89")``.
+        generation: a key of `GENERATIONS`; kernels are the same for all of it.
+        host: the CPU that launches the kernels.
+    """
+
+    name: str
+    archs: tuple[str, ...]
+    generation: str
+    host: CpuTarget
+
+    arch = "cuda"  # as `nybble.schedules.kernel.Kernel.arch` names it
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What code may use; see `GENERATIONS`."""
+        return GENERATIONS[self.generation][0]
+
+    @property
+    def capability(self) -> int:
+        """The lowest compute capability: 80 for sm_80."""
+        return min(int(arch.removeprefix("sm_")) for arch in self.archs)
+
+    def has(self, *features: str) -> bool:
+        """Whether code may use all these features."""
+        return self.features.issuperset(features)
