@@ -20,7 +20,7 @@ from nybble.schedules.records import Record, Records, parse, writing
 
 
 def show(files: Sequence[Path], as_json: bool) -> None:
-    """Prints one row for each machine, number of threads and version of the kernels.
+    """Prints one row for each machine and number of threads; records of other sources apart.
 
     Raises:
         NybbleError: a file cannot be read.
@@ -28,7 +28,7 @@ def show(files: Sequence[Path], as_json: bool) -> None:
     records = Records.read(files)
     groups: dict[Any, list[Record]] = defaultdict(list)
     for record in records:
-        groups[record.machine, record.threads, record.sources].append(record)
+        groups[record.machine, record.threads, record.is_current].append(record)
     won = {id(record) for record in records.settled() if record.wins}
     rows = [_group(found, won) for found in groups.values()]
     if as_json:
@@ -139,7 +139,7 @@ def _group(found: Sequence[Record], winners: Collection[int]) -> dict[str, Any]:
     return {
         "cpu": first.machine.cpu, "arch": first.machine.arch, "features": first.machine.features,
         "caches": first.machine.caches, "threads": first.threads, "current": first.is_current,
-        "sources": first.sources, "layers": len(layers), "candidates": len(found),
+        "layers": len(layers), "candidates": len(found),
         "won": len(won), "first": min(dates), "last": max(dates),
     }  # fmt: skip
 

@@ -73,7 +73,7 @@ class Ruler:
         kernel, problem = candidate.kernel.name, candidate.problem
         sizes = [array.shape for array in candidate.packed]  # these may depend on the values
         machine = (target.llvm, host.model(), self.threads)
-        parts = (kernel, problem, sizes, machine, sources.digest())
+        parts = (kernel, problem, sizes, machine, sources.digest(problem.op, kernel))
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
     def _append(self, candidates: Iterable[Candidate], found: dict[str, float]) -> None:

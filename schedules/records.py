@@ -47,7 +47,8 @@ class Record:
         reference: kernel and weights of the layer by default, with default decisions: what the
             ratio is to. None if that is not known.
         turns: that the ratio is a median of; of two measurements of a candidate the longer counts.
-        sources: `nybble.schedules.sources.digest` when it was measured.
+        sources: `nybble.schedules.sources.digest` of kernel and reference when it was measured;
+            today's when omitted.
         version: of Nybble.
         date: ISO, of the measurement.
     """
@@ -63,9 +64,14 @@ class Record:
     machine: Machine
     reference: tuple[str, str | None] | None = None
     turns: int = 1
-    sources: str = field(default_factory=sources.digest)
+    sources: str = ""
     version: str = field(default_factory=lambda: nybble.__version__)
     date: str = field(default_factory=lambda: date.today().isoformat())
+
+    def __post_init__(self) -> None:
+        """Fills in today's sources."""
+        if not self.sources:
+            object.__setattr__(self, "sources", self._today())
 
     @property
     def upper(self) -> float:
@@ -85,7 +91,11 @@ class Record:
     @property
     def is_current(self) -> bool:
         """Whether the kernels' sources are still those that were measured."""
-        return self.sources == sources.digest()
+        return self.sources == self._today()
+
+    def _today(self) -> str:
+        reference = () if self.reference is None else (self.reference[0],)
+        return sources.digest(self.problem.op, self.kernel, *reference)
 
     def to_dict(self) -> dict[str, Any]:
         """As a line of JSON has it."""

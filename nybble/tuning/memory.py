@@ -57,7 +57,8 @@ class Memory:
         if outcome.failure is not None:
             if outcome.failure != "lost":
                 failed = {"failure": outcome.failure, "detail": outcome.detail}
-                found = {**outcome.point.as_dict(), **failed, "sources": sources.digest()}
+                made = sources.digest(task.problem.op, outcome.point.kernel)
+                found = {**outcome.point.as_dict(), **failed, "sources": made}
                 lines.append(task.folder / FAILED, [found])
             return
         assert outcome.seconds is not None
@@ -81,7 +82,7 @@ class Memory:
                 yield outcome, record.turns >= SURE
         failed = task.folder / FAILED
         for data in lines.read(failed) if failed.exists() else ():
-            if data.get("sources") == sources.digest():
+            if data.get("sources") == sources.digest(task.problem.op, str(data.get("kernel"))):
                 yield (
                     Outcome.failed(Point.from_dict(data), data["failure"], data["detail"]),
                     False,

@@ -1,0 +1,162 @@
+"""What tuning gives: networks tuned for a while, then raced in turns against their defaults.
+
+    python -m benchmarks.tuned --seconds 300 --isa x86-64-v3
+    python -m benchmarks.tuned --only 'resnet18*'     # goes on with the records of earlier runs
+    python -m benchmarks.tuned --seconds 0             # only races what is known
+
+Records stand in build/benchmarks/tuned, one file a network. Both libraries must answer the same. The
+race is of processor time on one thread, else of wall time. *predicted* is the sum of all layers'
+times as measured one by one, with the records' decisions, by the network's time in the race.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import nybble
+from benchmarks import prepare
+from benchmarks.accuracy import tasks
+from benchmarks.output import RESULTS, console, record, table
+from benchmarks.problems import Array, network
+from nybble.model import QuantizedModel
+from nybble.schedules.records import Records
+
+FOLDER = RESULTS / "tuned"
+ROUNDS = 61
+MIXED = {"weights": "mixed", "choices": (4, 8), "budget": {"latency": 0.7}}
+"""Between all 4 and all 8 bits; latencies are those of the records."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network at some widths."""
+
+    name: str
+    model: Callable[[], nybble.Model]
+    data: Callable[[], Array]
+    recipe: dict[str, Any]
+
+
+def cases() -> Iterator[Case]:
+    """Five networks and more widths of one; those of photographs where their data is."""
+    for name, recipe in (
+        ("resnet18", {}), ("mobilenet_v2", {}), ("resnet50", {}), ("resnet18", {"weights": 4}),
+        ("resnet18", MIXED),
+    ):  # fmt: skip
+        problem = network(name)
+        label = "mixed" if recipe is MIXED else prepare.label(recipe)
+        yield Case(
+            f"{name}-{label}",
+            lambda p=problem: nybble.load_onnx(prepare.source(p), {"input": p.shape}),
+            lambda p=problem: p.data(prepare.SAMPLES),
+            recipe,
+        )
+    for task in tasks():
+        name = task.name.lower().replace(" ", "-")
+        yield Case(f"{name}-w8a8", lambda t=task: t.model, lambda t=task: t.calibration[:32], {})
+
+
+def run(case: Case, isa: str, threads: int, seconds: float) -> dict[str, Any]:
+    """One row: tunes, compiles twice, races."""
+    records, data = FOLDER / f"{case.name}-{isa}-{threads}.records", case.data()
+    records.parent.mkdir(parents=True, exist_ok=True)
+    recipe = nybble.Recipe(**case.recipe)
+    given = records if records.exists() else None
+    quantized = nybble.quantize(
+        case.model(), data[:, None], recipe, target=isa, records=given, threads=threads
+    )
+    row: dict[str, Any] = {"network": case.name, "isa": isa, "threads": threads}
+    if seconds > 0:
+        options = nybble.TuneOptions(trials=None, seconds=seconds, threads=threads)
+        tuned = nybble.tune(quantized, records, isa, options)
+        row |= {"trials": tuned.state.trials, "estimated": tuned.speedup}
+        row |= {"rank correlation": tuned.correlation}
+    return row | raced(quantized, data[:1], isa, threads, records)
+
+
+def raced(
+    quantized: QuantizedModel, x: Array, isa: str, threads: int, records: Path
+) -> dict[str, Any]:
+    """The ratio default by tuned over the rounds, and what the layers one by one would predict."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = {
+            "default": nybble.compile(quantized, isa, records=Records(), threads=threads),
+            "tuned": nybble.compile(quantized, isa, records=records, threads=threads, measure=True),
+        }
+        saved = {name: one.save(Path(folder) / f"{name}.so") for name, one in made.items()}
+        sessions = {name: nybble.load(path, threads) for name, path in saved.items()}
+        default, tuned = (np.asarray(session(x)) for session in sessions.values())
+        if not np.array_equal(default, tuned):
+            raise SystemExit(f"{quantized}: the tuned library answers otherwise than the default")
+        times = race(list(sessions.values()), x, threads)
+    ratios = [a / b for a, b in times]
+    quarter = statistics.quantiles(ratios, n=4)
+    alone = predicted(made["tuned"])
+    return {
+        "ratio": quarter[1], "low": quarter[0], "high": quarter[2],
+        "predicted": alone / statistics.median(b for _, b in times),
+    }  # fmt: skip
+
+
+def predicted(artifact: nybble.Artifact) -> float:
+    """Seconds: the sum over the layers of the chosen kernel's time."""
+    return sum(
+        one["seconds"]
+        for layer in artifact.manifest.layers
+        for one in layer["timed"]
+        if (one["kernel"], one["weights"]) == (layer["kernel"], layer["stored"])
+    )
+
+
+def race(sessions: list[nybble.Session], x: Array, threads: int) -> list[tuple[float, ...]]:
+    """Seconds of a call of each, round by round; who begins changes."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    for session in sessions * 3:
+        session(x)
+    rounds = []
+    for turn in range(ROUNDS):
+        found = [0.0] * len(sessions)
+        for place in range(len(sessions)):
+            index = (place + turn) % len(sessions)
+            start = clock()
+            sessions[index](x)
+            found[index] = clock() - start
+        rounds.append(tuple(found))
+    return rounds
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reads the command line, tunes and races, prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="*", help="shell-style pattern of names")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of tuning, a network")
+    parser.add_argument("--isa", default="native")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args(argv)
+    rows = list[dict[str, Any]]()
+    for case in cases():
+        if fnmatch.fnmatch(case.name, args.only):
+            rows.append(run(case, args.isa, args.threads, args.seconds))
+            console.print(rows[-1])
+    if rows:
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        table("default by tuned", [{k: _shown(row.get(k)) for k in keys} for row in rows])
+        console.print(f"written: {record('tuned', rows)}")
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()
