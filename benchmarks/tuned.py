@@ -4,9 +4,9 @@
     python -m benchmarks.tuned --only 'resnet18*'     # goes on with the records of earlier runs
     python -m benchmarks.tuned --seconds 0             # only races what is known
 
-Records stand in build/benchmarks/tuned, one file a network. Both libraries must answer the same. The
-race is of processor time on one thread, else of wall time. *predicted* is the sum of all layers'
-times as measured one by one, with the records' decisions, by the network's time in the race.
+Records stand in build/benchmarks/tuned, one file a network. Both libraries must answer the same.
+They run in turns, by processor time on one thread, else by wall time. *predicted* is the sum of all
+layers' times, measured one by one with the records' decisions, by the network's time in the race.
 """
 
 from __future__ import annotations
