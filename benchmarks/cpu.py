@@ -54,10 +54,11 @@ class Files:
     Args:
         isa: the level.
         stage: ``race`` makes nothing; otherwise Nybble's files are made anew, once a run.
+        threads: the most that Nybble's will run with.
     """
 
-    def __init__(self, isa: str, stage: str):
-        self.isa = isa
+    def __init__(self, isa: str, stage: str, threads: int):
+        self.isa, self.threads = isa, threads
         self.stage = stage
         self._made: dict[Path, Path | str] = {}
 
@@ -66,7 +67,7 @@ class Files:
         if name in {NYBBLE, OWN}:
             recipe = case.recipe if name == NYBBLE else OWN_RECIPE
             path = prepare.nybble_path(case.problem, recipe, self.isa)
-            make = partial(prepare.nybble_file, case.problem, recipe, self.isa)
+            make = partial(prepare.nybble_file, case.problem, recipe, self.isa, self.threads)
         else:
             peer = CONTENDERS[name]
             if peer.engine == "ggml" and not ggml.path(self.isa).exists():
@@ -214,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
         counts = [] if args.stage == "prepare" else args.threads
         bounds = {threads: limits.measured(isa, threads) for threads in counts}
         lines |= {f"{isa}, {threads}": bound.lines() for threads, bound in bounds.items()}
-        files = Files(isa, args.stage)
+        files = Files(isa, args.stage, max(args.threads))
         for case in chosen:
             made = measure(case, files, bounds, args.rounds)
             show(f"{case.name}, {isa}", made)

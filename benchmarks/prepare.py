@@ -76,8 +76,10 @@ def nybble_path(problem: Problem, recipe: Mapping[str, Any] | None, target: str)
     return folder(problem) / f"nybble-{problem.name}-{label(recipe)}-{target}.so"
 
 
-def nybble_file(problem: Problem, recipe: Mapping[str, Any] | None, target: str) -> Path:
-    """Nybble's library: always made anew. ``recipe`` None compiles the float network.
+def nybble_file(
+    problem: Problem, recipe: Mapping[str, Any] | None, target: str, threads: int
+) -> Path:
+    """Nybble's library for so many threads: made anew. ``recipe`` None compiles the float network.
 
     Raises:
         nybble.NybbleError: the walk refuses it.
@@ -88,9 +90,9 @@ def nybble_file(problem: Problem, recipe: Mapping[str, Any] | None, target: str)
     path.unlink(missing_ok=True)
     model = nybble.load_onnx(source(problem), {"input": problem.shape})
     if recipe is None:
-        return nybble.compile(model, target=target).save(path)
+        return nybble.compile(model, target, threads=threads).save(path)
     quantized = nybble.quantize(model, calibration(problem), nybble.Recipe(**recipe))
-    return nybble.compile(quantized, target=target).save(path)
+    return nybble.compile(quantized, target, threads=threads).save(path)
 
 
 def label(recipe: Mapping[str, Any] | None) -> str:

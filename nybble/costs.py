@@ -80,7 +80,7 @@ def _put(costs: Costs, cost: str, layer: str, width: Choice, value: float) -> No
 
 def _seconds(mod: tvm.IRModule, place: Place, report: Report | None) -> dict[str, float]:
     """The time of the kernel that each layer gets."""
-    ruler = Ruler(default_cache(), place.timed) if runs_here(place.target) else None
+    ruler = Ruler(default_cache(), place.threads) if runs_here(place.target) else None
     plan = Planner(ruler=ruler, replay=place.replay, recorded=ruler is None)
     lowered = lower(mod, place.target, plan, report)
     return {layer.name: _taken(layer) for layer in lowered.layers if layer.weights}

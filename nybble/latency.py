@@ -28,7 +28,7 @@ from nybble.errors import NybbleError, ScheduleError
 from nybble.ir import numerics
 from nybble.runtime import engine, host
 from nybble.schedules import problems, sources
-from nybble.schedules.kernel import Extent, Knobs, TensorSpec
+from nybble.schedules.kernel import Extent, Knobs, TensorSpec, usual
 from nybble.schedules.select import Candidate
 from nybble.schedules.target import CpuTarget
 
@@ -43,10 +43,10 @@ class Ruler:
 
     Attributes:
         cache: the file of known times, one JSON object a line; None keeps them in memory only.
-        threads: that kernels run with.
+        threads: that kernels run with; None for one, with code that could use more.
     """
 
-    def __init__(self, cache: Path | None, threads: int = 1):
+    def __init__(self, cache: Path | None, threads: int | None = None):
         self.cache, self.threads = cache, threads
         self._known = dict(_read(cache)) if cache else {}
 
@@ -61,9 +61,9 @@ class Ruler:
         keys = [self._key(candidate, target) for candidate in candidates]
         if not all(key in self._known for key in keys):
             refuse_foreign(target)
-            runs = [_prepared(candidate, target) for candidate in candidates]
+            runs = [_prepared(candidate, target, usual(self.threads)) for candidate in candidates]
             _agree(candidates, runs)
-            seconds = engine.run(self.threads, lambda: _race([run for run, _ in runs]))
+            seconds = engine.run(self.threads or 1, lambda: _race([run for run, _ in runs]))
             found = dict(zip(keys, seconds, strict=True))
             self._known |= found
             self._append(candidates, found)
@@ -125,10 +125,10 @@ def refuse_foreign(target: CpuTarget) -> None:
 Run = Callable[[], Any]
 
 
-def _prepared(candidate: Candidate, target: CpuTarget) -> tuple[Run, Any]:
+def _prepared(candidate: Candidate, target: CpuTarget, knobs: Knobs) -> tuple[Run, Any]:
     """A call of the candidate on one random image, and the tensor that it writes."""
     problem = candidate.problem
-    function = candidate.kernel.build(problem, target, Knobs())
+    function = candidate.kernel.build(problem, target, knobs)
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     compiled = tirx.build(module, target=target.tvm_target())["main"]
     rng = np.random.default_rng(0)

@@ -47,11 +47,6 @@ class Place:
         """The records as the target sees them."""
         return Replay(self.records, self.target, self.threads)
 
-    @property
-    def timed(self) -> int:
-        """Threads that kernels are timed with."""
-        return self.threads or 1
-
     def notes(self) -> list[str]:
         """What was assumed, and what was left aside of the records so far, in words."""
         found = []

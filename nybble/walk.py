@@ -227,5 +227,5 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
 
 
 def _plan(place: Place, measure: bool, prefer: str) -> Planner:
-    ruler = Ruler(default_cache(), place.timed) if measure else None
+    ruler = Ruler(default_cache(), place.threads) if measure else None
     return Planner(prefer=prefer, ruler=ruler, replay=place.replay)

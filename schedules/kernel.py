@@ -175,6 +175,20 @@ class Knobs:
         return value
 
 
+PARALLEL = "parallel"
+"""A knob of many kernels: whether several threads share the work."""
+
+
+def usual(threads: int | None) -> Knobs:
+    """The choices of a compilation without records.
+
+    Args:
+        threads: that the code will run with, None if that is not known. Cutting the work into
+            tasks costs several percent, so code for one thread is not cut.
+    """
+    return Knobs({PARALLEL: False} if threads == 1 else {})
+
+
 def never_slow(_problem: Problem) -> str | None:
     """Of a kernel whose place in the table says enough."""
     return None

@@ -16,7 +16,7 @@ from nybble.schedules import forms, match, replay
 from nybble.schedules.cpu import float_ops, loops
 from nybble.schedules.forms import Step
 from nybble.schedules.group import Group
-from nybble.schedules.kernel import Form, Kernel, Knobs, Problem
+from nybble.schedules.kernel import Form, Kernel, Problem, usual
 from nybble.schedules.select import Choice, Planner, Timed, choose
 from nybble.schedules.target import CpuTarget
 
@@ -164,13 +164,14 @@ class _Lowering:
                 if found.kind == "default":
                     break
                 try:
-                    made = kernel.build(problem, self.target, found.knobs())
+                    made = kernel.build(problem, self.target, found.knobs(self.known.threads))
                 except ScheduleError:
                     if found.record is not None and found.kind == "exact":
                         self.known.refuse(found.record)
                 else:
                     return self._define(made, problem.op), found
-        made = kernel.build(problem, self.target, Knobs())
+        threads = self.known.threads if self.known is not None else None
+        made = kernel.build(problem, self.target, usual(threads))
         return self._define(made, problem.op), replay.DEFAULT
 
     def _add_stock(self, group: Group) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from nybble.errors import ScheduleError
 from nybble.schedules import problems
-from nybble.schedules.kernel import Kernel, Knobs, Problem
+from nybble.schedules.kernel import PARALLEL, Kernel, Knobs, Problem, usual
 from nybble.schedules.machine import Machine, runs_here
 from nybble.schedules.records import Decisions, Record, Records
 from nybble.schedules.target import CpuTarget
@@ -24,7 +24,6 @@ FAR = 3.0  # octaves: half the resolution and twice the channels
 ELSEWHERE = 0.5  # how far other machines, sources or threads count
 TRIES = 8  # problems nearby whose decisions are tried
 BEST = 2  # records of each of them
-PARALLEL = "parallel"
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,9 @@ class Match:
     record: Record | None = None
     ratio: float | None = None
 
-    def knobs(self) -> Knobs:
-        """Knobs that take these decisions."""
-        return Knobs(dict(self.decisions))
+    def knobs(self, threads: int | None) -> Knobs:
+        """Knobs that take these decisions, and the usual ones of so many threads beside them."""
+        return Knobs({**usual(threads).decisions, **dict(self.decisions)})
 
 
 DEFAULT = Match()
@@ -122,9 +121,9 @@ class Replay:
             problem: with its weights in their own width.
             default: what the table's order gives.
         """
-        usual = self._taken(default.kernel, default.problem, ())
+        by_default = self._usual(default.kernel, default.problem)
         found = [r for r in self._of(problem) if r.reference == default.name]
-        found = [record for record in found if self._same_threads(record, usual)]
+        found = [record for record in found if self._same_threads(record, by_default)]
         mine = [r.upper for r in found if (r.kernel, r.weights) == default.name]
         limit = min([1.0, *mine])
         yield from (r for r in found if r.upper < limit and (r.kernel, r.weights) != default.name)
@@ -151,10 +150,10 @@ class Replay:
             asked: with its weights in their own width.
         """
         default = Default(kernel, problem)
-        usual = self._taken(kernel, problem, ())
+        by_default = self._usual(kernel, problem)
         mine = [r for r in self._of(asked) if (r.kernel, r.weights) == default.name]
-        mine = [record for record in mine if self._same_threads(record, usual)]
-        limit = _limit(default, usual, mine)
+        mine = [record for record in mine if self._same_threads(record, by_default)]
+        limit = _limit(default, by_default, mine)
         for record in mine:
             if record.upper < (1.0 if limit is None else limit) and (
                 self.is_legal(record, kernel, problem)
@@ -164,7 +163,7 @@ class Replay:
         if limit is not None and legal is not None:  # nothing beat the defaults
             yield Match((), "exact", legal, limit)
         for record in self._nearest(default, asked):
-            if self._like_threads(record, usual) and (
+            if self._like_threads(record, by_default) and (
                 self._taken(kernel, problem, record.decisions) is not None
             ):
                 yield Match(record.decisions, "nearest", record, record.ratio)
@@ -246,6 +245,15 @@ class Replay:
         differs = self.threads not in (None, record.threads)
         return octaves + ELSEWHERE * (elsewhere + differs + (not record.is_current))
 
+    def _usual(self, kernel: Kernel, problem: Problem) -> dict[str, Any] | None:
+        """All decisions of a compilation without records."""
+        knobs = _Heard(usual(self.threads).decisions)
+        try:
+            kernel.plan(problem, self.target, knobs)
+        except ScheduleError:
+            return None
+        return knobs.taken
+
     def _taken(self, kernel: Kernel, problem: Problem, given: Decisions) -> dict[str, Any] | None:
         """All decisions that a kernel would follow, None if those given are not legal."""
         knobs = _Heard(dict(given))
@@ -255,24 +263,24 @@ class Replay:
             return None
         return knobs.taken if knobs.decisions.keys() <= knobs.taken.keys() else None
 
-    def _same_threads(self, record: Record, usual: Mapping[str, Any] | None) -> bool:
+    def _same_threads(self, record: Record, by_default: Mapping[str, Any] | None) -> bool:
         """Whether a record of a problem holds for the library's threads."""
-        if self._holds(record, usual):
+        if self._holds(record, by_default):
             return True
         self._serial[id(record)] = record
         return False
 
-    def _holds(self, record: Record, usual: Mapping[str, Any] | None) -> bool:
+    def _holds(self, record: Record, by_default: Mapping[str, Any] | None) -> bool:
         if record.threads == self.threads or (self.threads is None and record.threads > 1):
             return True
-        by_default = (usual or {}).get(PARALLEL, False)
-        decided = dict(record.decisions).get(PARALLEL, by_default)
-        return not (by_default or decided)  # one thread does all of it in any case
+        shared = (by_default or {}).get(PARALLEL, False)
+        decided = dict(record.decisions).get(PARALLEL, shared)
+        return not (shared or decided)  # one thread does all of it in any case
 
-    def _like_threads(self, record: Record, usual: Mapping[str, Any] | None) -> bool:
+    def _like_threads(self, record: Record, by_default: Mapping[str, Any] | None) -> bool:
         """The same for a record that is not exact: several threads are like several others."""
         several = self.threads is not None and min(record.threads, self.threads) > 1
-        return several or self._holds(record, usual)
+        return several or self._holds(record, by_default)
 
 
 def _by_problem(several: Iterable[list[Record]]) -> dict[Problem, list[Record]]:
@@ -284,13 +292,13 @@ def _by_problem(several: Iterable[list[Record]]) -> dict[Problem, list[Record]]:
 
 
 def _limit(
-    default: Default, usual: Mapping[str, Any] | None, mine: Iterable[Record]
+    default: Default, by_default: Mapping[str, Any] | None, mine: Iterable[Record]
 ) -> float | None:
     """The ratio that decisions of a kernel must beat, its defaults'; None if not measured."""
     for record in mine:
         if record.reference == default.name:
             return 1.0
-        if dict(record.decisions) == usual:
+        if dict(record.decisions) == by_default:
             return record.ratio
     return None
 

@@ -13,7 +13,7 @@ import tvm
 
 from nybble.ir import interpreter, numerics
 from nybble.schedules.forms import Step
-from nybble.schedules.kernel import Problem, TensorSpec
+from nybble.schedules.kernel import Problem, TensorSpec, usual
 from nybble.schedules.lower import plan_steps
 from nybble.schedules.select import Planner
 from nybble.schedules.target import CpuTarget
@@ -72,7 +72,7 @@ def _task(step: Step, problem: Problem, target: CpuTarget, threads: int, folder:
     assert step.problem is not None
     key = _key(step, problem, target)
     stored = step.problem.weights.dtype if step.problem.weights else None
-    knobs = _default(step, target)
+    knobs = _default(step, target, threads)
     reference = Point.of(step.kernel.name, stored, knobs)
     task = Task(key, problem, target, 1, threads, reference, folder / key)
     if not (task.folder / "expected.npy").exists():  # it is written last
@@ -80,8 +80,8 @@ def _task(step: Step, problem: Problem, target: CpuTarget, threads: int, folder:
     return task
 
 
-def _default(step: Step, target: CpuTarget) -> dict[str, Any]:
-    knobs = Drawn()
+def _default(step: Step, target: CpuTarget, threads: int) -> dict[str, Any]:
+    knobs = Drawn(usual(threads).decisions)
     assert step.kernel is not None
     assert step.problem is not None
     step.kernel.plan(step.problem, target, knobs)

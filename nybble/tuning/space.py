@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from nybble.schedules.kernel import Kernel, Knobs, Problem
+from nybble.schedules.kernel import PARALLEL, Kernel, Knobs, Problem
 from nybble.schedules.select import widened
 from nybble.schedules.table import KERNELS
 from nybble.schedules.target import CpuTarget
 from nybble.tuning.tasks import Point, Task
 
 T = TypeVar("T")
-PARALLEL = "parallel"  # a knob of many kernels: whether several threads share the work
 
 
 @dataclass

@@ -64,7 +64,8 @@ def test_the_best_record_of_the_layer_counts() -> None:
     worse, best = record(0.9, decisions=decided(rows=8)), record(0.7, decisions=HALF)
     found = next(replay(worse, best).matches(AVX, LINEAR, LINEAR))
     assert (found.kind, found.record, found.decisions) == ("exact", best, HALF)
-    assert found.knobs().decisions == {"rows": 4}
+    assert found.knobs(2).decisions == {"rows": 4}
+    assert found.knobs(1).decisions == {"rows": 4, "parallel": False}
     assert replay(worse, best).best(LINEAR) == best
     assert replay(worse, best).best(LINEAR, threads=2) is None
 
@@ -332,7 +333,7 @@ def test_no_legal_record_changes_a_bit_of_a_network() -> None:
 
 def test_decisions_that_cannot_be_built_are_refused() -> None:
     def fails(problem: Problem, target: Any, knobs: Any) -> Any:
-        if knobs.decisions:
+        if "splits" in knobs.decisions:
             raise ScheduleError("not today")
         return AVX.build(problem, target, knobs)
 
