@@ -45,7 +45,7 @@ class Known:
 
     def measure(
         self,
-        task: Task,
+        task: Task,  # noqa: ARG002
         points: Sequence[Point],
         turns: int = TURNS,  # noqa: ARG002
     ) -> Iterator[Outcome]:

@@ -101,10 +101,9 @@ def raced(
         times = race(list(sessions.values()), x, threads)
     ratios = [a / b for a, b in times]
     quarter = statistics.quantiles(ratios, n=4)
-    alone = predicted(made["tuned"])
     return {
         "ratio": quarter[1], "low": quarter[0], "high": quarter[2],
-        "predicted": alone / statistics.median(b for _, b in times),
+        "predicted": predicted(made["tuned"]) / min(b for _, b in times),
     }  # fmt: skip
 
 
