@@ -68,7 +68,7 @@ def test_case_gives_a_row_for_every_peer(monkeypatch: pytest.MonkeyPatch, tmp_pa
     recipe = {"weights": 8, "activations": 8, "first_last": None}
     case = Case(TINY, recipe, ("ORT int8", "ggml Q8_0"), {"int8": 1.0})
     bound = limits.Limits({"int8": 1e12}, {"int8": "x"}, dict.fromkeys(limits.SIZES, 1e12))
-    ran, missing = measure(case, Files("native", "all"), {1: bound}, rounds=2)
+    ran, missing = measure(case, Files("native", "all", 1), {1: bound}, rounds=2)
     assert (ran.peer, ran.kind, ran.goal, ran.note) == ("ORT int8", "int8", 1.0, "")
     assert ran.nybble_ms is not None
     assert ran.peer_ms is not None
