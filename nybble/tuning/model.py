@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xgboost
 from numpy.typing import NDArray
+from scipy import stats
 
 from nybble.tuning.features import Features
 
@@ -118,21 +119,8 @@ def _within_tasks(samples: Sequence[Sample], predicted: NDArray[np.float64]) -> 
     for task in np.unique(tasks):
         mine = tasks == task
         if mine.sum() >= FEW:
-            found.append(spearman(predicted[mine], measured[mine]))
+            varies = np.ptp(predicted[mine]) > 0 and np.ptp(measured[mine]) > 0
+            pair = predicted[mine], measured[mine]
+            found.append(stats.spearmanr(*pair).statistic if varies else 0.0)
             weights.append(int(mine.sum()))
     return float(np.average(found, weights=weights)) if found else None
-
-
-def spearman(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Rank correlation of two vectors, 0 where one of them is constant."""
-    ranks = [_ranks(np.asarray(values)) for values in (a, b)]
-    spread = [rank - rank.mean() for rank in ranks]
-    size = np.sqrt((spread[0] ** 2).sum() * (spread[1] ** 2).sum())
-    return float((spread[0] * spread[1]).sum() / size) if size else 0.0
-
-
-def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Ranks from 0; equal values share the mean of theirs."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts + 1) / 2)[which]

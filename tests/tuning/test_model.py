@@ -6,21 +6,12 @@ import random
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from nybble.tuning.evolve import Search
 from nybble.tuning.features import features
-from nybble.tuning.model import ENOUGH, CostModel, Sample, spearman
+from nybble.tuning.model import ENOUGH, CostModel, Sample
 from nybble.tuning.space import variants_of
 from tests.tuning.synthetic import DEEP, FEW, WIDE, Formula, tasks_in
-
-
-def test_rank_correlation() -> None:
-    a = np.array([1.0, 2.0, 3.0, 4.0])
-    assert spearman(a, a**3) == pytest.approx(1)
-    assert spearman(a, -a) == pytest.approx(-1)
-    assert spearman(a, np.array([1.0, 1.0, 2.0, 2.0])) == pytest.approx(2 / np.sqrt(5))
-    assert spearman(a, np.ones(4)) == 0
 
 
 def samples(folder: Path, noise: float, count: int = 50) -> list[Sample]:
