@@ -2,11 +2,11 @@
 
     python -m benchmarks.tuned --seconds 300 --isa x86-64-v3
     python -m benchmarks.tuned --only 'resnet18*'     # goes on with the records of earlier runs
-    python -m benchmarks.tuned --seconds 0             # only races what is known
+    python -m benchmarks.tuned --seconds 1             # little more than a race of what is known
 
 Records stand in build/benchmarks/tuned, one file a network. Both libraries must answer the same.
-They run in turns, by processor time on one thread, else by wall time. *predicted* is the sum of all
-layers' times, measured one by one with the records' decisions, by the network's time in the race.
+They run in turns, by processor time on one thread, else by wall time. *predicted* is the network's
+time as the session puts it together from its layers, by its fastest run in the race.
 """
 
 from __future__ import annotations
@@ -75,46 +75,34 @@ def run(case: Case, isa: str, threads: int, seconds: float) -> dict[str, Any]:
     quantized = nybble.quantize(
         case.model(), data[:, None], recipe, target=isa, records=given, threads=threads
     )
-    row: dict[str, Any] = {"network": case.name, "isa": isa, "threads": threads}
-    if seconds > 0:
-        options = nybble.TuneOptions(trials=None, seconds=seconds, threads=threads)
-        tuned = nybble.tune(quantized, records, isa, options)
-        row |= {"trials": tuned.state.trials, "estimated": tuned.speedup}
-        row |= {"rank correlation": tuned.correlation}
-    return row | raced(quantized, data[:1], isa, threads, records)
+    options = nybble.TuneOptions(trials=None, seconds=seconds, threads=threads)
+    tuned = nybble.tune(quantized, records, isa, options)
+    ratios, fastest = raced(quantized, data[:1], isa, threads, records)
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    assert tuned.state.seconds is not None
+    return {
+        "network": case.name, "isa": isa, "threads": threads, "trials": tuned.state.trials,
+        "estimated": tuned.speedup, "ratio": middle, "low": low, "high": high,
+        "predicted": tuned.state.seconds / fastest, "rank correlation": tuned.correlation,
+    }  # fmt: skip
 
 
 def raced(
     quantized: QuantizedModel, x: Array, isa: str, threads: int, records: Path
-) -> dict[str, Any]:
-    """The ratio default by tuned over the rounds, and what the layers one by one would predict."""
+) -> tuple[list[float], float]:
+    """Default by tuned, round by round, and the fastest run of the tuned one in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         made = {
-            "default": nybble.compile(quantized, isa, records=Records(), threads=threads),
-            "tuned": nybble.compile(quantized, isa, records=records, threads=threads, measure=True),
+            name: nybble.compile(quantized, isa, records=known, threads=threads)
+            for name, known in (("default", Records()), ("tuned", records))
         }
         saved = {name: one.save(Path(folder) / f"{name}.so") for name, one in made.items()}
         sessions = {name: nybble.load(path, threads) for name, path in saved.items()}
         default, tuned = (np.asarray(session(x)) for session in sessions.values())
         if not np.array_equal(default, tuned):
-            raise SystemExit(f"{quantized}: the tuned library answers otherwise than the default")
+            raise SystemExit("The tuned library answers otherwise than the default one.")
         times = race(list(sessions.values()), x, threads)
-    ratios = [a / b for a, b in times]
-    quarter = statistics.quantiles(ratios, n=4)
-    return {
-        "ratio": quarter[1], "low": quarter[0], "high": quarter[2],
-        "predicted": predicted(made["tuned"]) / min(b for _, b in times),
-    }  # fmt: skip
-
-
-def predicted(artifact: nybble.Artifact) -> float:
-    """Seconds: the sum over the layers of the chosen kernel's time."""
-    return sum(
-        one["seconds"]
-        for layer in artifact.manifest.layers
-        for one in layer["timed"]
-        if (one["kernel"], one["weights"]) == (layer["kernel"], layer["stored"])
-    )
+    return [a / b for a, b in times], min(b for _, b in times)
 
 
 def race(sessions: list[nybble.Session], x: Array, threads: int) -> list[tuple[float, ...]]:
