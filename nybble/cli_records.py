@@ -60,8 +60,11 @@ def prune(
     current: Annotated[
         bool, typer.Option("--current", help="Only those of today's kernel sources.")
     ] = False,
+    won: Annotated[
+        bool, typer.Option("--won", help="Only those that beat the default kernel for sure.")
+    ] = False,
 ) -> None:
     """Keep the fastest records; a session that goes on from what is left has less to learn from."""
     from nybble import commands_records
 
-    commands_records.prune(file, output, keep, current)
+    commands_records.prune(file, output, keep, commands_records.Kept(current, won))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,23 @@ from nybble.report import units
 from nybble.report.progress import console
 from nybble.schedules import problems
 from nybble.schedules.records import Record, Records, parse, writing
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which records survive a pruning.
+
+    Attributes:
+        current: only those of today's kernel sources.
+        won: only those that are surely faster than the default kernel.
+    """
+
+    current: bool = False
+    won: bool = False
+
+    def holds(self, record: Record) -> bool:
+        """Whether a record is one of them."""
+        return (record.is_current or not self.current) and (record.wins or not self.won)
 
 
 def show(files: Sequence[Path], as_json: bool) -> None:
@@ -87,7 +105,7 @@ def merge(files: Sequence[Path], output: Path) -> None:
     _told(given)
 
 
-def prune(file: Path, output: Path | None, keep: int, current: bool) -> None:
+def prune(file: Path, output: Path | None, keep: int, kept: Kept) -> None:
     """Keeps the ``keep`` best of each kernel for a layer, machine and number of threads.
 
     Raises:
@@ -97,7 +115,7 @@ def prune(file: Path, output: Path | None, keep: int, current: bool) -> None:
     left: list[Record] = []
 
     def change(objects: Iterable[Any], skipped: Any) -> list[Any]:
-        left.extend(shortened(Records(parse(objects, skipped)), keep, current))
+        left.extend(shortened(Records(parse(objects, skipped)), keep, kept))
         return [record.to_dict() for record in left]
 
     with writing(output or file):
@@ -110,21 +128,21 @@ def prune(file: Path, output: Path | None, keep: int, current: bool) -> None:
     _told(records)
 
 
-def shortened(records: Records, keep: int, current: bool) -> list[Record]:
+def shortened(records: Records, keep: int, kept: Kept) -> list[Record]:
     """The best records of each kernel for a layer, machine and number of threads, in order.
 
     Args:
         records: of any machines.
         keep: how many of each.
-        current: leave out what was measured of other kernel sources.
+        kept: which ones count.
     """
     groups: dict[Any, list[Record]] = defaultdict(list)
     for record in records.settled():
-        if record.is_current or not current:
+        if kept.holds(record):
             kernel = record.kernel, record.weights, record.threads, record.sources
             groups[record.problem, record.machine, kernel].append(record)
-    kept = {id(r) for found in groups.values() for r in sorted(found, key=_rank)[:keep]}
-    return [record for record in records if id(record) in kept]
+    best = {id(r) for found in groups.values() for r in sorted(found, key=_rank)[:keep]}
+    return [record for record in records if id(record) in best]
 
 
 def _rank(record: Record) -> tuple[bool, float]:

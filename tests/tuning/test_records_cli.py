@@ -109,6 +109,9 @@ def test_prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "records", "prune", path, "--current") == 0
     assert found() == pytest.approx([0.6, 0.7, 0.95])
     assert not Records.read([path]).skipped
+    path = written(tmp_path / "w", *several, record(0.99, noise=0.1), record(0.5, turns=9))
+    assert call(monkeypatch, "records", "prune", path, "--keep", 9, "--won") == 0
+    assert found() == pytest.approx([0.9, 0.8, 0.7, 0.6])
 
 
 @pytest.mark.parametrize(
