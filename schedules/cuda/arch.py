@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import tvm
+
 from nybble.schedules.target import CpuTarget
 
 _TURING = frozenset({"ldmatrix", "mma_s8", "mma_s4", "mma_b1_xor", "dp4a"})
@@ -28,6 +30,9 @@ GENERATIONS: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
 """
 
 
+_SHARED = {"sm_75": 64, "sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227}  # KiB of a block
+
+
 @dataclass(frozen=True)
 class CudaTarget:
     """GPUs of one generation to compile for.
@@ -45,6 +50,7 @@ class CudaTarget:
     host: CpuTarget
 
     arch = "cuda"  # as `nybble.schedules.kernel.Kernel.arch` names it
+    is_c = False  # as of `CpuTarget`
 
     @property
     def features(self) -> frozenset[str]:
@@ -59,3 +65,26 @@ class CudaTarget:
     def has(self, *features: str) -> bool:
         """Whether code may use all these features."""
         return self.features.issuperset(features)
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of shared memory that a block may use on every one of the architectures."""
+        return min(_SHARED[arch] for arch in self.archs) << 10
+
+    def tvm_target(self) -> tvm.target.Target:
+        """The TVM target, with the host's."""
+        return tvm.target.Target(
+            {
+                "kind": "cuda",
+                "arch": self.machine_codes[0],
+                "max_threads_per_block": 1024,
+                "max_shared_memory_per_block": self.shared_memory,
+                "thread_warp_size": 32,
+                "host": dict(self.host.tvm_target().export()),
+            }
+        )
+
+    @property
+    def machine_codes(self) -> tuple[str, ...]:
+        """The architectures as compilers are told: Hopper's with its own instructions, sm_90a."""
+        return tuple(f"{arch}a" if arch == "sm_90" else arch for arch in self.archs)

@@ -1,0 +1,164 @@
+"""TensorIR functions to CUDA machine code for all architectures of a generation.
+
+    PrimFunc -> host function + device functions -> CUDA source -> nvcc -> fat binary
+
+Functions of TensorIR schedules (``T.prim_func(s_tir=True)``) and those written for threads, with
+``T.device_entry`` and ``T.ptx``, are lowered by different passes of TVM: ``s_tir`` and ``tirx``.
+The functions' attribute ``s_tir``, which TVM's parser and builder set, tells which.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.tirx.build import codegen_build, split_host_device_mods
+
+from nybble.errors import NybbleError, ScheduleError
+from nybble.schedules.cuda import nvcc, toolkit
+from nybble.schedules.cuda.arch import CudaTarget
+from nybble.schedules.cuda.nvcc import Binary, Usage
+
+_COMPILE, _POSTPROC = "tvm_callback_cuda_compile", "tvm_callback_cuda_postproc"
+_lock = threading.RLock()  # the callbacks are the process's
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One or several functions as machine code.
+
+    Attributes:
+        functions: the device functions as CUDA source was made of them.
+        source: the CUDA source.
+        binary: the fat binary.
+        usage: registers, spills and memory by kernel and architecture.
+        module: TVM's module: host code that launches, with the binary inside.
+    """
+
+    functions: tuple[tirx.PrimFunc, ...]
+    source: str
+    binary: bytes
+    usage: tuple[Usage, ...]
+    module: Any
+
+
+def lowered(func: Any, target: CudaTarget) -> tuple[tirx.PrimFunc, ...]:
+    """The device functions of a TensorIR function, right before CUDA source is made of them.
+
+    Threads are bound, shared memory is planned, barriers stand.
+
+    Args:
+        func: a PrimFunc, or a module of PrimFuncs of one kind, with global symbols.
+        target: the GPUs.
+    """
+    return tuple(_split(func, target)[1].functions.values())
+
+
+def device_code(func: Any, target: CudaTarget) -> Compiled:
+    """Machine code of a TensorIR function.
+
+    Args:
+        func: a PrimFunc, or a module of PrimFuncs of one kind, with global symbols.
+        target: the GPUs.
+
+    Raises:
+        NybbleError: there is no ``nvcc``, or TVM's CUDA runtime does not load.
+        ScheduleError: nothing of the function runs on the device, or ``nvcc`` refuses it.
+    """
+    toolkit.load_backend()
+    host, device = _split(func, target)
+    if not device.functions:
+        names = ", ".join(str(name.name_hint) for name in host.functions)
+        raise ScheduleError(f"{names}: no thread is bound, so nothing of it would run on a GPU.")
+    made: list[tuple[str, Binary]] = []
+
+    def compiled(source: str) -> bytes:
+        made.append((source, nvcc.binary_of(source, target)))
+        return made[-1][1].data
+
+    on_device = _generated(device, target, compiled)
+    if on_device.kind != "cuda" or len(made) != 1:
+        raise NybbleError(f"TVM made a module of {on_device.kind} in place of machine code.")
+    ((source, binary),) = made
+    module = codegen_build(host, target.host.tvm_target())
+    module.import_module(on_device)
+    functions = tuple(device.functions.values())
+    return Compiled(functions, source, binary.data, binary.usage, module)
+
+
+def prepare(funcs: Iterable[Any], target: CudaTarget) -> Iterator[int]:
+    """Compiles functions side by side into the cache, from which `device_code` takes them.
+
+    Args:
+        funcs: as of `device_code`.
+        target: the GPUs.
+
+    Yields:
+        How many are done.
+
+    Raises:
+        NybbleError, ScheduleError: as of `device_code`.
+    """
+    toolkit.load_backend()
+    sources: dict[str, None] = {}
+    for func in funcs:
+        device = _split(func, target)[1]
+        if device.functions:
+            _generated(device, target, partial(_keep, sources))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        jobs = pool.map(partial(nvcc.binary_of, target=target), sources)
+        yield from (done for done, _ in enumerate(jobs, 1))
+
+
+def _keep(sources: dict[str, None], source: str) -> bytes:
+    sources[source] = None
+    return b"/"  # TVM looks at the first byte only
+
+
+# ---------------------------------------------------------------- TVM
+
+
+def _split(func: Any, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRModule]:
+    """Host and device functions, lowered to the end."""
+    mod = func if isinstance(func, tvm.IRModule) else tvm.IRModule.from_expr(func)
+    attrs = [one.attrs for one in mod.functions.values()]
+    (is_scheduled,) = {bool(found and found.get("s_tir")) for found in attrs}
+    lower, finish_host, finish_device = tirx.get_tir_pipeline("s_tir" if is_scheduled else "tirx")
+    given = target.tvm_target()
+    with given:
+        mod = lower(tirx.transform.BindTarget(given)(mod))
+        host, devices = split_host_device_mods(mod)
+        made = [finish_device()(device) for device in devices.values()]
+        return finish_host()(host), made[0] if made else tvm.IRModule({})
+
+
+def _generated(device: tvm.IRModule, target: CudaTarget, compiled: Callable[[str], bytes]) -> Any:
+    """TVM's module of device functions; ``compiled`` gets the source."""
+    with _callbacks({_COMPILE: compiled, _POSTPROC: lambda source, _target: source}):
+        return codegen_build(device, target.tvm_target())
+
+
+@contextmanager
+def _callbacks(ours: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    """Puts our functions in the place of those that TVM's code generation calls."""
+    with _lock:
+        before = {name: tvm_ffi.get_global_func(name, allow_missing=True) for name in ours}
+        for name, function in ours.items():
+            tvm_ffi.register_global_func(name, function, override=True)
+        try:
+            yield
+        finally:
+            for name, function in before.items():
+                if function is None:
+                    tvm_ffi.registry.remove_global_func(name)
+                else:
+                    tvm_ffi.register_global_func(name, function, override=True)
