@@ -1,0 +1,130 @@
+"""Calls in TensorIR: its own intrinsics, CUDA's functions, PTX, injected source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+
+from nybble.simt import barriers, functions, hosts, warps
+from nybble.simt.codes import Code, Kind, Scope, build, choose, constant, np_dtype
+from nybble.simt.instructions import instruction
+from nybble.simt.memory import Pointer
+from nybble.simt.shared import Room
+from nybble.simt.strand import Strand
+from nybble.simt.values import Mask, Value, bitcast
+
+Translate = Callable[[Scope, Any], Code]
+
+
+def call(scope: Scope, node: Any) -> Code:
+    """Code for a call; its value is None where the call gives none."""
+    name = str(node.op.name)
+    if name.startswith("tirx.ptx."):
+        return instruction(scope, node)
+    for table in (_TIR, hosts.CALLS, barriers.CALLS, warps.CALLS):
+        if name in table:
+            return table[name](scope, node)
+    if name in functions.EXTERNAL:
+        return functions.external(scope, node)
+    if name == "tirx.cuda.func_call":
+        return functions.injected(scope, node)
+    raise scope.refuse(f"the call {name}")
+
+
+def _if_then_else(scope: Scope, node: Any) -> Code:
+    return choose(*(scope.expression(part) for part in node.args))
+
+
+def _first(scope: Scope, node: Any) -> Code:
+    return scope.expression(node.args[0])
+
+
+def _shift(operation: Callable[[Value, Value], Value]) -> Translate:
+    def translate(scope: Scope, node: Any) -> Code:
+        return build(scope, operation, *(scope.expression(part) for part in node.args))
+
+    return translate
+
+
+def _is_pointer(ty: Any) -> bool:
+    return not isinstance(ty, tvm.ir.PrimType)
+
+
+def _reinterpret(scope: Scope, node: Any) -> Code:
+    value = scope.expression(node.args[0])
+    if _is_pointer(node.ty):
+        return value
+    data = tvm.DataType(str(node.ty.dtype))
+    dtype, vector = np_dtype(str(data)), data.lanes > 1
+    return build(scope, lambda v: bitcast(v, dtype, vector), value)
+
+
+def _address_of(scope: Scope, node: Any) -> Code:
+    load = node.args[0]
+    if isinstance(load, tvm.ir.Var):
+        return scope.expression(load)  # a parameter in constant memory: a tensor map
+    buffer = scope.buffer(load.source)
+    index = scope.expression(load.indices[0])
+    item = buffer.dtype.itemsize
+
+    def run(s: Strand, m: Mask) -> Value:
+        base: Pointer = s.env[buffer.slot]
+        where = np.asarray(index.run(s, m)).astype(np.int64)[()] * item
+        return Pointer(base.memory, base.offset + where, buffer.name)
+
+    return Code(run, Kind.VARYING)
+
+
+def _buffer_data(scope: Scope, node: Any) -> Code:
+    slot = scope.slot(node.args[0])
+    return Code(lambda s, m: s.env[slot], Kind.VARYING)
+
+
+def _add_bytes(scope: Scope, node: Any) -> Code:
+    base, count = (scope.expression(part) for part in node.args)
+    return Code(lambda s, m: base.run(s, m).plus(count.run(s, m)), Kind.VARYING)
+
+
+def to_shared(pointer: Pointer) -> Value:
+    """A pointer's address in the window of shared memory, as the hardware counts: uint32."""
+    room = pointer.memory
+    start = room.start if isinstance(room, Room) else 0
+    return np.asarray(pointer.offset + start).astype(np.uint32)[()]
+
+
+def _cvta(scope: Scope, node: Any) -> Code:
+    pointer = scope.expression(node.args[0])
+
+    def run(s: Strand, m: Mask) -> Value:
+        target = pointer.run(s, m)
+        if target.memory.space != "shared":
+            raise scope.refuse(f"a shared address of {target.memory.space} memory")
+        return to_shared(target)
+
+    return Code(run, Kind.VARYING)
+
+
+def _large_uint(scope: Scope, node: Any) -> Code:
+    low, high = (int(part.value) for part in node.args)
+    return constant(np_dtype(str(node.ty.dtype)).type(high << 32 | low))
+
+
+_TIR: dict[str, Translate] = {
+    "tirx.if_then_else": _if_then_else,
+    "tirx.likely": _first,
+    "tirx.reinterpret": _reinterpret,
+    "tirx.address_of": _address_of,
+    "tirx.buffer_data": _buffer_data,
+    "tirx.handle_add_byte_offset": _add_bytes,
+    "tirx.cuda.cvta_generic_to_shared": _cvta,
+    "tirx.large_uint_imm": _large_uint,
+    "tirx.shift_left": _shift(np.left_shift),
+    "tirx.shift_right": _shift(np.right_shift),
+    "tirx.bitwise_and": _shift(np.bitwise_and),
+    "tirx.bitwise_or": _shift(np.bitwise_or),
+    "tirx.bitwise_xor": _shift(np.bitwise_xor),
+    "tirx.bitwise_not": _shift(np.invert),
+}
