@@ -14,7 +14,7 @@ from nybble.runtime.manifest import Manifest, Port
 from nybble.schedules import problems
 from nybble.schedules.lower import Layer
 from nybble.schedules.replay import Match
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 
 if TYPE_CHECKING:
     import tvm
@@ -25,7 +25,7 @@ Border = tuple[float | None, int | None]
 def describe(
     mod: tvm.IRModule,
     layers: Iterable[Layer],
-    target: CpuTarget,
+    target: Target,
     recipe: Recipe | None,
     rates: Mapping[str, float] | None = None,
 ) -> Manifest:

@@ -30,7 +30,7 @@ from nybble.runtime import engine, host
 from nybble.schedules import problems, sources
 from nybble.schedules.kernel import Extent, Knobs, TensorSpec
 from nybble.schedules.select import Candidate
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 
 ROUNDS = 7
 ROUND_SECONDS = (
@@ -50,7 +50,7 @@ class Ruler:
         self.cache, self.threads = cache, threads
         self._known = dict(_read(cache)) if cache else {}
 
-    def __call__(self, candidates: Sequence[Candidate], target: CpuTarget) -> list[float]:
+    def __call__(self, candidates: Sequence[Candidate], target: Target) -> list[float]:
         """Seconds of one call of each candidate.
 
         Raises:
@@ -69,7 +69,7 @@ class Ruler:
             self._append(candidates, found)
         return [self._known[key] for key in keys]
 
-    def _key(self, candidate: Candidate, target: CpuTarget) -> str:
+    def _key(self, candidate: Candidate, target: Target) -> str:
         kernel, problem = candidate.kernel.name, candidate.problem
         sizes = [array.shape for array in candidate.packed]  # these may depend on the values
         machine = (target.llvm, host.model(), self.threads)
@@ -106,7 +106,7 @@ def _read(file: Path) -> Iterator[tuple[str, float]]:
 # ---------------------------------------------------------------- measuring
 
 
-def refuse_foreign(target: CpuTarget) -> None:
+def refuse_foreign(target: Target) -> None:
     """Refuses a target that this machine cannot run.
 
     Raises:
@@ -125,7 +125,7 @@ def refuse_foreign(target: CpuTarget) -> None:
 Run = Callable[[], Any]
 
 
-def _prepared(candidate: Candidate, target: CpuTarget) -> tuple[Run, Any]:
+def _prepared(candidate: Candidate, target: Target) -> tuple[Run, Any]:
     """A call of the candidate on one random image, and the tensor that it writes."""
     problem = candidate.problem
     function = candidate.kernel.build(problem, target, Knobs())

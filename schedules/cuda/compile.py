@@ -157,8 +157,8 @@ def _callbacks(ours: dict[str, Callable[..., Any]]) -> Iterator[None]:
         try:
             yield
         finally:
-            for name, function in before.items():
-                if function is None:
+            for name, old in before.items():
+                if old is None:
                     tvm_ffi.registry.remove_global_func(name)
                 else:
-                    tvm_ffi.register_global_func(name, function, override=True)
+                    tvm_ffi.register_global_func(name, old, override=True)
