@@ -1,0 +1,150 @@
+"""Weights in the order in which lanes use them: no shared-memory layout, no bank conflict, ever.
+
+Packed weights are blocks of 512 bytes, 16 for each lane of a warp: what the lane feeds to the
+tensor cores from one slab of depth (`nybble.schedules.cuda.tensor_core`, B):
+
+    8 bits, or 4 bits for 4-bit tensor cores: 8 channels     4 bits to be unpacked: 16 channels
+        [step 0: b0 b1] [step 1: b0 b1]                      [0-7: step 0, step 1] [8-15: …]
+
+A word of 4-bit weights to be unpacked has b0 in the lower and b1 in the upper halves of its bytes;
+the tensor cores get weight · 16, which costs a shift and two masks for 8 weights, and the sums are
+shifted back at the end.
+
+Channels are permuted so that the sums of a lane (channels 2t, 2t + 1 of every block) are neighbours
+in the output: of ``4·lane`` channels, lane t of each row has ``lane`` in a row, which the epilogue
+loads and stores as one vector. No sum goes through shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm.tirx.script.builder import ir as T
+
+from nybble.errors import ScheduleError
+from nybble.ir import numerics
+from nybble.schedules.cuda.matrix import SLAB, Matrix
+from nybble.schedules.cuda.tensor_core import CHANNELS
+from nybble.schedules.kernel import TensorSpec
+
+BLOCK = 512
+"""Bytes of packed weights that a warp loads at once."""
+
+HIGH = 0xF0F0F0F0
+SHIFT = 4  # weights of 4 bits are in the upper half of their bytes: 16 times themselves
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """How the weights of a layer are packed.
+
+    Attributes:
+        matrix: the layer.
+        bits: of a packed weight, 8 or 4.
+        lane: channels of the output that lie side by side in a lane: 4, 8 or 16.
+    """
+
+    matrix: Matrix
+    bits: int
+    lane: int
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether weights of 4 bits become 8 in registers."""
+        return self.bits * self.matrix.packing < 8
+
+    @property
+    def shift(self) -> int:
+        """By how much the sums are too far to the left."""
+        return SHIFT if self.unpacks else 0
+
+    @property
+    def channels(self) -> int:
+        """Channels of a block."""
+        return CHANNELS * (2 if self.unpacks else 1)
+
+    @property
+    def padded(self) -> int:
+        """Channels in all, filled up with weights of 0."""
+        group = 4 * self.lane
+        return -(-self.matrix.channels // group) * group
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of one slab."""
+        return self.padded // self.channels
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The packed weights: a row for each slab."""
+        return TensorSpec((self.matrix.slabs, self.blocks * BLOCK // 4), "uint32")
+
+    def pack(self, weights: NDArray[Any]) -> NDArray[np.uint32]:
+        """The packed weights from unpacked ones, (O, K) or OHWI.
+
+        Args:
+            weights: integers that ``bits`` hold.
+        """
+        matrix = self.matrix
+        lines = weights.reshape(len(weights), matrix.taps, matrix.elements)
+        if matrix.packing == 2:
+            held = numerics.pack(lines, "uint4")
+        else:
+            held = lines.astype(np.int64).astype(np.uint8)
+        depth = np.zeros((self.padded, matrix.slabs * SLAB), np.uint8)
+        depth[: len(weights), : matrix.depth] = held.reshape(len(weights), -1)
+        # group, t, unit, which of two; slab, step, b0 or b1, t of the depth, byte
+        apart = depth.reshape(-1, 4, self.lane // 2, 2, matrix.slabs, 2, 2, 4, 4)
+        # slab; group, unit; column = t and which of two, t of the depth; step, b0 or b1, byte
+        ordered = apart.transpose(4, 0, 2, 1, 3, 7, 5, 6, 8)
+        ordered = ordered.reshape(matrix.slabs, -1, 32, 2, 2, 4)
+        if self.unpacks:
+            nibbles = (ordered[..., 0, :] & 15) | (
+                ordered[..., 1, :] << 4
+            )  # slab, unit, lane, step
+            ordered = nibbles.reshape(matrix.slabs, -1, 2, 32, 2, 4).swapaxes(2, 3)
+        words = np.ascontiguousarray(ordered.reshape(matrix.slabs, -1)).view(np.uint32)
+        return words.reshape(tuple(int(extent) for extent in self.spec.shape))
+
+    def check(self, weights: NDArray[Any], activations: str) -> None:
+        """Proves that the sums of unpacked weights, 16 times too large, fit 32 bits.
+
+        Raises:
+            ScheduleError: they do not.
+        """
+        if not self.unpacks:
+            return
+        reach = max(abs(limit) for limit in numerics.limits(activations))
+        most = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(1).max() * reach
+        if most << SHIFT >= 1 << 31:
+            raise ScheduleError(
+                f"sums of up to {most} leave no {SHIFT} of 32 bits free; 8-bit weights need none"
+            )
+
+    def operand(self, words: Any, unit: int, step: int) -> Sequence[Any]:
+        """b0 and b1 of a step, as expressions.
+
+        Args:
+            words: a lane's words of consecutive blocks.
+            unit: which 8 channels of them.
+            step: 0 or 1.
+        """
+        if not self.unpacks:
+            first = unit * 4 + step * 2
+            return words[first], words[first + 1]
+        word, high = words[unit * 2 + step], T.uint32(HIGH)
+        return (word << T.uint32(SHIFT)) & high, word & high
+
+
+def lane_of(matrix: Matrix) -> int:
+    """Channels side by side in a lane: 16 make the widest stores, fewer make smaller tiles.
+
+    Large layers have tiles of 64 channels anyway; small ones need many blocks to fill a GPU.
+    """
+    if matrix.channels % 64 == 0 and matrix.static_rows * matrix.channels >= 1 << 20:
+        return 16
+    return 8 if matrix.channels > 16 and matrix.static_rows > 1 else 4

@@ -1,0 +1,232 @@
+"""The epilogue of a warp's sums: bias, requantization, residual, clamp, table, and wide stores.
+
+The house rounding takes the constants of `nybble.schedules.cpu.scaling`, for 32-bit arithmetic:
+
+    y = (high(acc · 2^left · multiplier) + rounding) >> right        high: the upper 32 of 64 bits
+
+one multiplication, one addition and one shift for a sum (``left`` only for ratios of 1/4 and more).
+The other conventions are computed in 64 bits by the CPU's own expressions.
+
+A lane has ``lane`` neighbouring channels of each of its rows
+(`nybble.schedules.cuda.fragments`): it loads their constants and the second branch, and stores the
+results, by up to 16 bytes. Loads beyond the last row or channel read the last ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from nybble.ir import numerics
+from nybble.schedules.cpu import elementwise, scaling
+from nybble.schedules.cpu.buffers import Buffers
+from nybble.schedules.cuda.fragments import Fragments
+from nybble.schedules.cuda.mma_moves import divmod_of, ramp, run
+from nybble.schedules.cuda.mma_tile import WarpTile
+from nybble.schedules.cuda.tensor_core import ROWS
+from nybble.schedules.kernel import Constants, Epilogue, Problem, TensorSpec
+
+
+def refuse(problem: Problem) -> str | None:
+    """Why the epilogue of a problem cannot be emitted here; None when it can."""
+    if problem.epilogue.kind == "float":
+        return "a float epilogue"
+    for spec in problem.tensors:
+        if spec.form == "packed" and (numerics.width(spec.dtype)[1], int(spec.shape[-1]) % 2) != (
+            4,
+            0,
+        ):
+            return f"packed {spec.dtype} of {spec.shape[-1]} channels: only pairs of 4 bits"
+    held = np.dtype(problem.output.stored.dtype)
+    wanted = 4 if problem.epilogue.kind == "none" else 1
+    if held.itemsize != wanted:
+        return f"output {problem.output.dtype}: accumulators or integers of up to 8 bits are stored"
+    other = problem.epilogue.other
+    if other is not None and np.dtype(other.stored.dtype).itemsize != 1:
+        return f"second branch {other.dtype}: only integers of up to 8 bits are added"
+    return None
+
+
+def is_fast(epilogue: Epilogue) -> bool:
+    """Whether 32 bits do."""
+    return epilogue.rounding == "half_up"
+
+
+def table_spec(problem: Problem, fragments: Fragments) -> TensorSpec:
+    """The table of per-channel numbers, bias in row 0."""
+    epilogue = replace(problem.epilogue, singles=False)
+    names = elementwise.epilogue_names(epilogue)
+    rows = scaling.table_rows(epilogue) if is_fast(epilogue) else 1 + len(names)
+    return TensorSpec((rows, fragments.padded), "int32")
+
+
+def table(problem: Problem, fragments: Fragments, constants: Constants) -> NDArray[Any]:
+    """The numbers of `table_spec`.
+
+    Raises:
+        ScheduleError: as of `nybble.schedules.cpu.scaling.rows`.
+    """
+    problem = replace(problem, epilogue=replace(problem.epilogue, singles=False))
+    if is_fast(problem.epilogue):
+        return scaling.table(problem, constants, constants["bias"], fragments.padded)
+    found = np.zeros(tuple(map(int, table_spec(problem, fragments).shape)), np.int32)
+    names = ("bias", *elementwise.epilogue_names(problem.epilogue))
+    for row, name in zip(found, names, strict=True):
+        row[: fragments.matrix.channels] = constants[name].reshape(-1)
+    return found
+
+
+class Store:
+    """Epilogue and stores of a warp's sums.
+
+    Args:
+        problem: the layer.
+        tile: the warp's sums.
+        buffers: of the kernel; the table is the second constant.
+        first: the first row and channel of the block.
+        total: rows in all.
+    """
+
+    def __init__(
+        self, problem: Problem, tile: WarpTile, buffers: Buffers, first: tuple[Any, Any], total: Any
+    ):
+        self.problem, self.tile, self.buffers, self.total = problem, tile, buffers, total
+        self.fragments, self.lane = tile.fragments, tile.fragments.lane
+        self.channels = tile.fragments.matrix.channels
+        self.wide = next(w for w in (16, 8, 4, 2, 1) if w <= self.lane and self.channels % w == 0)
+        self.row = T.Bind(first[0] + tile.row + (tile.lane >> 2))
+        self.first = T.Bind(first[1] + tile.channel + tirx.bitwise_and(tile.lane, 3) * self.lane)
+
+    def emit(self) -> None:
+        """Emits all of it."""
+        rows = range(0, self.tile.plan.warp_rows, ROWS // 2)
+        for group in range(self.tile.plan.warp_channels // (4 * self.lane)):
+            channel = T.Bind(self.first + group * 4 * self.lane)
+            others = [self._other(self.row + row, channel) for row in rows]
+            results = [self._registers() for _ in rows]
+            for quad in range(0, self.lane, 4):
+                constants = self._constants(channel + quad)
+                for index, row in enumerate(rows):
+                    values = []
+                    for i in range(4):
+                        acc = self._sum(row, group * self.lane + quad + i) + constants[0][i]
+                        given = [column[i] for column in constants[1:]]
+                        values.append(self._value(acc, given, others[index](quad + i)))
+                    self._keep(results[index], quad, values)
+            for index, row in enumerate(rows):
+                self._store(results[index], self.row + row, channel)
+
+    def _registers(self) -> Any:
+        dtype, size = str(self.buffers.output.dtype), self.lane // density(self.problem.output)
+        return T.alloc_buffer((size,), dtype, scope="local", layout=None)
+
+    def _sum(self, row: int, channel: int) -> Any:
+        """One sum as ``int32``."""
+        unit, half = divmod(row, ROWS)
+        across = self.tile.plan.units[1]
+        at = (unit * across + channel // 2) * 4 + half // (ROWS // 2) * 2 + channel % 2
+        value = T.reinterpret("int32", self.tile.sums[at])
+        return value >> self.fragments.shift if self.fragments.shift else value
+
+    def _constants(self, channel: Any) -> list[list[Any]]:
+        """The columns of four channels, by row of the table."""
+        source = self.buffers.constants[1]
+        rows, columns = map(int, table_spec(self.problem, self.fragments).shape)
+        held = T.alloc_buffer((rows * 4,), "int32", scope="local", layout=None)
+        if self.fragments.padded % self.tile.plan.channels:
+            channel = tirx.min(channel, columns - 4)
+        channel = T.Bind(channel)
+        for row in range(rows):
+            value = source.vload([channel + row * columns], "int32x4")
+            T.buffer_store(held, value, ramp(row * 4, 4))
+        return [[held[row * 4 + i] for i in range(4)] for row in range(rows)]
+
+    def _other(self, row: Any, channel: Any) -> Callable[[int], Any]:
+        """The second branch of a lane's channels: gives the nth, None without one."""
+        source, spec = self.buffers.other, self.problem.epilogue.other
+        if spec is None:
+            return lambda _channel: None
+        each = density(spec)
+        held = T.alloc_buffer((self.lane // each,), str(source.dtype), scope="local", layout=None)
+        start, wide = T.Bind(tirx.min(row, self.total - 1) * (self.channels // each)), self.wide
+        for part in range(0, self.lane, wide):
+            at = start + divmod_of(tirx.min(channel + part, self.channels - wide), each)[0]
+            T.buffer_store(held, run(source, at, wide // each), ramp(part // each, wide // each))
+        if each == 1:
+            return lambda channel: T.Cast("int32", held[channel])
+        signed = numerics.width(spec.dtype)[0]
+        return lambda channel: nibble(held[channel // 2], channel % 2, signed)
+
+    def _keep(self, held: Any, quad: int, values: list[Any]) -> None:
+        """Puts four results where they are stored from."""
+        each = density(self.problem.output)
+        for i in range(0, 4, each):
+            value = values[i]
+            if each == 2:
+                low, high = (T.Cast("uint8", v) & T.uint8(15) for v in values[i : i + 2])
+                value = low | (high << T.uint8(4))
+            T.buffer_store(held, value, [(quad + i) // each])
+
+    def _store(self, held: Any, row: Any, channel: Any) -> None:
+        """Stores what exists of a row."""
+        output, each = self.buffers.output, density(self.problem.output)
+        row, wide = T.Bind(row), self.wide // each
+        for part in range(0, self.lane, self.wide):
+            at = T.Bind(channel + part)
+            with T.If(tirx.all(row < self.total, at < self.channels)), T.Then():
+                index = row * (self.channels // each) + divmod_of(at, each)[0]
+                T.buffer_store(output, run(held, part // each, wide), ramp(index, wide))
+
+    def _value(self, acc: Any, given: list[Any], other: Any) -> Any:
+        """What is stored for one sum, bias included."""
+        epilogue, problem = self.problem.epilogue, self.problem
+        if epilogue.kind == "none":
+            return acc
+        if not is_fast(epilogue):
+            names = elementwise.epilogue_names(epilogue)
+            read = dict(zip(names, given, strict=True)).__getitem__
+            return elementwise.epilogue(problem, acc, other, read, self.buffers.entries)
+        steps = self._steps(acc, given, other) + epilogue.zero_point
+        value = elementwise.settled(steps, int(epilogue.lo), int(epilogue.hi), problem.rescaled)
+        if epilogue.table is None:
+            return value
+        index = value.astype("int32") - numerics.limits(problem.rescaled)[0]
+        return self.buffers.entries[index]
+
+    def _steps(self, acc: Any, given: list[Any], other: Any) -> Any:
+        """``requantize`` and ``add`` before zero point and clamp."""
+        epilogue = self.problem.epilogue
+        own = given[:-4] if epilogue.kind == "add" else given
+        if not epilogue.small_ratios:
+            acc = tirx.max(tirx.min(acc, own[1]), own[0])
+        steps = scaled(acc, own[-3:] if epilogue.small_ratios else own[2:])
+        if epilogue.kind == "add":
+            steps = steps + scaled(other - epilogue.zero_point_other, given[-4:])
+        return steps
+
+
+def density(spec: TensorSpec) -> int:
+    """Elements in a byte (or in an ``int32``)."""
+    return 2 if spec.form == "packed" else 1
+
+
+def nibble(byte: Any, which: int, signed: bool) -> Any:
+    """Half a byte as ``int32``."""
+    code = (T.Cast("int32", byte) >> (4 * which)) & 15
+    return (code ^ 8) - 8 if signed else code
+
+
+def scaled(value: Any, rows: list[Any]) -> Any:
+    """The law's rescaling by left shift (or none), multiplier, rounding, right shift."""
+    multiplier, rounding, right = rows[-3:]
+    if len(rows) == 4:
+        value = value << rows[0]
+    product = T.Cast("int64", value) * T.Cast("int64", multiplier)
+    high = T.Cast("int32", product >> tirx.const(32, "int64"))
+    return (high + rounding) >> right
