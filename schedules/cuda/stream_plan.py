@@ -1,0 +1,182 @@
+"""Choices for products of few rows, where what counts is how fast the weights stream in.
+
+A block of ``across`` times ``along`` warps computes ``across`` blocks of channels of up to 64 rows;
+the depth is shared among ``along`` warps of a block and among ``splits`` blocks, whose partial sums
+a second kernel adds in order. Every warp copies its weights ``stages`` records ahead into a ring of
+its own: between loading activations and the final sum there is no barrier.
+
+The default is the plan of the lowest cost, in bytes of DRAM traffic:
+
+    traffic   weights + (activations read by each block + partial sums written and read) / L2
+    share     of the bandwidth that the bytes in flight can draw: min(1, in flight / LATENCY)
+    tail      the last wave of blocks fills the GPU in part: waves·slots / blocks
+    cost      traffic / share · tail + LAUNCH for the second kernel
+
+The constants are those of data sheets and of the latency of memory, about 600 ns; they stand for
+ratios and none is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import ceil, inf
+
+from nybble.errors import ScheduleError
+from nybble.schedules.cuda.arch import CudaTarget
+from nybble.schedules.kernel import Knobs
+
+ROWS = 8
+"""Rows of activations in a tensor-core operand."""
+MOST_ROWS = 8
+"""Such operands of a block: 64 rows."""
+L2 = 2.5  # bytes from the L2 cache in the time of one from DRAM
+SLOW_START = 6e6  # bytes from DRAM in the time of a launch
+PROCESSORS = {"turing": 40, "ampere": 108, "hopper": 132}
+IN_FLIGHT = {"turing": 8 << 10, "ampere": 12 << 10, "hopper": 24 << 10}  # bytes a processor
+REGISTERS = 1 << 16  # of a processor
+CHUNK = 48 << 10  # bytes of activations that a block holds at once, at most
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a layer asks for.
+
+    Attributes:
+        rows: of activations; None where the batch is symbolic.
+        blocks: of channels.
+        runs: of the depth, which no cut divides.
+        span: records of a run.
+        record: bytes of a record of weights.
+        line: bytes of activations of one row for a run, in shared memory.
+        source: the same in global memory.
+        width: channels of a block.
+        pad: bytes behind a row in shared memory, which fills whole lines of 128 without them: they
+            keep the rows that lanes read at once in different banks.
+        sums: registers for one operand of activations.
+        registers: further ones.
+    """
+
+    rows: int | None
+    blocks: int
+    runs: int
+    span: int
+    record: int
+    line: int
+    source: int
+    width: int
+    pad: int
+    sums: int
+    registers: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions.
+
+    Attributes:
+        operands: of 8 rows each, that a block computes.
+        across: warps beside one another, on blocks of channels of their own.
+        along: warps that share the depth.
+        splits: blocks that share the depth.
+        stages: records in flight; 1 loads the next one to registers.
+        chunk: runs of each warp whose activations are in shared memory at once.
+        chunks: how many times they are loaded.
+    """
+
+    operands: int
+    across: int
+    along: int
+    splits: int
+    stages: int
+    chunk: int
+    chunks: int
+
+    @property
+    def warps(self) -> int:
+        """Of a block."""
+        return self.across * self.along
+
+    @property
+    def runs(self) -> int:
+        """That a block goes through, those beyond the end included."""
+        return self.along * self.chunk * self.chunks
+
+    @property
+    def tile(self) -> int:
+        """Rows of a block."""
+        return ROWS * self.operands
+
+
+def pitch(work: Work, plan: Plan) -> int:
+    """Bytes from row to row of activations in shared memory."""
+    return -(-work.line * plan.along * plan.chunk // 128) * 128 + work.pad
+
+
+def shared_bytes(work: Work, plan: Plan) -> tuple[int, int, int]:
+    """(ring of weights, activations, sums) of a block."""
+    ring = plan.warps * work.record * plan.stages if plan.stages > 1 else 0
+    rows = plan.tile if work.rows is None else min(work.rows, plan.tile)
+    held = rows * pitch(work, plan)
+    return ring, held, plan.warps * plan.tile * (work.width + 4) * 4
+
+
+def candidates(work: Work, target: CudaTarget, operands: int) -> Iterator[Plan]:
+    """Every plan that fits, the best first of those of equal cost."""
+    asynchronous = target.has("cp_async")
+    powers = (1, 2, 4, 8, 16)
+    for across, along, splits in product(powers[:4], powers, powers):
+        warps, cut = across * along, along * splits
+        if warps > 16 or (cut > work.runs and cut > 1) or across > max(1, 2 * work.blocks - 1):
+            continue
+        per = ceil(work.runs / cut)
+        held = ROWS * operands if work.rows is None else min(work.rows, ROWS * operands)
+        most = max(1, CHUNK // (held * work.line * along))
+        chunk = per if per <= most else 1 << (most.bit_length() - 1)
+        for stages in (4, 2) if asynchronous else (1,):
+            plan = Plan(operands, across, along, splits, stages, chunk, ceil(per / chunk))
+            ring, x, sums = shared_bytes(work, plan)
+            if max(ring + x, sums) <= target.shared_memory:
+                yield plan
+
+
+def choose(work: Work, target: CudaTarget, operands: int, knobs: Knobs) -> Plan:
+    """The plan that the knobs say, or else the cheapest that agrees with those before it."""
+    found = list(candidates(work, target, operands))
+    if not found:
+        raise ScheduleError(f"{operands} operands of {ROWS} rows leave no room in shared memory")
+    for name in ("across", "along", "splits", "stages"):
+        best = min(found, key=lambda plan: cost(work, target, plan))
+        choices = sorted({getattr(plan, name) for plan in found})
+        taken = knobs.pick(name, choices, getattr(best, name))
+        found = [plan for plan in found if getattr(plan, name) == taken]
+    return found[0]
+
+
+def cost(work: Work, target: CudaTarget, plan: Plan) -> float:
+    """As the page says."""
+    processors = PROCESSORS[target.generation]
+    tiles = 1 if work.rows is None else ceil(work.rows / plan.tile)
+    rows = plan.tile if work.rows is None else work.rows
+    columns = ceil(work.blocks / plan.across)
+    blocks = columns * tiles * plan.splits
+    weights = work.blocks * work.runs * work.span * work.record
+    near = columns * rows * work.runs * work.source + (tiles - 1) * weights
+    if plan.splits > 1:
+        near += 2 * plan.splits * rows * work.blocks * work.width * 4
+    ring, x, sums = shared_bytes(work, plan)
+    registers = (work.registers + work.sums * plan.operands) * 32 * plan.warps
+    slots = min(
+        target.shared_memory // max(ring + x, sums, 1), REGISTERS // registers, 48 // plan.warps
+    )
+    if slots == 0:
+        return inf
+    resident = min(blocks, processors * slots)
+    flight = resident * plan.warps * max(plan.stages - 1, 1) * work.record / processors
+    share = min(1.0, flight / IN_FLIGHT[target.generation])
+    tail = ceil(blocks / (processors * slots)) * processors * slots / blocks if (
+        blocks > processors * slots
+    ) else max(1.0, processors / blocks)  # fmt: skip
+    uneven = plan.along * plan.splits * plan.chunk * plan.chunks / work.runs
+    return (weights + near / L2) * tail * uneven / share + SLOW_START * (plan.splits > 1)
