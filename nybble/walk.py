@@ -18,7 +18,7 @@ from nybble.choices import free_layers
 from nybble.describe import describe
 from nybble.errors import NybbleError
 from nybble.frontend.onnx import from_onnx
-from nybble.ir import specs
+from nybble.ir import graph, specs
 from nybble.latency import Ruler, default_cache
 from nybble.limits import multiply_rates
 from nybble.model import Artifact, Model, QuantizedModel, Trial
@@ -209,7 +209,10 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
     phases = Phases(progress, len(cpus) * (2 if measure else 1))
     lowered = [
         lower(
-            module, place.target, _plan(place, measure, prefer), phases.begin() if measure else None
+            _suited(module, place.target),
+            place.target,
+            _plan(place, measure, prefer),
+            phases.begin() if measure else None,
         )
         for place in places
     ]
@@ -224,6 +227,12 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
         for executable, scheduled, cpu, rates in variants
     )
     return replace(first, higher=tuple(higher), notes=known.notes(tuned, places))
+
+
+def _suited(module: Any, target: Any) -> Any:
+    """The module as a kind of target computes it: differs for weight-only layers alone."""
+    is_integer = graph.stage(module) == "integer"
+    return pipeline.for_gpu(module) if is_integer and target.arch == "cuda" else module
 
 
 def _plan(place: Place, measure: bool, prefer: str) -> Planner:

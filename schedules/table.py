@@ -29,6 +29,7 @@ from nybble.schedules.cuda import concat as cuda_concat
 from nybble.schedules.cuda import direct as cuda_direct
 from nybble.schedules.cuda import elementwise as cuda_elementwise
 from nybble.schedules.cuda import pooling as cuda_pooling
+from nybble.schedules.cuda import weight_only as cuda_weight_only
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.kernel import Kernel
 from nybble.schedules.target import Target
@@ -72,6 +73,7 @@ KERNELS: tuple[Kernel, ...] = (
 CUDA: tuple[Kernel, ...] = (
     cuda_direct.CONV2D,
     cuda_direct.LINEAR,
+    *cuda_weight_only.KERNELS,
     *cuda_elementwise.KERNELS,
     *cuda_pooling.KERNELS,
     cuda_concat.CONCAT,
