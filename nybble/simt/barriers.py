@@ -9,8 +9,10 @@ import numpy as np
 
 from nybble.simt.codes import Code, Kind, Scope
 from nybble.simt.errors import DivergenceError
+from nybble.simt.issue import Issue
 from nybble.simt.strand import WARP, Ints, Strand
 from nybble.simt.values import Mask
+from nybble.simt.warps import members
 
 
 class Rendezvous:
@@ -110,10 +112,45 @@ def _storage_sync(scope: Scope, node: Any) -> Code:
     return block_barrier(scope, node)
 
 
+def _numbered(issue: Issue, s: Strand, m: Mask) -> Iterator[None]:
+    """``bar.sync a`` or ``bar.sync a, b``: b threads meet at barrier a."""
+    threads = -(-s.launch.geometry.size("threadIdx") // WARP) * WARP
+    if issue.has("b"):
+        threads = int(issue.one("b", s, m)[0])
+    number = int(issue.one("a", s, m)[s.chosen(m)[0]])
+    yield from synchronize(s, m, number, threads, issue.text)
+
+
+def _arrive(issue: Issue, s: Strand, m: Mask) -> None:
+    """``bar.arrive a, b``: arrives and goes on."""
+    groups = s.whole(m, WARP, issue.text)
+    place = (int(issue.one("a", s, m)[0]), int(issue.one("b", s, m)[0]))
+    arrive(s, s.block[groups * WARP], s.warp[groups * WARP], place)
+
+
+def _warp(issue: Issue, s: Strand, m: Mask) -> None:
+    """``bar.warp.sync``."""
+    members(s, m, issue.one("membermask", s, m), issue.text)
+    lanes = s.chosen(m)
+    _, first = np.unique(lanes // WARP, return_index=True)
+    s.launch.order.step(s.block[lanes[first]], s.warp[lanes[first]])
+
+
 def _nothing(scope: Scope, node: Any) -> Code:
     return Code(lambda s, m: None, Kind.VARYING)
 
 
+INSTRUCTIONS: dict[str, Callable[[Issue, Strand, Mask], None]] = {
+    "bar_arrive": _arrive,
+    "barrier_arrive": _arrive,
+    "bar_warp_sync": _warp,
+}
+WAITS: dict[str, Callable[[Issue, Strand, Mask], Iterator[None]]] = {
+    "bar_sync": _numbered,
+    "bar_sync_count": _numbered,
+    "barrier_sync": _numbered,
+    "barrier_sync_count": _numbered,
+}
 CALLS: dict[str, Callable[[Scope, Any], Code]] = {
     "tirx.cuda.cta_sync": block_barrier,
     "tirx.cuda.warp_sync": warp_barrier,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from nybble.simt import barriers, functions, hosts, warps
+from nybble.simt import barriers, functions, hosts, mbarriers, tensors, warpgroups, warps
 from nybble.simt.codes import Code, Kind, Scope, build, choose, constant, np_dtype
 from nybble.simt.instructions import instruction
 from nybble.simt.memory import Pointer
@@ -24,7 +24,7 @@ def call(scope: Scope, node: Any) -> Code:
     name = str(node.op.name)
     if name.startswith("tirx.ptx."):
         return instruction(scope, node)
-    for table in (_TIR, hosts.CALLS, barriers.CALLS, warps.CALLS):
+    for table in (_TIR, hosts.CALLS, *_TABLES):
         if name in table:
             return table[name](scope, node)
     if name in functions.EXTERNAL:
@@ -112,6 +112,7 @@ def _large_uint(scope: Scope, node: Any) -> Code:
     return constant(np_dtype(str(node.ty.dtype)).type(high << 32 | low))
 
 
+_TABLES = (barriers.CALLS, warps.CALLS, mbarriers.CALLS, tensors.CALLS, warpgroups.CALLS)
 _TIR: dict[str, Translate] = {
     "tirx.if_then_else": _if_then_else,
     "tirx.likely": _first,

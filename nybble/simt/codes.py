@@ -102,6 +102,11 @@ class Scope:
         """How long the variable's value stays."""
         return self.kinds.get(var.__chandle__(), Kind.VARYING)
 
+    def waiting(self, code: Code, warps: int = 1) -> Code:
+        """Notes that warps wait for one another, so that ``warps`` of them make a strand."""
+        self.wanted = max(self.wanted, warps)
+        return code
+
     def access(self, width: int) -> None:
         """Notes an access to shared memory of ``width`` bytes: grains divide all of them."""
         self.grain = int(np.gcd(self.grain, width))

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from nybble.simt import copies, matrices, scalars, transfers
+from nybble.simt import (
+    barriers,
+    copies,
+    matrices,
+    mbarriers,
+    scalars,
+    tensors,
+    transfers,
+    warpgroups,
+)
 from nybble.simt.codes import Code, Kind, Scope
 from nybble.simt.issue import Issue
 from nybble.simt.strand import Strand
@@ -17,6 +26,14 @@ _DO: dict[str, Handler] = {
     **copies.INSTRUCTIONS,
     **scalars.INSTRUCTIONS,
     **transfers.INSTRUCTIONS,
+    **barriers.INSTRUCTIONS,
+    **mbarriers.INSTRUCTIONS,
+    **tensors.INSTRUCTIONS,
+    **warpgroups.INSTRUCTIONS,
+}
+_WAIT: dict[str, Callable[[Issue, Strand, Mask], Iterator[None]]] = {
+    **barriers.WAITS,
+    **mbarriers.WAITS,
 }
 _NARROW = {"ld", "ld_vec", "st", "st_vec"}  # all others move multiples of 4 bytes
 
@@ -24,10 +41,15 @@ _NARROW = {"ld", "ld_vec", "st", "st_vec"}  # all others move multiples of 4 byt
 def instruction(scope: Scope, node: Any) -> Code:
     """Code for a call whose op is ``tirx.ptx.…``."""
     issue = Issue(scope, node)
+    if issue.entry in _WAIT:
+        return _waiting(scope, issue)
     do = _DO.get(issue.entry)
     if do is None:
         raise scope.refuse(f"the instruction {issue.text} ({issue.entry} in TVM's table)")
     scope.access(transfers.width_of(issue) if issue.entry in _NARROW else 4)
+
+    if issue.entry.startswith("wgmma"):
+        scope.wanted = warpgroups.WARPS  # each group has its own products on their way
 
     def run(s: Strand, m: Mask) -> None:
         inner = issue.active(s, m)
@@ -35,3 +57,14 @@ def instruction(scope: Scope, node: Any) -> Code:
             do(issue, s, inner)
 
     return Code(run, Kind.VARYING)
+
+
+def _waiting(scope: Scope, issue: Issue) -> Code:
+    wait = _WAIT[issue.entry]
+
+    def run(s: Strand, m: Mask) -> Iterator[None]:
+        inner = issue.active(s, m)
+        if inner is None or inner.any():
+            yield from wait(issue, s, inner)
+
+    return scope.waiting(Code(run, Kind.VARYING, waits=True))

@@ -45,12 +45,15 @@ class Issue:
         self.mods: dict[str, str] = table.mods(entry, tokens)
         self.text = ".".join([entry.ptx_name, *(token for token in tokens if token)])
         self.predicate = scope.expression(node.args[split - 1]) if "pred" in flags else None
+        self._groups: dict[str, tuple[Buffer, int, int]] = {}
         self._reads: dict[str, Run] = {}
         self._writes: dict[str, tuple[Buffer, Code, int]] = {}
         for slot, first, count in table.operand_layout(entry, self.mods):
             nodes = list(node.args[first : first + count])
             if count and slot.kind == "reg" and slot.rw in ("w", "rw"):
                 self._writes[slot.name] = _target(scope, nodes)
+            if count > 1 and (row := _consecutive(nodes)) is not None:
+                self._groups[slot.name] = (scope.buffer(row[0]), row[1], count)
             if count and slot.rw in ("r", "rw"):
                 self._reads[slot.name] = _registers(scope, nodes)
 
@@ -98,6 +101,13 @@ class Issue:
         """Where a destination's registers are: the array, the first element(s), how many."""
         buffer, index, count = self._writes[name]
         return s.env[buffer.slot], index.run(s, m), count
+
+    def source(self, name: str, s: Strand) -> tuple[Any, int, int]:
+        """Where an operand's registers are, if side by side: the array, the first, how many."""
+        if name not in self._groups:
+            raise self.scope.refuse(f"{self.text} with registers that are not side by side")
+        buffer, first, count = self._groups[name]
+        return s.env[buffer.slot].memory, first, count
 
     def address(self, name: str, s: Strand, m: Mask) -> Pointer:
         """A memory operand; an integer is an address in the window of shared memory."""

@@ -155,7 +155,7 @@ class _Kernel:
     def run(self, dynamic: int, report: Report) -> None:
         """Runs all blocks, as many at a time as memory allows."""
         scope, step = self._compile(None)
-        if scope.wanted:
+        if scope.wanted and self.geometry.size("threadIdx") > WARP:
             scope, step = self._compile(scope.wanted)
         warps = -(-self.geometry.size("threadIdx") // WARP)
         start = scope.shared_bytes

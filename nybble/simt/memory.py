@@ -181,6 +181,9 @@ class Local:
         self.data: Bytes = np.zeros((strand.lanes, count * self.item), np.uint8)
         self.state = np.zeros((strand.lanes, count), np.uint8)
         self.known = [False] * count  # written in all lanes, and nothing on its way
+        self.pinned = [0] * count  # asynchronous products on their way that read it
+        self.stamps = [0] * count  # `Strand.stamp` of the last store
+        self.strand = strand
         self._views: dict[Any, npt.NDArray[Any]] = {}
 
     def view(self, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -251,6 +254,7 @@ class Local:
             first, count = run
             target = view[:, first] if np.ndim(index) == 0 else view[:, first : first + count]
             self._put(mask, target, value)
+            self._stamp(range(first * dtype.itemsize, (first + count) * dtype.itemsize))
             self.mark(mask, first * dtype.itemsize, count * dtype.itemsize)
             return
         chosen = strand.chosen(mask)
@@ -259,7 +263,23 @@ class Local:
             rows, data = rows[:, None], data[:, None]
         rows = rows[chosen]
         view[chosen[:, None], rows] = data[chosen]
-        self.state[chosen[:, None], rows * dtype.itemsize // self.item] = SET
+        elements = rows * dtype.itemsize // self.item
+        for i in np.unique(elements):
+            self._stamp(range(i * self.item, (i + 1) * self.item))
+        self.state[chosen[:, None], elements] = SET
+
+    def _stamp(self, covered: range) -> None:
+        """Notes a store to some bytes.
+
+        Raises:
+            InFlightError: a product on its way reads or writes one of the elements.
+        """
+        self.strand.stamp += 1
+        for i in range(covered.start // self.item, (covered.stop - 1) // self.item + 1):
+            self.stamps[i] = self.strand.stamp
+            if self.pinned[i]:
+                what = f"register {self.name}[{i}] written before the wait for the product"
+                self.strand.fail(InFlightError, what, 0)
 
     @staticmethod
     def _put(mask: Mask, target: npt.NDArray[Any], value: Value) -> None:

@@ -103,10 +103,11 @@ class Shared:
         seen = self.order.seen[block[:, None], warp[:, None], writer // WARP]
         race = (seen < self.write_clock[grains]) & (writer != thread[:, None])
         self._race(strand, chosen, (grains, race), (f"{name}: read of {{}}", "written"))
-        self._note_read(strand, chosen, grains)
+        self.note_read(strand, chosen, grains)
         return grains
 
-    def _note_read(self, strand: Strand, chosen: Ints, grains: Ints) -> None:
+    def note_read(self, strand: Strand, chosen: Ints, grains: Ints) -> None:
+        """Records reads of grains by lanes at their warps' clocks."""
         block, warp, thread = (
             v[chosen][:, None] for v in (strand.block, strand.warp, strand.thread)
         )

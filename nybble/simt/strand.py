@@ -52,6 +52,7 @@ class Launch:
     shared: Shared
     order: Order
     barriers: dict[int, Any] = field(default_factory=dict)  # `Rendezvous` by number
+    phases: dict[tuple[int, int], Any] = field(default_factory=dict)  # mbarriers: (block, byte)
     progress: int = 0  # grows with every arrival: that it does not tells a deadlock
 
     def where(self, thread: int, block: int) -> str:
@@ -89,6 +90,9 @@ class Strand:
         self.cache: list[Any] = [None] * slots  # what depends on the coordinates alone
         self.copies: list[Any] = []  # asynchronous copies on their way
         self.groups = np.zeros(self.lanes, np.int64)  # groups of copies committed
+        self.products: list[Any] = []  # asynchronous products on their way
+        self.products_committed = 0
+        self.stamp = self.fence = 0  # stores to registers so far; at the last ``wgmma.fence``
         self.line = ""  # what it waits for
 
     def chosen(self, mask: Mask) -> Ints:
@@ -121,6 +125,8 @@ class Strand:
         Raises:
             DivergenceError: a group of which only some threads are active.
         """
+        if self.per_block % size:
+            self.diverged(f"{name} takes {size} threads of {self.per_block}", 0)
         if mask is None:
             return np.arange(self.lanes // size)
         groups = mask.reshape(-1, size)
