@@ -8,9 +8,11 @@ its own: between loading activations and the final sum there is no barrier.
 The default is the plan of the lowest cost, in bytes of DRAM traffic:
 
     traffic   weights + (activations read by each block + partial sums written and read) / L2
-    share     of the bandwidth that the bytes in flight can draw: min(1, in flight / LATENCY)
+    share     of the bandwidth that is drawn: busy processors / all · bytes in flight on one / those
+              that cover the latency of memory; one processor draws at most MOST_SHARE of its part
     tail      the last wave of blocks fills the GPU in part: waves·slots / blocks
-    cost      traffic / share · tail + LAUNCH for the second kernel
+    uneven    runs that the cut makes of the depth / runs
+    cost      traffic / share · tail · uneven + LAUNCH for the second kernel
 
 The constants are those of data sheets and of the latency of memory, about 600 ns; they stand for
 ratios and none is measured.
@@ -32,7 +34,8 @@ ROWS = 8
 MOST_ROWS = 8
 """Such operands of a block: 64 rows."""
 L2 = 2.5  # bytes from the L2 cache in the time of one from DRAM
-SLOW_START = 6e6  # bytes from DRAM in the time of a launch
+LAUNCH = 6e6  # bytes from DRAM in the time of a launch
+MOST_SHARE = 1.25
 PROCESSORS = {"turing": 40, "ampere": 108, "hopper": 132}
 IN_FLIGHT = {"turing": 8 << 10, "ampere": 12 << 10, "hopper": 24 << 10}  # bytes a processor
 REGISTERS = 1 << 16  # of a processor
@@ -172,11 +175,10 @@ def cost(work: Work, target: CudaTarget, plan: Plan) -> float:
     )
     if slots == 0:
         return inf
-    resident = min(blocks, processors * slots)
-    flight = resident * plan.warps * max(plan.stages - 1, 1) * work.record / processors
-    share = min(1.0, flight / IN_FLIGHT[target.generation])
-    tail = ceil(blocks / (processors * slots)) * processors * slots / blocks if (
-        blocks > processors * slots
-    ) else max(1.0, processors / blocks)  # fmt: skip
+    active = min(blocks, processors)
+    flight = min(slots, blocks / active) * plan.warps * max(plan.stages - 1, 1) * work.record
+    share = min(1.0, active / processors * min(MOST_SHARE, flight / IN_FLIGHT[target.generation]))
+    full = processors * slots
+    tail = ceil(blocks / full) * full / blocks if blocks > full else 1.0
     uneven = plan.along * plan.splits * plan.chunk * plan.chunks / work.runs
-    return (weights + near / L2) * tail * uneven / share + SLOW_START * (plan.splits > 1)
+    return (weights + near / L2) * tail * uneven / share + LAUNCH * (plan.splits > 1)
