@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -138,7 +138,7 @@ class Strand:
             raise DivergenceError(self.message(what, lane, "not"))
         return np.flatnonzero(every)
 
-    def diverged(self, what: str, lane: int) -> None:
+    def diverged(self, what: str, lane: int) -> NoReturn:
         """Raises a `DivergenceError`."""
         self.fail(DivergenceError, what, lane)
 
@@ -147,6 +147,6 @@ class Strand:
         where = self.launch.where(int(self.thread[lane]), int(self.block[lane]))
         return f"{self.launch.kernel}: {what}, {verb + ' ' if verb else ''}{where}"
 
-    def fail(self, kind: type[SimtError], what: str, lane: int) -> None:
+    def fail(self, kind: type[SimtError], what: str, lane: int) -> NoReturn:
         """Raises ``kind``."""
         raise kind(self.message(what, lane))

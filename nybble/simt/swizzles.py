@@ -42,8 +42,8 @@ class Descriptor:
     @staticmethod
     def of(bits: int) -> Descriptor:
         """From the 64 bits (PTX ISA, "Matrix Descriptor Format")."""
-        fields = [(bits >> at & 0x3FFF) * 16 for at in (0, 16, 32)]
-        return Descriptor(*fields, span=(16, 128, 64, 32)[bits >> 62])
+        start, leading, stride = ((bits >> at & 0x3FFF) * 16 for at in (0, 16, 32))
+        return Descriptor(start, leading, stride, (16, 128, 64, 32)[bits >> 62])
 
     def addresses(self, rows: int, width: int) -> Ints:
         """``(rows, width / 16)``: where the pieces of a matrix are whose depth is contiguous.
