@@ -60,6 +60,7 @@ class Scope:
         split: warps of a strand, or None where all threads of a block run in lockstep.
         wanted: what ``split`` has to be, as warps wait for one another; 0 if they do not.
         launcher: on the host, runs a kernel: its name, arguments, extents.
+        workspaces: on the host, device memory that it has allocated.
     """
 
     kernel: str
@@ -73,6 +74,7 @@ class Scope:
     split: int | None = None
     wanted: int = 0
     launcher: Callable[[str, Any, Any], None] | None = None
+    workspaces: list[Any] = field(default_factory=list)
     keep: list[Any] = field(default_factory=list)  # alive, so that identities stay
 
     def expression(self, node: Any) -> Code:

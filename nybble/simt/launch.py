@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,7 @@ class _Host:
     devices: dict[str, tirx.PrimFunc]
     report: Report
     functions: Functions
+    written: list[list[Global]] = field(default_factory=list)
 
     def execute(self, args: Sequence[Any], outputs: int) -> list[Global]:
         """Runs it; returns the arrays as device memory."""
@@ -121,6 +122,7 @@ class _Host:
         if len(params) != len(args):
             raise SimtError(f"{name}: {len(args)} arguments for {len(params)} parameters")
         memory: list[Global] = []
+        self.written = [memory, scope.workspaces]
         values: list[tuple[Any, Value]] = []
         for i, (param, arg) in enumerate(zip(params, args, strict=True)):
             if isinstance(param.ty, tirx.BufferType):
@@ -140,6 +142,8 @@ class _Host:
         geometry = Geometry({tag: int(n) for tag, n in extents.items() if tag != _DYNAMIC})
         kernel = _Kernel(name, func, list(values), geometry, self.functions)
         kernel.run(dynamic, self.report)
+        for one in (*self.written[0], *self.written[1]):
+            one.settle()
 
 
 @dataclass

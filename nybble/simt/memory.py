@@ -76,6 +76,9 @@ def scatter(data: Bytes, base: Ints, values: Bytes) -> None:
     whole[base // width] = np.ascontiguousarray(values).view(_UNITS[width])[:, 0]
 
 
+NEVER, EARLIER = -1, -2  # who wrote a byte: nobody, or a kernel that has ended
+
+
 class Global:
     """One argument in device memory.
 
@@ -90,7 +93,7 @@ class Global:
         self.array = array
         self.data: Bytes = array.reshape(-1).view(np.uint8)
         self.output = output
-        self.writer = np.full(self.data.size if output else 0, -1, np.int64)
+        self.writer = np.full(self.data.size if output else 0, NEVER, np.int64)
 
     def read(self, strand: Strand, mask: Mask, offset: Value, place: tuple[str, int]) -> Bytes:
         """``(lanes, width)`` bytes; zeros for inactive lanes. ``place``: name and width."""
@@ -107,13 +110,13 @@ class Global:
 
     def _check_written(self, strand: Strand, chosen: Ints, index: Ints, name: str) -> None:
         writer = self.writer[index]
-        if (writer < 0).any():
-            i, j = (int(v[0]) for v in np.nonzero(writer < 0))
+        if (writer == NEVER).any():
+            i, j = (int(v[0]) for v in np.nonzero(writer == NEVER))
             what = f"{name}: byte {int(index[i, j])} read and never written"
             strand.fail(UninitializedError, what, int(chosen[i]))
         threads = strand.launch.geometry.size("threadIdx")
         block = strand.launch.blocks[strand.block[chosen]][:, None]
-        foreign = writer // threads != block
+        foreign = (writer >= 0) & (writer // threads != block)
         if foreign.any():
             i, j = (int(v[0]) for v in np.nonzero(foreign))
             what = f"{name}: byte {int(index[i, j])} read that another block wrote"
@@ -143,9 +146,13 @@ class Global:
             strand.fail(RaceError, what, int(chosen[i]))
         strand.launch.report.global_written += index.size
 
+    def settle(self) -> None:
+        """The kernel has ended: the next one may read what any of its threads wrote."""
+        self.writer[self.writer >= 0] = EARLIER
+
     def check_complete(self, kernel: str) -> None:
         """Whether every byte of an output was written."""
-        missing = np.flatnonzero(self.writer < 0)
+        missing = np.flatnonzero(self.writer == NEVER)
         if missing.size:
             item = self.array.dtype.itemsize
             index = tuple(int(i) for i in np.unravel_index(missing[0] // item, self.array.shape))

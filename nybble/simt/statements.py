@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from nybble.simt.codes import Code, Kind, Scope, np_dtype, within
+from nybble.simt.codes import Buffer, Code, Kind, Scope, np_dtype, within
 from nybble.simt.errors import SimtError
 from nybble.simt.expressions import element, local_place
-from nybble.simt.memory import Local, Pointer
+from nybble.simt.memory import Global, Local, Pointer
 from nybble.simt.shared import Room
 from nybble.simt.strand import Strand
 from nybble.simt.values import Mask, Value
@@ -82,6 +82,8 @@ def _declare(scope: Scope, node: Any) -> Step:
 def _allocate(scope: Scope, node: Any) -> Step:
     buffer = scope.buffer(node.buffer)
     shape = [scope.expression(extent) for extent in node.buffer.ty.shape]
+    if buffer.scope == "global" and scope.launcher is not None:
+        return _allocate_workspace(scope, buffer, shape)
     if any(extent.kind != Kind.CONSTANT for extent in shape):
         raise scope.refuse(f"buffer {buffer.name} of unknown size")
     count = int(np.prod([int(extent.value) for extent in shape]))
@@ -94,6 +96,19 @@ def _allocate(scope: Scope, node: Any) -> Step:
     if not buffer.scope.startswith("shared"):
         raise scope.refuse(f"memory of scope {buffer.scope} ({buffer.name})")
     return _allocate_shared(scope, buffer.slot, buffer.scope, count * buffer.dtype.itemsize)
+
+
+def _allocate_workspace(scope: Scope, buffer: Buffer, shape: list[Code]) -> Step:
+    """Memory by which one kernel of the host's function hands results to the next."""
+    name = buffer.name or "workspace"
+
+    def run(s: Strand, m: Mask) -> None:
+        count = int(np.prod([int(extent.run(s, m)) for extent in shape]))
+        memory = Global(name, np.zeros(count, buffer.dtype), output=True)
+        scope.workspaces.append(memory)
+        s.env[buffer.slot] = Pointer(memory, np.int64(0), name)
+
+    return Step(run)
 
 
 def _allocate_shared(scope: Scope, slot: int, space: str, size: int) -> Step:

@@ -1,0 +1,202 @@
+"""Weight-only kernels keep the bound of the law, for every width, group, shape and choice."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nybble import simt
+from nybble.ir import numerics
+from nybble.ir.weight_only import HALF, HALF_BOUND
+from nybble.schedules.cuda import weight_only
+from nybble.schedules.cuda.weight_only import KERNELS
+from nybble.schedules.kernel import Epilogue, Kernel, Knobs, Problem
+from tests.cuda.layers import gpu
+from tests.cuda.opcodes import check_registers, code_of
+from tests.weight_only_cases import Arrays, Case
+
+slow = pytest.mark.slow
+ARCHS = ("sm_75", "sm_80", "sm_90")
+
+
+def half(*shape: Any, **given: Any) -> Case:
+    """A row of `tests.weight_only_cases` in half precision."""
+    return Case(*shape, **given, compute=HALF)
+
+
+def family(case: Case) -> Kernel:
+    """The kernel of a case's width."""
+    name = f"cuda.w{numerics.width(case.weights)[1]}"
+    return next(kernel for kernel in KERNELS if kernel.name == name)
+
+
+def run(
+    case: Case, arch: str, arrays: Arrays, decisions: Any = (), problem: Problem | None = None
+) -> NDArray[np.float32]:
+    """What the kernel stores, as the interpreter has it."""
+    kernel, problem = family(case), problem or case.problem()
+    function = kernel.build(problem, gpu(arch), Knobs(dict(decisions)))
+    function = function.with_attr("global_symbol", "layer")
+    inputs = [arrays[name] for name in ("x", "other") if name in arrays]
+    unpacked = {name: v for name, v in arrays.items() if name not in ("x", "other")}
+    packed = [np.ascontiguousarray(a) for a in kernel.constants(problem, unpacked)]
+    y = np.zeros(case.y, np.float32)
+    report = simt.run(function, [*inputs, *packed, y], target=f"cuda:{arch}")
+    assert report.conflicts == 0, "lanes meet in a bank of shared memory"
+    return y
+
+
+def check(case: Case, arch: str, decisions: Any = ()) -> None:
+    """Within the bound where the law is finite, and not finite where it is not."""
+    arrays = case.data()
+    got, (value, bound) = run(case, arch, arrays, decisions), case.bounded(arrays)
+    finite = np.isfinite(value)
+    assert (np.isfinite(got) == finite).all()
+    worst = np.max(np.abs(got - value)[finite] / bound[finite], initial=0) * HALF_BOUND
+    assert worst <= HALF_BOUND, f"{case.name}: relative error {worst:.1e}"
+
+
+CASES = (
+    *(half((1, 200), 33, 64, f"int{bits}") for bits in range(2, 9)),
+    *(half((3, 131), 41, 32, f"uint{bits}", zeros="each") for bits in (2, 3, 4, 8)),
+    *(half((2, 300), 20, group, "int4", zeros="each") for group in (7, 20, 48, 96, 256, 1000)),
+    *(half((m, 130), 34, 64, "int4") for m in (2, 8, 17, 33)),
+    *(half((1, k), 17, 128, "int3", operands=operands)
+      for k, operands in ((1, "high"), (63, "low"), (65, "alternating"), (513, "high"))),
+    half((2, 3, 96), 48, 32, "int2"),
+    half((1, 192), 70, 64, "uint4", symbolic=True),
+    half((19, 128), 40, 1000, "uint4", zeros="each", symbolic=True),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[case.name for case in CASES])
+def test_keeps_the_bound(index: int) -> None:
+    check(CASES[index], ARCHS[index % len(ARCHS)])
+
+
+@slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_keeps_the_bound_everywhere(case: Case, arch: str) -> None:
+    check(case, arch)
+
+
+@slow
+@pytest.mark.parametrize("m", [1, 5, 16, 40, 64, 65, 130])
+@pytest.mark.parametrize("weights", ["int2", "int3", "int4", "uint8"])
+def test_many_rows(m: int, weights: str) -> None:
+    check(
+        half((m, 520), 100, 128, weights, zeros="each" if weights == "uint8" else "common"), "sm_80"
+    )
+
+
+# ---------------------------------------------------------------- choices
+
+WHOLE = half((11, 448), 72, 64, "int4")
+CHOICES = (
+    {"operands": 1, "across": 2, "along": 4, "stages": 2, "splits": 1},
+    {"operands": 8, "across": 1, "along": 2, "stages": 4, "splits": 2},
+)
+MORE = (
+    {"operands": 2, "across": 4, "along": 1, "stages": 4, "splits": 4},
+    {"operands": 4, "across": 2, "along": 2, "stages": 2, "splits": 2},
+)
+
+
+def whole_numbers(case: Case) -> Arrays:
+    """Operands whose sums are exact in any order."""
+    rng, arrays = np.random.default_rng(1), case.data()
+    arrays["x"] = rng.integers(-8, 9, case.x).astype(np.float32)
+    arrays["scale"] = np.exp2(rng.integers(-3, 1, arrays["scale"].shape)).astype(np.float32)
+    arrays["bias"] = rng.integers(-9, 9, case.o).astype(np.float32)
+    return arrays
+
+
+@pytest.mark.parametrize("decisions", [*CHOICES, *(pytest.param(d, marks=slow) for d in MORE)])
+def test_every_choice_gives_the_same_bits(decisions: dict[str, int]) -> None:
+    arrays = whole_numbers(WHOLE)
+    got = run(WHOLE, "sm_80", arrays, decisions.items())
+    np.testing.assert_array_equal(got, WHOLE.bounded(arrays)[0])
+
+
+def test_activations_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_only.stream_plan, "CHUNK", 2048)
+    arrays, decisions = whole_numbers(WHOLE), {"along": 2, "splits": 1, "operands": 2}
+    plan = weight_only.KERNELS[2].plan(WHOLE.problem(), gpu("sm_80"), Knobs(dict(decisions)))
+    assert plan.chunks > 1
+    got = run(WHOLE, "sm_80", arrays, decisions.items())
+    np.testing.assert_array_equal(got, WHOLE.bounded(arrays)[0])
+
+
+def test_clamp_and_second_branch() -> None:
+    case = half((3, 70), 18, 32)
+    arrays = whole_numbers(case)
+    arrays["other"] = np.random.default_rng(2).integers(-30, 30, case.y).astype(np.float32)
+    given = case.problem()
+    epilogue = Epilogue("float", -20.0, 6.0, other=given.output)
+    got = run(case, "sm_80", arrays, problem=dataclasses.replace(given, epilogue=epilogue))
+    want = np.clip(case.bounded({k: v for k, v in arrays.items()})[0] + arrays["other"], -20, 6)
+    np.testing.assert_array_equal(got, want)
+    assert {-20.0, 6.0} < set(got.flat)
+
+
+def test_what_is_beyond_half_precision_is_infinite_and_a_nan_stays() -> None:
+    case = half((3, 64), 16, 64)
+    arrays = whole_numbers(case)
+    arrays["w"][:] = 1
+    arrays["x"][0, 5], arrays["x"][1, 5] = 7e4, np.nan
+    got = run(case, "sm_80", arrays)
+    assert np.isposinf(got[0]).all()
+    assert np.isnan(got[1]).all()
+    assert np.isfinite(got[2]).all()
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_only_half_precision_is_computed() -> None:
+    case = Case((1, 64), 16, 64)
+    assert family(case).refuses(case.problem(), gpu("sm_80")) == "computes in half precision only"
+
+
+def test_the_width_is_in_the_name() -> None:
+    case = half((1, 64), 16, 64, "int3")
+    refusals = [kernel.refuses(case.problem(), gpu("sm_80")) for kernel in KERNELS]
+    assert refusals.count(None) == 1
+    assert refusals[0] == "weights are int3"
+
+
+# ---------------------------------------------------------------- machine code
+
+ROWS = {1: "m1", 16: "m16", 64: "m64"}
+LARGE = [(bits, m) for bits in (2, 3, 4, 8) for m in ROWS]
+
+
+def inspect(bits: int, m: int, arch: str) -> None:
+    """The wanted instructions, no conversions of integers, no local memory."""
+    case = half((m, 4096), 4096, 128, f"int{bits}")
+    kernel, target = family(case), gpu(arch)
+    plan = kernel.plan(case.problem(), target, Knobs())
+    code = code_of(kernel.build(case.problem(), target, Knobs()), arch)
+    check_registers(code, 32 * plan.warps, 1 if m > 16 else 2)
+    shape = "1688" if arch == "sm_75" else "16816"
+    wanted = [rf"HMMA\.{shape}\.F32", "HFMA2", r"LOP3", r"LDS.*\.128"]
+    wanted.append(r"LDG\.E\.128" if arch == "sm_75" else r"LDGSTS\.E(\.BYPASS)?(\.128|\.64)")
+    for pattern in wanted:
+        assert code.has(pattern), (pattern, code.counts)
+    assert not code.has("I2F"), code.counts
+    narrow = bits == 3 and m > 16  # 6 words of a lane: loads of 8 bytes
+    assert narrow or arch == "sm_75" or code.has(r"LDGSTS.*\.128"), code.counts
+
+
+def test_machine_code() -> None:
+    inspect(4, 1, "sm_90")
+
+
+@slow
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90"])
+@pytest.mark.parametrize(("bits", "m"), LARGE)
+def test_machine_code_everywhere(bits: int, m: int, arch: str) -> None:
+    inspect(bits, m, arch)
