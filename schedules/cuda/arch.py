@@ -91,6 +91,15 @@ class CudaTarget:
         )
 
     @property
+    def portable(self) -> int | None:
+        """The compute capability of the portable code beside the machine code.
+
+        None for Hopper, whose own instructions later GPUs do not have.
+        """
+        newest = self.machine_codes[-1].removeprefix("sm_")
+        return int(newest) if newest.isdecimal() else None
+
+    @property
     def machine_codes(self) -> tuple[str, ...]:
         """The architectures as compilers are told: Hopper's with its own instructions, sm_90a."""
         return tuple(f"{arch}a" if arch == "sm_90" else arch for arch in self.archs)

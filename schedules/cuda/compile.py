@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -91,8 +91,9 @@ def device_code(func: Any, target: CudaTarget) -> Compiled:
     ((source, binary),) = made
     module = codegen_build(host, target.host.tvm_target())
     module.import_module(on_device)
-    functions = tuple(device.functions.values())
-    return Compiled(functions, source, binary.data, binary.usage, module)
+    asked = _shared_at_launch(host, device)
+    usage = tuple(replace(u, shared=u.shared + asked.get(u.kernel, 0)) for u in binary.usage)
+    return Compiled(tuple(device.functions.values()), source, binary.data, usage, module)
 
 
 def prepare(funcs: Iterable[Any], target: CudaTarget) -> Iterator[int]:
@@ -145,6 +146,36 @@ def _generated(device: tvm.IRModule, target: CudaTarget, compiled: Callable[[str
     """TVM's module of device functions; ``compiled`` gets the source."""
     with _callbacks({_COMPILE: compiled, _POSTPROC: lambda source, _target: source}):
         return codegen_build(device, target.tvm_target())
+
+
+_VALUE = 15  # of TVM's fields of an argument: what it holds
+
+
+def _shared_at_launch(host: tvm.IRModule, device: tvm.IRModule) -> dict[str, int]:
+    """Bytes of shared memory that host functions ask for, by kernel: each launch's last argument.
+
+    Arguments are written one by one to the places of an array: (array, place, field, value).
+    """
+    asking = {
+        str(name.name_hint)
+        for name, func in device.functions.items()
+        if "tirx.use_dyn_shared_memory" in func.attrs["tirx.kernel_launch_params"]
+    }
+    found: dict[str, int] = {}
+    written: dict[int, Any] = {}
+
+    def look(call: Any) -> None:
+        name = str(getattr(call.op, "name", ""))
+        if name == "tirx.tvm_struct_set" and int(call.args[2]) == _VALUE:
+            written[int(call.args[1])] = getattr(call.args[3], "value", call.args[3])
+        elif name == "tirx.tvm_call_packed_lowered":
+            kernel, last = str(call.args[0].value), written.get(int(call.args[3]) - 1)
+            if kernel in asking and isinstance(last, tirx.IntImm | int):
+                found[kernel] = int(last)
+
+    for func in host.functions.values():
+        tvm_ffi.structural_walk(func.body, [(tvm.ir.Call, look)], order="pre")
+    return found
 
 
 @contextmanager

@@ -33,11 +33,19 @@ def _pack(_problem: Problem, _constants: Constants) -> list[NDArray[Any]]:
     return []
 
 
-def _flat(name: str, spec: TensorSpec, symbols: Symbols) -> Any:
-    extents = [product((extent,), symbols) for extent in spec.stored.shape]
-    given = T.arg(name, T.buffer(extents, spec.stored.dtype, layout=None))
-    size = (product(spec.stored.shape, symbols),)
-    return T.decl_buffer(size, spec.stored.dtype, data=given.data, layout=None)
+def _declared(specs: dict[str, TensorSpec], symbols: Symbols) -> list[Any]:
+    """The parameters as flat buffers."""
+    given = {}
+    for name, spec in specs.items():
+        extents = [product((extent,), symbols) for extent in spec.stored.shape]
+        given[name] = T.arg(name, T.buffer(extents, spec.stored.dtype, layout=None))
+    return [
+        T.decl_buffer(
+            (product(spec.stored.shape, symbols),), spec.stored.dtype, data=given[name].data,
+            layout=None,
+        )
+        for name, spec in specs.items()
+    ]  # fmt: skip
 
 
 def _build(problem: Problem, _target: Any, _knobs: Knobs) -> tirx.PrimFunc:
@@ -49,8 +57,8 @@ def _build(problem: Problem, _target: Any, _knobs: Knobs) -> tirx.PrimFunc:
     line = sum(runs) // lanes
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
-        sources = [_flat(f"x{i}", spec, symbols) for i, spec in enumerate(problem.inputs)]
-        output = _flat("output", problem.output, symbols)
+        inputs = {f"x{i}": spec for i, spec in enumerate(problem.inputs)}
+        *sources, output = _declared(inputs | {"output": problem.output}, symbols)
         count = product(problem.output.shape[:axis], symbols) * line
         with T.thread_binding(tirx.ceildiv(count, THREADS), thread="blockIdx.x") as block:  # noqa: SIM117
             with T.thread_binding(THREADS, thread="threadIdx.x") as thread:

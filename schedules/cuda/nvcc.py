@@ -41,7 +41,8 @@ class Usage:
         registers: of a thread.
         spills: bytes that a thread stores to and loads from local memory for want of registers.
         stack: bytes of a thread's stack, which is local memory.
-        shared: bytes of a block's shared memory, without what is asked for at the launch.
+        shared: bytes of a block's shared memory; of `device_code` with what is asked for at the
+            launch.
     """
 
     kernel: str
@@ -91,10 +92,9 @@ def binary_of(source: str, target: CudaTarget) -> Binary:
 
 def _architectures(target: CudaTarget) -> list[str]:
     numbers = [code.removeprefix("sm_") for code in target.machine_codes]
-    newest = numbers[-1]
     found = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
-    if not newest.endswith("a"):
-        found.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+    if target.portable is not None:
+        found.append(f"-gencode=arch=compute_{target.portable},code=compute_{target.portable}")
     return found
 
 

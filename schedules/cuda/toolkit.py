@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import importlib.util
 import os
 import platform
 import re
@@ -24,12 +23,12 @@ from pathlib import Path
 import tvm
 import tvm_ffi
 
-from nybble import compilers
+from nybble import compilers, nvidia
 from nybble.cache import folder
 from nybble.errors import NybbleError
 
-NVCC, HOME = "NYBBLE_NVCC", "CUDA_PATH"
-_DRIVER, _CUDART, _BACKEND = "libcuda.so.1", "libcudart.so.13", "libtvm_runtime_cuda.so"
+NVCC = "NYBBLE_NVCC"
+_BACKEND = "libtvm_runtime_cuda.so"
 _LOADED = "ffi.Module.create.cuda"  # a function that TVM's CUDA runtime registers
 
 STUB = """\
@@ -61,7 +60,7 @@ class Toolkit:
 
     def tool(self, name: str) -> Path | None:
         """A program of the toolkit, of the PATH or of the wheels; None where there is none."""
-        places = [self.root / "bin", *(home / "bin" for home in _wheels())]
+        places = [self.root / "bin", *(home / "bin" for home in nvidia.wheels())]
         found = shutil.which(name, path=os.pathsep.join(map(str, places))) or shutil.which(name)
         return Path(found) if found else None
 
@@ -76,7 +75,7 @@ def find() -> Toolkit:
 
 
 def _nvcc() -> Path:
-    for name, parts in ((NVCC, ()), (HOME, ("bin", "nvcc"))):
+    for name, parts in ((NVCC, ()), (nvidia.HOME, ("bin", "nvcc"))):
         given = os.environ.get(name)
         if given:
             path = Path(given, *parts)
@@ -84,7 +83,7 @@ def _nvcc() -> Path:
                 raise NybbleError(f"{name}={given!r}: {path} is no program. Correct or unset it.")
             return path
     found = shutil.which("nvcc")
-    candidates = [Path(found)] if found else [home / "bin" / "nvcc" for home in _wheels()]
+    candidates = [Path(found)] if found else [home / "bin" / "nvcc" for home in nvidia.wheels()]
     here = next((path for path in candidates if os.access(path, os.X_OK)), None)
     if here is None:
         raise NybbleError(
@@ -111,15 +110,6 @@ def _said(*command: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-def _wheels() -> list[Path]:
-    """The folders that NVIDIA's wheels fill, newest CUDA first."""
-    package = importlib.util.find_spec("nvidia")
-    places = package.submodule_search_locations if package else None
-    return sorted(
-        (home for place in places or () for home in Path(place).glob("cu1*")), reverse=True
-    )
-
-
 # ---------------------------------------------------------------- TVM's back end
 
 
@@ -132,11 +122,14 @@ def load_backend() -> None:
     """
     if _is_loaded():
         return
-    try:
-        ctypes.CDLL(_DRIVER, ctypes.RTLD_GLOBAL)
-    except OSError:
+    if nvidia.load(nvidia.DRIVER) is not None:
         ctypes.CDLL(str(_stub()), ctypes.RTLD_GLOBAL)
-    _load_cudart()
+    said = nvidia.load_cudart((find().root,))
+    if said is not None:
+        raise NybbleError(
+            f"TVM's CUDA runtime needs {nvidia.CUDART}: {said}. Install it: pip install "
+            "nybble[cuda]."
+        )
     backend = Path(tvm.__file__).parent / "lib" / _BACKEND
     try:
         ctypes.CDLL(str(backend))
@@ -150,33 +143,18 @@ def _is_loaded() -> bool:
     return tvm_ffi.get_global_func(_LOADED, allow_missing=True) is not None
 
 
-def _load_cudart() -> None:
-    homes = [find().root, *_wheels()]
-    places = [home / lib / _CUDART for home in homes for lib in ("lib64", "lib")]
-    for name in (_CUDART, *map(str, filter(Path.exists, places))):
-        try:
-            ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
-        except OSError:
-            continue
-        return
-    raise NybbleError(
-        f"TVM's CUDA runtime needs {_CUDART}, which is neither known to the dynamic linker nor in "
-        f"{', '.join(map(str, homes))}. Install it: pip install nybble[cuda]."
-    )
-
-
 def _stub() -> Path:
     """The stand-in for the driver, compiled once into the cache."""
     home = folder() / "cuda" / hashlib.sha256(STUB.encode()).hexdigest()[:16]
-    library = home / _DRIVER
+    library = home / nvidia.DRIVER
     if library.exists():
         return library
     home.mkdir(parents=True, exist_ok=True)
     compiler = compilers.find_compiler(platform.machine())
     with tempfile.TemporaryDirectory(dir=home) as scratch:
-        source, made = Path(scratch, "stub.c"), Path(scratch, _DRIVER)
+        source, made = Path(scratch, "stub.c"), Path(scratch, nvidia.DRIVER)
         source.write_text(STUB)
-        options = ("-shared", "-fPIC", f"-Wl,-soname,{_DRIVER}", "-o", str(made), str(source))
+        options = ("-shared", "-fPIC", f"-Wl,-soname,{nvidia.DRIVER}", "-o", str(made), str(source))
         done = subprocess.run([*compiler, *options], capture_output=True, text=True, check=False)
         if done.returncode:
             raise NybbleError(f"The C compiler {compiler[0]} fails: {done.stderr.strip()}")
