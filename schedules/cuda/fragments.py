@@ -39,18 +39,56 @@ SHIFT = 4  # weights of 4 bits are in the upper half of their bytes: 16 times th
 
 
 @dataclass(frozen=True)
-class Fragments:
-    """How the weights of a layer are packed.
+class Packed:
+    """A layer's weights as a kernel lays them out.
 
     Attributes:
         matrix: the layer.
-        bits: of a packed weight, 8 or 4.
         lane: channels of the output that lie side by side in a lane: 4, 8 or 16.
     """
 
     matrix: Matrix
-    bits: int
     lane: int
+
+    @property
+    def shift(self) -> int:
+        """By how much the sums are too far to the left."""
+        return 0
+
+    @property
+    def padded(self) -> int:
+        """Channels in all, filled up with weights of 0."""
+        group = 4 * self.lane
+        return -(-self.matrix.channels // group) * group
+
+    def lines(self, weights: NDArray[Any], unit: int) -> NDArray[np.uint8]:
+        """The weights as bytes along the depth, channels in the order of the sums.
+
+        Args:
+            weights: (O, K) or OHWI integers.
+            unit: bytes of which the depth becomes a multiple.
+        """
+        matrix = self.matrix
+        taps = weights.reshape(len(weights), matrix.taps, matrix.elements)
+        held = taps.astype(np.int64).astype(np.uint8)
+        if matrix.packing == 2:
+            held = numerics.pack(taps, "uint4")
+        found = np.zeros((self.padded, -(-matrix.depth // unit) * unit), np.uint8)
+        found[: len(weights), : matrix.depth] = held.reshape(len(weights), -1)
+        # a group: t, units, which of two  ->  units, columns: t and which of two
+        groups = np.arange(self.padded).reshape(-1, 4, self.lane // 2, 2)
+        return found[groups.transpose(0, 2, 1, 3).reshape(-1)]
+
+
+@dataclass(frozen=True)
+class Fragments(Packed):
+    """Weights packed for ``mma``.
+
+    Attributes:
+        bits: of a packed weight, 8 or 4.
+    """
+
+    bits: int
 
     @property
     def unpacks(self) -> bool:
@@ -68,12 +106,6 @@ class Fragments:
         return CHANNELS * (2 if self.unpacks else 1)
 
     @property
-    def padded(self) -> int:
-        """Channels in all, filled up with weights of 0."""
-        group = 4 * self.lane
-        return -(-self.matrix.channels // group) * group
-
-    @property
     def blocks(self) -> int:
         """Blocks of one slab."""
         return self.padded // self.channels
@@ -89,25 +121,17 @@ class Fragments:
         Args:
             weights: integers that ``bits`` hold.
         """
-        matrix = self.matrix
-        lines = weights.reshape(len(weights), matrix.taps, matrix.elements)
-        if matrix.packing == 2:
-            held = numerics.pack(lines, "uint4")
-        else:
-            held = lines.astype(np.int64).astype(np.uint8)
-        depth = np.zeros((self.padded, matrix.slabs * SLAB), np.uint8)
-        depth[: len(weights), : matrix.depth] = held.reshape(len(weights), -1)
-        # group, t, unit, which of two; slab, step, b0 or b1, t of the depth, byte
-        apart = depth.reshape(-1, 4, self.lane // 2, 2, matrix.slabs, 2, 2, 4, 4)
-        # slab; group, unit; column = t and which of two, t of the depth; step, b0 or b1, byte
-        ordered = apart.transpose(4, 0, 2, 1, 3, 7, 5, 6, 8)
-        ordered = ordered.reshape(matrix.slabs, -1, 32, 2, 2, 4)
+        slabs = self.matrix.slabs
+        # unit, column; slab, step, b0 or b1, t of the depth, byte
+        apart = self.lines(weights, SLAB).reshape(-1, 8, slabs, 2, 2, 4, 4)
+        # slab, unit; lane = column and t of the depth; step, b0 or b1, byte
+        ordered = apart.transpose(2, 0, 1, 5, 3, 4, 6).reshape(slabs, -1, 32, 2, 2, 4)
         if self.unpacks:
             nibbles = (ordered[..., 0, :] & 15) | (
                 ordered[..., 1, :] << 4
             )  # slab, unit, lane, step
-            ordered = nibbles.reshape(matrix.slabs, -1, 2, 32, 2, 4).swapaxes(2, 3)
-        words = np.ascontiguousarray(ordered.reshape(matrix.slabs, -1)).view(np.uint32)
+            ordered = nibbles.reshape(slabs, -1, 2, 32, 2, 4).swapaxes(2, 3)
+        words = np.ascontiguousarray(ordered.reshape(slabs, -1)).view(np.uint32)
         return words.reshape(tuple(int(extent) for extent in self.spec.shape))
 
     def check(self, weights: NDArray[Any], activations: str) -> None:

@@ -17,6 +17,7 @@ are not asynchronous, loads into registers are started before the products and s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -40,7 +41,7 @@ from nybble.schedules.cuda.mma_rows import Rows, halves, unit_of
 from nybble.schedules.cuda.mma_tile import WarpTile
 from nybble.schedules.cuda.mma_weights import Channels
 from nybble.schedules.cuda.tensor_core import tensor_core
-from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
+from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
 NEIGHBOURS = 8  # blocks of rows that run side by side, so that weights are shared in the L2 cache
 
@@ -62,7 +63,7 @@ class Family:
     def fragments(self, problem: Problem) -> Fragments:
         """How a layer is packed."""
         found = matrix.matrix_of(problem, 8 // self.core)
-        return Fragments(found, self.weights, lane_of(found))
+        return Fragments(found, lane_of(found), self.weights)
 
     def supports(self, problem: Problem, target: Any) -> str | None:
         """Why it cannot compile a problem, None when it can."""
@@ -104,14 +105,21 @@ class Family:
         """The function; parameters: input, second branch if any, weights, table, output."""
         fragments, plan = self.fragments(problem), self.plan(problem, target, knobs)
         constants = (fragments.spec, mma_store.table_spec(problem, fragments))
-        symbols: dict[str, Any] = {}
         with IRBuilder() as builder, T.prim_func():
-            T.func_attr({"tirx.noalias": True})
-            buffers = declare(problem, constants, symbols)
-            buffers = replace(buffers, constants=tuple(map(_flat, buffers.constants)))
-            total = T.Cast("int32", product(fragments.matrix.rows, symbols))
+            buffers, total = parameters(problem, constants, fragments.matrix)
             _Block(self, problem, target, plan, buffers).emit(total)
         return builder.get()
+
+
+def parameters(
+    problem: Problem, constants: Sequence[TensorSpec], layer: matrix.Matrix
+) -> tuple[Buffers, Any]:
+    """Declares the function's parameters, all with one index; also gives the number of rows."""
+    symbols: dict[str, Any] = {}
+    T.func_attr({"tirx.noalias": True})
+    buffers = declare(problem, constants, symbols)
+    flat = tuple(_flat(one) for one in buffers.constants)
+    return replace(buffers, constants=flat), T.Cast("int32", product(layer.rows, symbols))
 
 
 class _Block:
@@ -137,8 +145,8 @@ class _Block:
         pool = script.SMEMPool()
         tile = pool.alloc((plan.shared(fragments) // 4,), "uint32", align=128)
         pool.commit()
-        first = _place(block, down, across, plan)
-        rows = Rows(fragments.matrix, plan, self.problem.inputs[0], self.buffers.x, tile)
+        first = first_of(block, down, across, (plan.rows, plan.channels))
+        rows = Rows(fragments.matrix, plan.lines, self.problem.inputs[0], self.buffers.x, tile)
         channels = Channels(fragments, plan, self.buffers.constants[0], tile)
         rows.begin(first[0], total, thread)
         channels.begin(first[1], thread)
@@ -162,20 +170,27 @@ def _flat(buffer: Any) -> Any:
     return T.decl_buffer((size,), str(buffer.dtype), data=buffer.data, layout=None)
 
 
-def _place(block: Any, down: Any, across: int, plan: Plan) -> tuple[Any, Any]:
-    """The first row and channel of a block: neighbours in time share rows and channels."""
+def first_of(block: Any, down: Any, across: int, size: tuple[int, int]) -> tuple[Any, Any]:
+    """The first row and channel of a block: neighbours in time share rows and channels.
+
+    Args:
+        block: its number.
+        down: blocks along the rows.
+        across: blocks along the channels.
+        size: rows and channels of a block.
+    """
     if across == 1:
-        return T.Bind(block * plan.rows), T.Bind(tirx.const(0, "int32"))
+        return T.Bind(block * size[0]), T.Bind(tirx.const(0, "int32"))
     band, inside = divmod_of(block, NEIGHBOURS * across)
     band = T.Bind(band * NEIGHBOURS)
     high = T.Bind(tirx.min(down - band, NEIGHBOURS))
     row, channel = band + tirx.truncmod(inside, high), tirx.truncdiv(inside, high)
-    return T.Bind(row * plan.rows), T.Bind(channel * plan.channels)
+    return T.Bind(row * size[0]), T.Bind(channel * size[1])
 
 
 def _copied(rows: Rows, channels: Channels, sums: WarpTile, steps: int) -> None:
     """The loop over the depth with asynchronous copies."""
-    stages = rows.plan.stages
+    stages = sums.plan.stages
     commit = script.ptx["cp.async.commit_group"]
 
     def load(step: Any, stage: Any) -> None:

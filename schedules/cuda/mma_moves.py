@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as script
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cuda.matrix import SLAB
-
 PIECE = 16
 """Bytes that a thread moves at once."""
-PIECES = SLAB // PIECE
 
 
 def divmod_of(value: Any, by: int) -> tuple[Any, Any]:
@@ -25,10 +23,42 @@ def divmod_of(value: Any, by: int) -> tuple[Any, Any]:
     return tirx.truncdiv(value, by), tirx.truncmod(value, by)
 
 
-def place(line: Any, row: Any, piece: Any) -> Any:
-    """The word where a piece begins; ``line`` is its row among those of all slabs and stages."""
-    exchange = tirx.bitwise_and(tirx.shift_right(row, 1), PIECES - 1)
-    return line * (SLAB // 4) + tirx.bitwise_xor(piece, exchange) * 4
+@dataclass(frozen=True)
+class Lines:
+    """The rows' part of a stage: ``slabs`` times ``rows`` lines of 64 or 128 bytes.
+
+    Attributes:
+        rows: of a block.
+        slabs: of a stage.
+        size: bytes of a line.
+        threads: that bring them.
+        held: as of `nybble.schedules.cuda.mma_plan.Plan`.
+    """
+
+    rows: int
+    slabs: int
+    size: int
+    threads: int
+    held: int = 0
+
+    @property
+    def pieces(self) -> int:
+        """Of a line."""
+        return self.size // PIECE
+
+    @property
+    def words(self) -> int:
+        """Of a stage."""
+        return self.slabs * self.rows * self.size // 4
+
+    def place(self, line: Any, row: Any, piece: Any) -> Any:
+        """The word where a piece begins; ``line`` is its row among those of all slabs and stages.
+
+        Pieces are exchanged by the bits of the row that do not change the banks anyway.
+        """
+        fixed = 8 // self.pieces  # lines that all banks hold
+        exchange = tirx.bitwise_and(divmod_of(row, fixed)[0], self.pieces - 1)
+        return line * (self.size // 4) + tirx.bitwise_xor(piece, exchange) * 4
 
 
 def copy(into: Any, source: Any, size: int, inside: Any = None) -> None:

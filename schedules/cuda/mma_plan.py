@@ -28,6 +28,7 @@ from nybble.errors import ScheduleError
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.cuda.fragments import Fragments
 from nybble.schedules.cuda.matrix import SLAB
+from nybble.schedules.cuda.mma_moves import Lines
 from nybble.schedules.cuda.tensor_core import CHANNELS, ROWS
 from nybble.schedules.kernel import Knobs
 
@@ -110,9 +111,10 @@ class Plan:
         """Registers of a lane for sums."""
         return self.warp_rows * self.warp_channels // 32
 
-    def row_words(self) -> int:
-        """Words of a stage for rows."""
-        return self.slabs * self.rows * SLAB // 4
+    @property
+    def lines(self) -> Lines:
+        """The rows' part of a stage."""
+        return Lines(self.rows, self.slabs, SLAB, self.threads, self.held)
 
     def weight_words(self, fragments: Fragments) -> int:
         """Words of a stage for weights."""
@@ -120,13 +122,13 @@ class Plan:
 
     def registers(self, fragments: Fragments) -> int:
         """Of a lane, as seen in machine code: sums, fragments of a slab, addresses, what waits."""
-        words = self.row_words() * self.held + self.weight_words(fragments) * (self.held > 0)
+        words = self.lines.words * self.held + self.weight_words(fragments) * (self.held > 0)
         waiting = words // self.threads
         return self.sums + self.warp_rows // 2 + self.warp_channels // 2 + 40 + waiting
 
     def shared(self, fragments: Fragments) -> int:
         """Bytes of shared memory: the stages, or the sums of slices, which come later."""
-        stage = 4 * (self.row_words() + self.weight_words(fragments))
+        stage = 4 * (self.lines.words + self.weight_words(fragments))
         sums = (self.slices - 1) * self.rows * self.channels * 4
         return max(self.stages * stage, sums)
 
@@ -136,7 +138,7 @@ class Plan:
             return f"a warp needs a multiple of {4 * fragments.lane} channels"
         if self.slabs % self.slices:
             return f"{self.slices} slices cannot share {self.slabs} slabs"
-        words = self.row_words(), self.weight_words(fragments)
+        words = self.lines.words, self.weight_words(fragments)
         if any(count % (4 * self.threads) for count in words):
             return "a stage is not a whole number of 16 bytes for every thread"
         if self.registers(fragments) > MOST_REGISTERS:
@@ -159,7 +161,7 @@ def cost(plan: Plan, fragments: Fragments, chip: Chip) -> float:
     rate = chip.rate * matrix.packing
     tile = plan.warp_rows * plan.warp_channels * plan.slabs * SLAB * matrix.packing
     products = tile * (plan.warps // plan.slices)
-    stage = 4 * (plan.row_words() + plan.weight_words(fragments))
+    stage = 4 * (plan.lines.words + plan.weight_words(fragments))
     weights = plan.warp_channels * SLAB // (2 if fragments.unpacks else 1)
     reads = plan.warps // plan.slices * plan.slabs * (plan.warp_rows * SLAB + weights)
     busy = max(products / rate, (reads + stage) / SHARED_RATE, stage / L2_RATE)
@@ -191,7 +193,7 @@ def plan_of(fragments: Fragments, target: CudaTarget, knobs: Knobs, held: int) -
         for stages in depths
     ]
     legal = [plan for plan in every if plan.refuse(fragments, chip) is None]
-    best = min(legal, key=lambda plan: cost(plan, fragments, chip))
+    best = min(legal, key=lambda plan: (round(cost(plan, fragments, chip), -2), -plan.stages))
     size = (best.rows, best.channels, best.warp_rows, best.warp_channels, best.slices)
     tiles = sorted({TILES.index((p.rows, p.channels, p.warp_rows, p.warp_channels, p.slices))
                     for p in legal})  # fmt: skip

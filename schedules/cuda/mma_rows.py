@@ -30,18 +30,16 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
-from nybble.schedules.cuda.matrix import SLAB, Matrix, Window
+from nybble.schedules.cuda.matrix import Matrix, Window
 from nybble.schedules.cuda.mma_moves import (
     PIECE,
-    PIECES,
+    Lines,
     copy,
     divmod_of,
     pack_nibbles,
-    place,
     ramp,
     run,
 )
-from nybble.schedules.cuda.mma_plan import Plan
 from nybble.schedules.kernel import TensorSpec
 
 
@@ -77,14 +75,14 @@ class Rows:
 
     Args:
         matrix: the layer.
-        plan: how it is cut.
+        lines: what they become.
         spec: of the input.
         source: the input, flat.
         tile: shared memory, in words; the rows' stages come first.
     """
 
-    def __init__(self, matrix: Matrix, plan: Plan, spec: TensorSpec, source: Any, tile: Any):
-        self.matrix, self.plan, self.tile = matrix, plan, tile
+    def __init__(self, matrix: Matrix, lines: Lines, spec: TensorSpec, source: Any, tile: Any):
+        self.matrix, self.lines, self.tile = matrix, lines, tile
         self.ratio, self.unit = 2 if halves(matrix, spec) else 1, unit_of(matrix, spec)
         self.signed, _ = numerics.width(spec.dtype)
         self.pixel = matrix.elements if self.ratio == 2 else matrix.line
@@ -105,11 +103,13 @@ class Rows:
             total: rows in all.
             thread: of the block.
         """
-        threads, pieces = self.plan.threads, self.plan.rows * PIECES
+        each = self.lines.pieces
+        threads, pieces = self.lines.threads, self.lines.rows * each
         self.abreast = max(1, threads // pieces)
         slab, inside = divmod_of(thread, pieces) if self.abreast > 1 else (0, thread)
-        self.slab, self.row = T.Bind(slab + tirx.const(0, "int32")), T.Bind(inside >> 2)
-        self.piece, self.stride = T.Bind(tirx.bitwise_and(thread, PIECES - 1)), threads // PIECES
+        row, piece = divmod_of(inside, each)
+        self.slab, self.row = T.Bind(slab + tirx.const(0, "int32")), T.Bind(row)
+        self.piece, self.stride = T.Bind(piece), threads // each
         self.origins = [
             self._origin(T.Bind(tirx.min(first + self.row + i * self.stride, total - 1)))
             for i in range(max(1, pieces // threads))
@@ -130,21 +130,23 @@ class Rows:
     @property
     def pieces(self) -> int:
         """Of a stage, by one thread."""
-        return self.plan.slabs // self.abreast * len(self.origins)
+        return self.lines.slabs // self.abreast * len(self.origins)
 
     def slots(self, step: Any) -> Iterator[Slot]:
         """The thread's pieces of a step of the depth."""
-        for turn in range(self.plan.slabs // self.abreast):
+        for turn in range(self.lines.slabs // self.abreast):
             slab = self.slab + turn * self.abreast
-            depth = T.Bind((step * self.plan.slabs + slab) * SLAB + self.piece * PIECE)
+            depth = T.Bind((step * self.lines.slabs + slab) * self.lines.size + self.piece * PIECE)
             for i in range(len(self.origins)):
                 row = self.row + i * self.stride
-                yield Slot(i, place(slab * self.plan.rows + row, row, self.piece), depth)
+                yield Slot(
+                    i, self.lines.place(slab * self.lines.rows + row, row, self.piece), depth
+                )
 
     def _locate(self, row: int, depth: Any) -> tuple[Any, Any]:
         """A unit of a row: its element of the input, and whether it is inside (None: always)."""
         matrix, (origin, y, x) = self.matrix, self.origins[row]
-        if matrix.depth % (SLAB * self.plan.slabs):
+        if matrix.depth % (self.lines.size * self.lines.slabs):
             depth = tirx.min(depth, matrix.depth - self.unit)
         if matrix.window is None:
             return origin + depth * self.ratio, None
@@ -156,7 +158,7 @@ class Rows:
 
     def copy(self, step: Any, stage: Any) -> None:
         """Emits the asynchronous copies of a step of the depth; units have 4 bytes at least."""
-        start = stage * self.plan.row_words()
+        start = stage * self.lines.words
         for slot in self.slots(step):
             for byte in range(0, PIECE, self.unit):
                 element, inside = self._locate(slot.row, slot.depth + byte)
@@ -232,7 +234,7 @@ class Rows:
 
     def put(self, held: Any, step: Any, stage: Any) -> None:
         """Emits the stores of what `fetch` gave."""
-        start = stage * self.plan.row_words()
+        start = stage * self.lines.words
         for n, slot in enumerate(self.slots(step)):
             first = n * 4 * self.ratio
             if self.ratio == 2:  # in place: the words that are overwritten are packed already

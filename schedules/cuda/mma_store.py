@@ -26,10 +26,10 @@ from tvm.tirx.script.builder import ir as T
 from nybble.ir import numerics
 from nybble.schedules.cpu import elementwise, scaling
 from nybble.schedules.cpu.buffers import Buffers
-from nybble.schedules.cuda.fragments import Fragments
+from nybble.schedules.cuda.fragments import Packed
 from nybble.schedules.cuda.mma_moves import divmod_of, ramp, run
-from nybble.schedules.cuda.mma_tile import WarpTile
-from nybble.schedules.cuda.tensor_core import ROWS
+from nybble.schedules.cuda.mma_tile import Tile
+from nybble.schedules.cuda.tensor_core import CHANNELS
 from nybble.schedules.kernel import Constants, Epilogue, Problem, TensorSpec
 
 
@@ -58,7 +58,7 @@ def is_fast(epilogue: Epilogue) -> bool:
     return epilogue.rounding == "half_up"
 
 
-def table_spec(problem: Problem, fragments: Fragments) -> TensorSpec:
+def table_spec(problem: Problem, fragments: Packed) -> TensorSpec:
     """The table of per-channel numbers, bias in row 0."""
     epilogue = replace(problem.epilogue, singles=False)
     names = elementwise.epilogue_names(epilogue)
@@ -66,7 +66,7 @@ def table_spec(problem: Problem, fragments: Fragments) -> TensorSpec:
     return TensorSpec((rows, fragments.padded), "int32")
 
 
-def table(problem: Problem, fragments: Fragments, constants: Constants) -> NDArray[Any]:
+def table(problem: Problem, fragments: Packed, constants: Constants) -> NDArray[Any]:
     """The numbers of `table_spec`.
 
     Raises:
@@ -94,7 +94,7 @@ class Store:
     """
 
     def __init__(
-        self, problem: Problem, tile: WarpTile, buffers: Buffers, first: tuple[Any, Any], total: Any
+        self, problem: Problem, tile: Tile, buffers: Buffers, first: tuple[Any, Any], total: Any
     ):
         self.problem, self.tile, self.buffers, self.total = problem, tile, buffers, total
         self.fragments, self.lane = tile.fragments, tile.fragments.lane
@@ -105,17 +105,17 @@ class Store:
 
     def emit(self) -> None:
         """Emits all of it."""
-        rows = range(0, self.tile.plan.warp_rows, ROWS // 2)
-        for group in range(self.tile.plan.warp_channels // (4 * self.lane)):
+        rows = self.tile.rows
+        for group in range(self.tile.width // (4 * self.lane)):
             channel = T.Bind(self.first + group * 4 * self.lane)
             others = [self._other(self.row + row, channel) for row in rows]
             results = [self._registers() for _ in rows]
             for quad in range(0, self.lane, 4):
                 constants = self._constants(channel + quad)
-                for index, row in enumerate(rows):
+                for index in range(len(rows)):
                     values = []
                     for i in range(4):
-                        acc = self._sum(row, group * self.lane + quad + i) + constants[0][i]
+                        acc = self._sum(index, group * self.lane + quad + i) + constants[0][i]
                         given = [column[i] for column in constants[1:]]
                         values.append(self._value(acc, given, others[index](quad + i)))
                     self._keep(results[index], quad, values)
@@ -127,10 +127,12 @@ class Store:
         return T.alloc_buffer((size,), dtype, scope="local", layout=None)
 
     def _sum(self, row: int, channel: int) -> Any:
-        """One sum as ``int32``."""
-        unit, half = divmod(row, ROWS)
-        across = self.tile.plan.units[1]
-        at = (unit * across + channel // 2) * 4 + half // (ROWS // 2) * 2 + channel % 2
+        """One sum as ``int32``: of the lane's nth row and channel."""
+        at = (
+            (row // 2 * (self.tile.width // CHANNELS) + channel // 2) * 4
+            + row % 2 * 2
+            + channel % 2
+        )
         value = T.reinterpret("int32", self.tile.sums[at])
         return value >> self.fragments.shift if self.fragments.shift else value
 
@@ -139,7 +141,7 @@ class Store:
         source = self.buffers.constants[1]
         rows, columns = map(int, table_spec(self.problem, self.fragments).shape)
         held = T.alloc_buffer((rows * 4,), "int32", scope="local", layout=None)
-        if self.fragments.padded % self.tile.plan.channels:
+        if self.fragments.padded % self.tile.reach:
             channel = tirx.min(channel, columns - 4)
         channel = T.Bind(channel)
         for row in range(rows):
@@ -184,31 +186,43 @@ class Store:
                 T.buffer_store(output, run(held, part // each, wide), ramp(index, wide))
 
     def _value(self, acc: Any, given: list[Any], other: Any) -> Any:
-        """What is stored for one sum, bias included."""
-        epilogue, problem = self.problem.epilogue, self.problem
-        if epilogue.kind == "none":
-            return acc
-        if not is_fast(epilogue):
-            names = elementwise.epilogue_names(epilogue)
-            read = dict(zip(names, given, strict=True)).__getitem__
-            return elementwise.epilogue(problem, acc, other, read, self.buffers.entries)
-        steps = self._steps(acc, given, other) + epilogue.zero_point
-        value = elementwise.settled(steps, int(epilogue.lo), int(epilogue.hi), problem.rescaled)
-        if epilogue.table is None:
-            return value
-        index = value.astype("int32") - numerics.limits(problem.rescaled)[0]
-        return self.buffers.entries[index]
+        return value_of(self.problem, acc, given, other, self.buffers.entries)
 
-    def _steps(self, acc: Any, given: list[Any], other: Any) -> Any:
-        """``requantize`` and ``add`` before zero point and clamp."""
-        epilogue = self.problem.epilogue
-        own = given[:-4] if epilogue.kind == "add" else given
-        if not epilogue.small_ratios:
-            acc = tirx.max(tirx.min(acc, own[1]), own[0])
-        steps = scaled(acc, own[-3:] if epilogue.small_ratios else own[2:])
-        if epilogue.kind == "add":
-            steps = steps + scaled(other - epilogue.zero_point_other, given[-4:])
-        return steps
+
+def value_of(problem: Problem, acc: Any, given: list[Any], other: Any, entries: Any) -> Any:
+    """What is stored for one sum.
+
+    Args:
+        problem: the layer.
+        acc: the sum, bias included.
+        given: the channel's numbers, rows 1 and on of the table.
+        other: of the second branch as ``int32``, None without one.
+        entries: the table behind the epilogue, None without one.
+    """
+    epilogue = problem.epilogue
+    if epilogue.kind == "none":
+        return acc
+    if not is_fast(epilogue):
+        names = elementwise.epilogue_names(epilogue)
+        read = dict(zip(names, given, strict=True)).__getitem__
+        return elementwise.epilogue(problem, acc, other, read, entries)
+    steps = _steps(epilogue, acc, given, other) + epilogue.zero_point
+    value = elementwise.settled(steps, int(epilogue.lo), int(epilogue.hi), problem.rescaled)
+    if epilogue.table is None:
+        return value
+    index = value.astype("int32") - numerics.limits(problem.rescaled)[0]
+    return entries[index]
+
+
+def _steps(epilogue: Epilogue, acc: Any, given: list[Any], other: Any) -> Any:
+    """``requantize`` and ``add`` before zero point and clamp."""
+    own = given[:-4] if epilogue.kind == "add" else given
+    if not epilogue.small_ratios:
+        acc = tirx.max(tirx.min(acc, own[1]), own[0])
+    steps = scaled(acc, own[-3:] if epilogue.small_ratios else own[2:])
+    if epilogue.kind == "add":
+        steps = steps + scaled(other - epilogue.zero_point_other, given[-4:])
+    return steps
 
 
 def density(spec: TensorSpec) -> int:

@@ -18,17 +18,41 @@ from tvm import tirx
 from tvm.script import tirx as script
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cuda.fragments import BLOCK, Fragments
+from nybble.schedules.cuda.fragments import BLOCK, Fragments, Packed
 from nybble.schedules.cuda.matrix import SLAB
-from nybble.schedules.cuda.mma_moves import divmod_of, place, ramp, run
+from nybble.schedules.cuda.mma_moves import divmod_of, ramp, run
 from nybble.schedules.cuda.mma_plan import Plan
 from nybble.schedules.cuda.tensor_core import ROWS, TensorCore, load_rows
 
 LANES = 32
 
 
-class WarpTile:
-    """The sums of one warp.
+class Tile:
+    """A warp's sums, as the epilogue sees them.
+
+    Attributes:
+        fragments: the packed layer.
+        lane: of the thread.
+        row: the warp's first row, in the block.
+        channel: its first channel, in the block.
+        rows: of the sums of a lane, below ``row`` and lane / 4, in order.
+        width: channels of the warp.
+        reach: channels of the block.
+        sums: ``[row / 2][channels of 8][row % 2][2]``.
+    """
+
+    fragments: Packed
+    lane: Any
+    row: Any
+    channel: Any
+    rows: list[int]
+    width: int
+    reach: int
+    sums: Any
+
+
+class WarpTile(Tile):
+    """The sums of one warp by ``mma``.
 
     Args:
         fragments: the packed layer.
@@ -48,7 +72,9 @@ class WarpTile:
         down, beside = divmod_of(self.warp, across)
         self.row, self.channel = T.Bind(down * plan.warp_rows), T.Bind(beside * plan.warp_channels)
         row, half = tirx.bitwise_and(self.lane, ROWS - 1), self.lane >> 4
-        self._places = [T.Bind(place(row, row, half + 2 * step)) for step in (0, 1)]
+        self._places = [T.Bind(plan.lines.place(row, row, half + 2 * step)) for step in (0, 1)]
+        self.width, self.reach = plan.warp_channels, plan.channels
+        self.rows = [unit * ROWS + half * 8 for unit in range(plan.units[0]) for half in (0, 1)]
         self.sums = T.alloc_buffer((plan.sums,), "uint32", scope="local", layout=None)
         with T.unroll(plan.sums) as i:
             T.buffer_store(self.sums, T.uint32(0), [i])
@@ -84,7 +110,7 @@ class WarpTile:
         first = (
             slab * (plan.channels // packed.channels) + divmod_of(self.channel, packed.channels)[0]
         )
-        start = plan.stages * plan.row_words() + stage * plan.weight_words(packed)
+        start = plan.stages * plan.lines.words + stage * plan.weight_words(packed)
         at = T.Bind(start + first * words + self.lane * 4)
         for block in range(blocks):
             value = run(self.tile, at + block * words, 4)

@@ -25,7 +25,7 @@ class Channels:
 
     def __init__(self, fragments: Fragments, plan: Plan, source: Any, tile: Any):
         self.fragments, self.plan, self.source, self.tile = fragments, plan, source, tile
-        self.start = plan.stages * plan.row_words()
+        self.start = plan.stages * plan.lines.words
 
     def begin(self, first: Any, thread: Any) -> None:
         """Emits what stays the same for all of the depth; ``first`` is the first channel."""
