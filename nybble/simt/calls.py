@@ -9,7 +9,7 @@ import numpy as np
 import tvm
 
 from nybble.simt import barriers, functions, hosts, mbarriers, tensors, warpgroups, warps
-from nybble.simt.codes import Code, Kind, Scope, build, choose, constant, np_dtype
+from nybble.simt.codes import Code, Kind, Scope, build, choose, np_dtype
 from nybble.simt.instructions import instruction
 from nybble.simt.memory import Pointer
 from nybble.simt.shared import Room
@@ -42,7 +42,7 @@ def _first(scope: Scope, node: Any) -> Code:
     return scope.expression(node.args[0])
 
 
-def _shift(operation: Callable[[Value, Value], Value]) -> Translate:
+def _pure(operation: Callable[..., Value]) -> Translate:
     def translate(scope: Scope, node: Any) -> Code:
         return build(scope, operation, *(scope.expression(part) for part in node.args))
 
@@ -107,25 +107,56 @@ def _cvta(scope: Scope, node: Any) -> Code:
     return Code(run, Kind.VARYING)
 
 
-def _large_uint(scope: Scope, node: Any) -> Code:
-    low, high = (int(part.value) for part in node.args)
-    return constant(np_dtype(str(node.ty.dtype)).type(high << 32 | low))
+def _read_only(scope: Scope, node: Any) -> Code:
+    """``__ldg``: one element, through the read-only cache."""
+    if len(node.args) != 2:
+        raise scope.refuse("__ldg of vectors (load a vector of the buffer)")
+    pointer, dtype = scope.expression(node.args[0]).run, np_dtype(str(node.args[1].value))
+
+    def run(s: Strand, m: Mask) -> Value:
+        source = pointer(s, m)
+        s.tally(f"ld.global.nc.b{8 * dtype.itemsize}", m)
+        data = source.memory.read(s, m, source.offset, (source.name, dtype.itemsize))
+        return data.view(dtype)[:, 0]
+
+    return Code(run, Kind.VARYING)
+
+
+def _atomic_add(scope: Scope, node: Any) -> Code:
+    """``atomicAdd`` on global memory, lane after lane; its old value."""
+    pointer, value = (scope.expression(part).run for part in node.args)
+
+    def run(s: Strand, m: Mask) -> Value:
+        target, data = pointer(s, m), s.full(value(s, m))
+        if target.memory.space != "global":
+            raise scope.refuse(f"atomicAdd on {target.memory.space} memory")
+        s.tally("atomicAdd", m)
+        return target.memory.add(s, m, target.offset, (target.name, data))
+
+    return Code(run, Kind.VARYING)
+
+
+def _rank(scope: Scope, node: Any) -> Code:
+    return Code(lambda s, m: s.thread.astype(np.int32), Kind.VARYING)
 
 
 _TABLES = (barriers.CALLS, warps.CALLS, mbarriers.CALLS, tensors.CALLS, warpgroups.CALLS)
 _TIR: dict[str, Translate] = {
-    "tirx.if_then_else": _if_then_else,
-    "tirx.likely": _first,
+    "prim.if_then_else": _if_then_else,
+    "prim.likely": _first,
+    "tirx.popcount": _pure(lambda v: np.bitwise_count(v).astype(v.dtype)),
+    "tirx.isnan": _pure(np.isnan),
+    "tirx.isinf": _pure(np.isinf),
+    "tirx.isfinite": _pure(np.isfinite),
+    "tirx.cuda.half2float": _pure(lambda v: v.astype(np.float32)),
+    "tirx.cuda.uint_as_float": _pure(lambda v: bitcast(v, np.dtype(np.float32), False)),
+    "tirx.cuda.float_as_uint": _pure(lambda v: bitcast(v, np.dtype(np.uint32), False)),
+    "tirx.cuda.ldg": _read_only,
+    "tirx.cuda.atomic_add": _atomic_add,
+    "tirx.cuda.thread_rank": _rank,
     "tirx.reinterpret": _reinterpret,
     "tirx.address_of": _address_of,
     "tirx.buffer_data": _buffer_data,
     "tirx.handle_add_byte_offset": _add_bytes,
     "tirx.cuda.cvta_generic_to_shared": _cvta,
-    "tirx.large_uint_imm": _large_uint,
-    "tirx.shift_left": _shift(np.left_shift),
-    "tirx.shift_right": _shift(np.right_shift),
-    "tirx.bitwise_and": _shift(np.bitwise_and),
-    "tirx.bitwise_or": _shift(np.bitwise_or),
-    "tirx.bitwise_xor": _shift(np.bitwise_xor),
-    "tirx.bitwise_not": _shift(np.invert),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -156,6 +157,13 @@ _CUDA: dict[str, Callable[..., Value]] = {
     "nearbyintf": np.rint,
     "hrint": np.rint,
     "sqrtf": np.sqrt,
+    "hsqrt": np.sqrt,
+    "hexp": np.exp,
+    "hexp2": np.exp2,
+    "hlog": np.log,
+    "htanh": np.tanh,
+    "hrsqrt": lambda a: (1 / np.sqrt(a.astype(np.float32))).astype(a.dtype),
+    "erff": np.vectorize(math.erf, otypes=[np.float32]),
     "rsqrtf": lambda a: 1 / np.sqrt(a),
     "expf": np.exp,
     "exp2f": np.exp2,

@@ -146,6 +146,25 @@ class Global:
             strand.fail(RaceError, what, int(chosen[i]))
         strand.launch.report.global_written += index.size
 
+    def add(
+        self, strand: Strand, mask: Mask, offset: Value, place: tuple[str, npt.NDArray[Any]]
+    ) -> npt.NDArray[Any]:
+        """Adds one element a lane, atomically; returns what was there before."""
+        name, data = place
+        chosen = strand.chosen(mask)
+        where = strand.full(offset, np.int64)[chosen]
+        check_range(strand, chosen, (name, where, data.itemsize, self.data.size))
+        if self.output and (self.writer[where] == NEVER).any():
+            lane = int(chosen[np.flatnonzero(self.writer[where] == NEVER)[0]])
+            strand.fail(UninitializedError, f"{name}: atomic on what was never written", lane)
+        elements = self.data.view(data.dtype)
+        before = np.zeros(strand.lanes, data.dtype)
+        for lane, at in zip(chosen, where // data.itemsize, strict=True):
+            before[lane] = elements[at]
+            elements[at] += data[lane]
+        strand.launch.report.global_written += where.size * data.itemsize
+        return before
+
     def settle(self) -> None:
         """The kernel has ended: the next one may read what any of its threads wrote."""
         self.writer[self.writer >= 0] = EARLIER
