@@ -144,7 +144,7 @@ _TABLES = (barriers.CALLS, warps.CALLS, mbarriers.CALLS, tensors.CALLS, warpgrou
 _TIR: dict[str, Translate] = {
     "prim.if_then_else": _if_then_else,
     "prim.likely": _first,
-    "tirx.popcount": _pure(lambda v: np.bitwise_count(v).astype(v.dtype)),
+    "tirx.popcount": _pure(lambda v: functions.popcount(v).astype(v.dtype)),
     "tirx.isnan": _pure(np.isnan),
     "tirx.isinf": _pure(np.isinf),
     "tirx.isfinite": _pure(np.isfinite),

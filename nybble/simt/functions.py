@@ -98,8 +98,8 @@ def external(scope: Scope, node: Any) -> Code:
 
 
 def popcount(value: Value) -> Value:
-    """Set bits."""
-    return np.bitwise_count(value)
+    """Set bits; NumPy's own counts those of the magnitude."""
+    return np.bitwise_count(value.astype(f"u{value.dtype.itemsize}"))
 
 
 def leading_zeros(value: Value) -> Value:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nybble.simt.functions import dot4, leading_zeros
+from nybble.simt.functions import dot4, leading_zeros, popcount
 from nybble.simt.issue import Array, Issue
 from nybble.simt.strand import Strand
 from nybble.simt.values import Mask, fma
@@ -82,7 +82,7 @@ def _prmt(issue: Issue, s: Strand, m: Mask) -> None:
 
 
 def _popc(issue: Issue, s: Strand, m: Mask) -> None:
-    issue.write("d", s, m, np.bitwise_count(issue.one("a", s, m)).astype(np.uint32))
+    issue.write("d", s, m, popcount(issue.one("a", s, m)).astype(np.uint32))
 
 
 def _clz(issue: Issue, s: Strand, m: Mask) -> None:

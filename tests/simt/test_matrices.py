@@ -85,7 +85,7 @@ def codes(values: Array, kind: str) -> Array:
 
 
 def fill_a(a: Array, kind: str) -> Array:
-    """Registers of all lanes, by the ISA's words: groupID = lane / 4, its threads next to one another."""
+    """Registers of all lanes, in the ISA's words: groupID = lane / 4, threadID_in_group = lane % 4."""
     m, k = a.shape
     per = 32 // WIDTH[kind]
     registers = np.zeros((32, m * k // 32 // per), np.uint32)
@@ -135,10 +135,7 @@ def test_integer_product(text: str) -> None:
     b = rng.integers(*RANGE[kinds[1]], (k, n))
     a[0], b[:, 0] = RANGE[kinds[0]][0], RANGE[kinds[1]][0]  # extremes
     c = rng.integers(-(2**31), 2**31, (m, n))
-    if text.endswith("xor.popc"):
-        products = (a[:, :, None] ^ b[None]).sum(1)
-    else:
-        products = a @ b
+    products = (a[:, :, None] ^ b[None]).sum(1) if text.endswith("xor.popc") else a @ b
     want = (c + products).astype(np.int32)  # wraps
     operands = fill_a(a, kinds[0]), fill_b(b, kinds[1]), fill_c(c.astype(np.int32)).view(np.uint32)
     kernel = one_instruction(
