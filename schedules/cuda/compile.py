@@ -26,7 +26,7 @@ from tvm.tirx.build import codegen_build, split_host_device_mods
 from nybble.errors import NybbleError, ScheduleError
 from nybble.schedules.cuda import nvcc, toolkit
 from nybble.schedules.cuda.arch import CudaTarget
-from nybble.schedules.cuda.nvcc import Binary, Usage
+from nybble.schedules.cuda.nvcc import Usage
 
 _COMPILE, _POSTPROC = "tvm_callback_cuda_compile", "tvm_callback_cuda_postproc"
 _lock = threading.RLock()  # the callbacks are the process's
@@ -79,16 +79,11 @@ def device_code(func: Any, target: CudaTarget) -> Compiled:
     if not device.functions:
         names = ", ".join(str(name.name_hint) for name in host.functions)
         raise ScheduleError(f"{names}: no thread is bound, so nothing of it would run on a GPU.")
-    made: list[tuple[str, Binary]] = []
-
-    def compiled(source: str) -> bytes:
-        made.append((source, nvcc.binary_of(source, target)))
-        return made[-1][1].data
-
-    on_device = _generated(device, target, compiled)
-    if on_device.kind != "cuda" or len(made) != 1:
+    source = _source(device, target)
+    binary = nvcc.binary_of(source, target)
+    on_device = _generated(device, target, lambda _source: binary.data)
+    if on_device.kind != "cuda":
         raise NybbleError(f"TVM made a module of {on_device.kind} in place of machine code.")
-    ((source, binary),) = made
     module = codegen_build(host, target.host.tvm_target())
     module.import_module(on_device)
     asked = _shared_at_launch(host, device)
@@ -110,19 +105,11 @@ def prepare(funcs: Iterable[Any], target: CudaTarget) -> Iterator[int]:
         NybbleError, ScheduleError: as of `device_code`.
     """
     toolkit.load_backend()
-    sources: dict[str, None] = {}
-    for func in funcs:
-        device = _split(func, target)[1]
-        if device.functions:
-            _generated(device, target, partial(_keep, sources))
+    devices = [_split(func, target)[1] for func in funcs]
+    sources = dict.fromkeys(_source(device, target) for device in devices if device.functions)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         jobs = pool.map(partial(nvcc.binary_of, target=target), sources)
         yield from (done for done, _ in enumerate(jobs, 1))
-
-
-def _keep(sources: dict[str, None], source: str) -> bytes:
-    sources[source] = None
-    return b"/"  # TVM looks at the first byte only
 
 
 # ---------------------------------------------------------------- TVM
@@ -140,6 +127,22 @@ def _split(func: Any, target: CudaTarget) -> tuple[tvm.IRModule, tvm.IRModule]:
         host, devices = split_host_device_mods(mod)
         made = [finish_device()(device) for device in devices.values()]
         return finish_host()(host), made[0] if made else tvm.IRModule({})
+
+
+def _source(device: tvm.IRModule, target: CudaTarget) -> str:
+    """The CUDA source of device functions.
+
+    It is compiled outside of TVM's callback: an error loses its kind on the way through C++.
+    """
+    found: list[str] = []
+
+    def keep(source: str) -> bytes:
+        found.append(source)
+        return b"/"  # TVM looks at the first byte only
+
+    _generated(device, target, keep)
+    (source,) = found
+    return source
 
 
 def _generated(device: tvm.IRModule, target: CudaTarget, compiled: Callable[[str], bytes]) -> Any:

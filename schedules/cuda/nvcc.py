@@ -106,7 +106,7 @@ def _run(command: list[str], source: str, scratch: Path) -> str:
     done = subprocess.run([*command, str(text)], capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stdout + done.stderr).replace(str(text), "kernel.cu").strip()
-        raise ScheduleError(f"{' '.join(command)} fails:\n{said[-_SHOWN:]}")
+        raise ScheduleError(f"{' '.join(command[:-2])} fails:\n{said[-_SHOWN:]}")
     return done.stdout + done.stderr
 
 
