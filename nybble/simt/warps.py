@@ -77,6 +77,8 @@ def members(s: Strand, m: Mask, named: Value, what: str) -> None:
         return
     bits = s.full(named).astype(np.int64) >> (np.arange(s.lanes) % WARP) & 1
     active = np.ones(s.lanes, np.bool_) if m is None else m
+    if s.active is not None:
+        bits = bits & s.active  # a last warp that is not full: its other lanes never run
     some = np.repeat(active.reshape(-1, WARP).any(axis=1), WARP)
     bad = some & ((bits != 0) & ~active | active & (bits == 0))
     if bad.any():

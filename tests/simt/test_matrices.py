@@ -85,7 +85,7 @@ def codes(values: Array, kind: str) -> Array:
 
 
 def fill_a(a: Array, kind: str) -> Array:
-    """Registers of all lanes, in the ISA's words: groupID = lane / 4, threadID_in_group = lane % 4."""
+    """Registers of all lanes, in the words of the ISA: groupID = lane / 4, its threads lane % 4."""
     m, k = a.shape
     per = 32 // WIDTH[kind]
     registers = np.zeros((32, m * k // 32 // per), np.uint32)
