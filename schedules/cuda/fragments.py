@@ -35,6 +35,7 @@ BLOCK = 512
 """Bytes of packed weights that a warp loads at once."""
 
 HIGH = 0xF0F0F0F0
+PROCESSORS = 128  # of a large GPU, or so
 SHIFT = 4  # weights of 4 bits are in the upper half of their bytes: 16 times themselves
 
 
@@ -61,6 +62,13 @@ class Packed:
         group = 4 * self.lane
         return -(-self.matrix.channels // group) * group
 
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """The channels in the order in which instructions take them."""
+        # a group: t, units, which of two  ->  units, columns: t and which of two
+        groups = np.arange(self.padded).reshape(-1, 4, self.lane // 2, 2)
+        return groups.transpose(0, 2, 1, 3).reshape(-1)
+
     def lines(self, weights: NDArray[Any], unit: int) -> NDArray[np.uint8]:
         """The weights as bytes along the depth, channels in the order of the sums.
 
@@ -75,9 +83,23 @@ class Packed:
             held = numerics.pack(taps, "uint4")
         found = np.zeros((self.padded, -(-matrix.depth // unit) * unit), np.uint8)
         found[: len(weights), : matrix.depth] = held.reshape(len(weights), -1)
-        # a group: t, units, which of two  ->  units, columns: t and which of two
-        groups = np.arange(self.padded).reshape(-1, 4, self.lane // 2, 2)
-        return found[groups.transpose(0, 2, 1, 3).reshape(-1)]
+        return found[self.order]
+
+    def check(self, weights: NDArray[Any], activations: str) -> None:
+        """Proves that the sums of unpacked weights, 16 times too large, fit 32 bits.
+
+        Raises:
+            ScheduleError: they do not.
+        """
+        if not self.shift:
+            return
+        reach = max(abs(limit) for limit in numerics.limits(activations))
+        most = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(1).max() * reach
+        if most << self.shift >= 1 << 31:
+            raise ScheduleError(
+                f"sums of up to {most} leave no {self.shift} of 32 bits free; "
+                "8-bit weights need none"
+            )
 
 
 @dataclass(frozen=True)
@@ -134,21 +156,6 @@ class Fragments(Packed):
         words = np.ascontiguousarray(ordered.reshape(slabs, -1)).view(np.uint32)
         return words.reshape(tuple(int(extent) for extent in self.spec.shape))
 
-    def check(self, weights: NDArray[Any], activations: str) -> None:
-        """Proves that the sums of unpacked weights, 16 times too large, fit 32 bits.
-
-        Raises:
-            ScheduleError: they do not.
-        """
-        if not self.unpacks:
-            return
-        reach = max(abs(limit) for limit in numerics.limits(activations))
-        most = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(1).max() * reach
-        if most << SHIFT >= 1 << 31:
-            raise ScheduleError(
-                f"sums of up to {most} leave no {SHIFT} of 32 bits free; 8-bit weights need none"
-            )
-
     def operand(self, words: Any, unit: int, step: int) -> Sequence[Any]:
         """b0 and b1 of a step, as expressions.
 
@@ -157,11 +164,16 @@ class Fragments(Packed):
             unit: which 8 channels of them.
             step: 0 or 1.
         """
-        if not self.unpacks:
-            first = unit * 4 + step * 2
-            return words[first], words[first + 1]
-        word, high = words[unit * 2 + step], T.uint32(HIGH)
-        return (word << T.uint32(SHIFT)) & high, word & high
+        if self.unpacks:
+            return unpacked(words[unit * 2 + step])
+        first = unit * 4 + step * 2
+        return words[first], words[first + 1]
+
+
+def unpacked(word: Any) -> tuple[Any, Any]:
+    """The lower and the upper halves of a word's bytes, each 16 times itself."""
+    high = T.uint32(HIGH)
+    return (word << T.uint32(SHIFT)) & high, word & high
 
 
 def lane_of(matrix: Matrix) -> int:
@@ -169,6 +181,8 @@ def lane_of(matrix: Matrix) -> int:
 
     Large layers have tiles of 64 channels anyway; small ones need many blocks to fill a GPU.
     """
-    if matrix.channels % 64 == 0 and matrix.static_rows * matrix.channels >= 1 << 20:
+    rows, channels = matrix.static_rows, matrix.channels
+    if channels % 64 == 0 and rows * channels >= 1 << 20:
         return 16
-    return 8 if matrix.channels > 16 and matrix.static_rows > 1 else 4
+    smallest = -(-rows // 16) * -(-channels // 32)  # tiles that 8 channels in a lane allow
+    return 8 if smallest >= PROCESSORS else 4

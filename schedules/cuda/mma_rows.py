@@ -173,8 +173,10 @@ class Rows:
             with T.Then():
                 copy(self.tile[at], source, self.unit)
             with T.Else():
-                for word in range(self.unit // 4):
-                    T.buffer_store(self.tile, T.uint32(self.fill), [at + word])
+                words = self.unit // 4
+                fill = T.uint32(self.fill)
+                value = T.broadcast(fill, words) if words > 1 else fill
+                T.buffer_store(self.tile, value, ramp(at, words))
 
     # ------------------------------------------------------------ through registers
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +26,9 @@ from tvm.tirx.script.builder import ir as T
 from nybble.ir import numerics
 from nybble.schedules.cpu import elementwise, scaling
 from nybble.schedules.cpu.buffers import Buffers
-from nybble.schedules.cuda.fragments import Packed
+from nybble.schedules.cuda.matrix import Matrix
 from nybble.schedules.cuda.mma_moves import divmod_of, ramp, run
 from nybble.schedules.cuda.mma_tile import Tile
-from nybble.schedules.cuda.tensor_core import CHANNELS
 from nybble.schedules.kernel import Constants, Epilogue, Problem, TensorSpec
 
 
@@ -58,7 +57,19 @@ def is_fast(epilogue: Epilogue) -> bool:
     return epilogue.rounding == "half_up"
 
 
-def table_spec(problem: Problem, fragments: Packed) -> TensorSpec:
+class Columns(Protocol):
+    """What the table needs to know of packed weights: `Packed`, or another's."""
+
+    @property
+    def matrix(self) -> Matrix:
+        """The layer."""
+
+    @property
+    def padded(self) -> int:
+        """Channels in all."""
+
+
+def table_spec(problem: Problem, fragments: Columns) -> TensorSpec:
     """The table of per-channel numbers, bias in row 0."""
     epilogue = replace(problem.epilogue, singles=False)
     names = elementwise.epilogue_names(epilogue)
@@ -66,7 +77,7 @@ def table_spec(problem: Problem, fragments: Packed) -> TensorSpec:
     return TensorSpec((rows, fragments.padded), "int32")
 
 
-def table(problem: Problem, fragments: Packed, constants: Constants) -> NDArray[Any]:
+def table(problem: Problem, fragments: Columns, constants: Constants) -> NDArray[Any]:
     """The numbers of `table_spec`.
 
     Raises:
@@ -100,13 +111,12 @@ class Store:
         self.fragments, self.lane = tile.fragments, tile.fragments.lane
         self.channels = tile.fragments.matrix.channels
         self.wide = next(w for w in (16, 8, 4, 2, 1) if w <= self.lane and self.channels % w == 0)
-        self.row = T.Bind(first[0] + tile.row + (tile.lane >> 2))
-        self.first = T.Bind(first[1] + tile.channel + tirx.bitwise_and(tile.lane, 3) * self.lane)
+        self.row, self.first = (T.Bind(a + b) for a, b in zip(first, tile.origin, strict=True))
 
     def emit(self) -> None:
         """Emits all of it."""
         rows = self.tile.rows
-        for group in range(self.tile.width // (4 * self.lane)):
+        for group in range(self.tile.groups):
             channel = T.Bind(self.first + group * 4 * self.lane)
             others = [self._other(self.row + row, channel) for row in rows]
             results = [self._registers() for _ in rows]
@@ -128,12 +138,7 @@ class Store:
 
     def _sum(self, row: int, channel: int) -> Any:
         """One sum as ``int32``: of the lane's nth row and channel."""
-        at = (
-            (row // 2 * (self.tile.width // CHANNELS) + channel // 2) * 4
-            + row % 2 * 2
-            + channel % 2
-        )
-        value = T.reinterpret("int32", self.tile.sums[at])
+        value = T.reinterpret("int32", self.tile.sums[self.tile.at(row, channel)])
         return value >> self.fragments.shift if self.fragments.shift else value
 
     def _constants(self, channel: Any) -> list[list[Any]]:

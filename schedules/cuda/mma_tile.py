@@ -22,7 +22,7 @@ from nybble.schedules.cuda.fragments import BLOCK, Fragments, Packed
 from nybble.schedules.cuda.matrix import SLAB
 from nybble.schedules.cuda.mma_moves import divmod_of, ramp, run
 from nybble.schedules.cuda.mma_plan import Plan
-from nybble.schedules.cuda.tensor_core import ROWS, TensorCore, load_rows
+from nybble.schedules.cuda.tensor_core import CHANNELS, ROWS, TensorCore, load_rows
 
 LANES = 32
 
@@ -32,26 +32,52 @@ class Tile:
 
     Attributes:
         fragments: the packed layer.
-        lane: of the thread.
-        row: the warp's first row, in the block.
-        channel: its first channel, in the block.
-        rows: of the sums of a lane, below ``row`` and lane / 4, in order.
-        width: channels of the warp.
+        origin: the lane's first row and channel, in the block.
+        rows: of the lane's sums, from the first one on.
+        groups: how often ``4·fragments.lane`` channels follow one another.
         reach: channels of the block.
-        sums: ``[row / 2][channels of 8][row % 2][2]``.
+        sums: registers.
     """
 
     fragments: Packed
-    lane: Any
-    row: Any
-    channel: Any
+    origin: tuple[Any, Any]
     rows: list[int]
-    width: int
+    groups: int
     reach: int
     sums: Any
 
+    def at(self, row: int, channel: int) -> int:
+        """The register with the sum of the lane's nth row and channel."""
+        raise NotImplementedError
 
-class WarpTile(Tile):
+
+class Columns(Tile):
+    """Sums with channels as columns: ``[row / 2][channels of 8][row % 2][2]``."""
+
+    width: int  # channels of a warp
+
+    def hold(self, fragments: Packed, lane: Any, first: tuple[Any, Any], unit: int) -> None:
+        """Sets what follows from the lane, and the warp's first row and channel.
+
+        Args:
+            fragments: the packed layer.
+            lane: of the warp.
+            first: the warp's first row and channel, in the block.
+            unit: rows from one 16 of the warp to the next.
+        """
+        row, column = divmod_of(lane, 4)
+        self.fragments, self.groups = fragments, self.width // (4 * fragments.lane)
+        self.origin = T.Bind(first[0] + row), T.Bind(first[1] + column * fragments.lane)
+        units = int(self.sums.shape[0]) * 2 // self.width
+        self.rows = [n * unit + half * 8 for n in range(units) for half in (0, 1)]
+
+    def at(self, row: int, channel: int) -> int:
+        """The register with the sum of the lane's nth row and channel."""
+        line = row // 2 * (self.width // CHANNELS) + channel // 2
+        return line * 4 + row % 2 * 2 + channel % 2
+
+
+class WarpTile(Columns):
     """The sums of one warp by ``mma``.
 
     Args:
@@ -65,7 +91,7 @@ class WarpTile(Tile):
     def __init__(
         self, fragments: Fragments, plan: Plan, core: TensorCore, tile: Any, thread: Any
     ):  # fmt: skip
-        self.fragments, self.plan, self.core, self.tile = fragments, plan, core, tile
+        self.plan, self.packed, self.core, self.tile = plan, fragments, core, tile
         warp, lane = divmod_of(thread, LANES)
         self.lane, across = T.Bind(lane), plan.channels // plan.warp_channels
         self.slice, self.warp = map(T.Bind, divmod_of(warp, plan.warps // plan.slices))
@@ -74,8 +100,8 @@ class WarpTile(Tile):
         row, half = tirx.bitwise_and(self.lane, ROWS - 1), self.lane >> 4
         self._places = [T.Bind(plan.lines.place(row, row, half + 2 * step)) for step in (0, 1)]
         self.width, self.reach = plan.warp_channels, plan.channels
-        self.rows = [unit * ROWS + half * 8 for unit in range(plan.units[0]) for half in (0, 1)]
         self.sums = T.alloc_buffer((plan.sums,), "uint32", scope="local", layout=None)
+        self.hold(fragments, self.lane, (self.row, self.channel), ROWS)
         with T.unroll(plan.sums) as i:
             T.buffer_store(self.sums, T.uint32(0), [i])
 
@@ -103,7 +129,7 @@ class WarpTile(Tile):
 
     def _load_weights(self, b: Any, stage: Any, slab: Any) -> None:
         """All channels of both steps: b[step][unit][2]."""
-        plan, packed = self.plan, self.fragments
+        plan, packed = self.plan, self.packed
         across, words = plan.units[1], BLOCK // 4
         blocks = plan.warp_channels // packed.channels
         held = T.alloc_buffer((blocks * 4,), "uint32", scope="local", layout=None)

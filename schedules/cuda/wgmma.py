@@ -37,7 +37,7 @@ from nybble.schedules.cuda.fragments import Packed
 from nybble.schedules.cuda.mma import first_of, parameters
 from nybble.schedules.cuda.mma_moves import PIECE, divmod_of
 from nybble.schedules.cuda.mma_rows import Rows, unit_of
-from nybble.schedules.cuda.mma_tile import LANES, Tile
+from nybble.schedules.cuda.mma_tile import LANES, Columns
 from nybble.schedules.cuda.wgmma_plan import GROUP, LINE, ROWS, Plan, plan_of
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
@@ -215,7 +215,7 @@ def _load(ring: _Ring, rows: Rows, weights: Any, channels: tuple[Any, int]) -> N
         ring.tell_full(tirx.const(ring.steps - 1 - left, "int32"))
 
 
-class WarpgroupTile(Tile):
+class WarpgroupTile(Columns):
     """The sums of a warp, a quarter of its warpgroup's.
 
     Args:
@@ -225,14 +225,14 @@ class WarpgroupTile(Tile):
     """
 
     def __init__(self, panels: Panels, plan: Plan, thread: Any):
-        self.fragments, self.plan = panels, plan
+        self.plan = plan
         warp, lane = divmod_of(thread, LANES)
         group, inside = divmod_of(warp, 4)
-        self.lane, self.first = T.Bind(lane), T.Bind(group * (ROWS * plan.units))
-        self.row, self.channel = T.Bind(self.first + inside * 16), tirx.const(0, "int32")
-        self.rows = [unit * ROWS + half * 8 for unit in range(plan.units) for half in (0, 1)]
+        self.first = T.Bind(group * (ROWS * plan.units))
         self.width = self.reach = plan.channels
         self.sums = T.alloc_buffer((plan.sums,), "uint32", scope="local", layout=None)
+        first = T.Bind(self.first + inside * 16), tirx.const(0, "int32")
+        self.hold(panels, T.Bind(lane), first, ROWS)
 
     def multiply(self, ring: _Ring, problem: Problem) -> None:
         """Emits the loop over the depth."""

@@ -21,7 +21,11 @@ def gpu(arch: str) -> CudaTarget:
 
 
 def check(
-    kernel: Kernel, case: Case, arch: str, knobs: Knobs | None = None, problem: Problem | None = None
+    kernel: Kernel,
+    case: Case,
+    arch: str,
+    knobs: Knobs | None = None,
+    problem: Problem | None = None,
 ) -> simt.Report:
     """Builds, interprets, and compares with the law bit for bit.
 
