@@ -30,7 +30,7 @@ from nybble.runtime import engine, host
 from nybble.schedules import problems, sources
 from nybble.schedules.kernel import Extent, Knobs, TensorSpec
 from nybble.schedules.select import Candidate
-from nybble.schedules.target import Target
+from nybble.schedules.target import CpuTarget, Target
 
 ROUNDS = 7
 ROUND_SECONDS = (
@@ -58,6 +58,8 @@ class Ruler:
             ScheduleError: two candidates disagree about the result.
             ArtifactError: there are not so many CPUs.
         """
+        if not isinstance(target, CpuTarget):
+            refuse_foreign(target)
         keys = [self._key(candidate, target) for candidate in candidates]
         if not all(key in self._known for key in keys):
             refuse_foreign(target)
@@ -72,6 +74,7 @@ class Ruler:
     def _key(self, candidate: Candidate, target: Target) -> str:
         kernel, problem = candidate.kernel.name, candidate.problem
         sizes = [array.shape for array in candidate.packed]  # these may depend on the values
+        assert isinstance(target, CpuTarget)
         machine = (target.llvm, host.model(), self.threads)
         parts = (kernel, problem, sizes, machine, sources.digest())
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
@@ -112,6 +115,11 @@ def refuse_foreign(target: Target) -> None:
     Raises:
         NybbleError: says what it lacks.
     """
+    if not isinstance(target, CpuTarget):
+        raise NybbleError(
+            f"Cannot measure for {target.name}: kernels for GPUs are not timed when a network is "
+            "compiled. Compile without measuring."
+        )
     missing = target.features - host.features()
     if target.arch != host.arch() or missing:
         other = target.arch != host.arch()

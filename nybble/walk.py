@@ -19,7 +19,7 @@ from nybble.describe import describe
 from nybble.errors import NybbleError
 from nybble.frontend.onnx import from_onnx
 from nybble.ir import graph, specs
-from nybble.latency import Ruler, default_cache
+from nybble.latency import Ruler, default_cache, refuse_foreign
 from nybble.limits import multiply_rates
 from nybble.model import Artifact, Model, QuantizedModel, Trial
 from nybble.passes import pipeline
@@ -30,6 +30,7 @@ from nybble.place import Place
 from nybble.recipe import FLOAT, Recipe
 from nybble.runtime.session import Session, load
 from nybble.schedules.build import built
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.lower import lower
 from nybble.schedules.select import Planner
 from nybble.schedules.target import resolve, resolve_all
@@ -237,5 +238,7 @@ def _suited(module: Any, target: Any) -> Any:
 
 
 def _plan(place: Place, measure: bool, prefer: str) -> Planner:
+    if measure and isinstance(place.target, CudaTarget):
+        refuse_foreign(place.target)
     ruler = Ruler(default_cache(), place.timed) if measure else None
     return Planner(prefer=prefer, ruler=ruler, replay=place.replay)

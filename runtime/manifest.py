@@ -7,11 +7,11 @@ A file is an ELF shared library with a trailer that the dynamic linker never loo
 The digest covers everything before it. All of it is checked before the library is opened, because
 ``dlopen`` of a damaged file runs damaged code.
 
-Several variants of one network, for several CPUs of one architecture, share a file: the first is
-its ELF, the others stand behind it, each a whole ELF that starts on a page, and the JSON is an
-index::
+Several variants of one network, for CPUs of one architecture and for GPUs beside them, share a
+file: the first is its ELF, the others stand behind it, each a whole ELF that starts on a page, and
+the JSON is an index::
 
-    ELF | ELF | … | {"schema": 2, "variants": [{"target", "features", "offset", "size"}, …],
+    ELF | ELF | … | {"schema": 2, "variants": [{"target", "features", "device", "offset", "size"}…],
                      "manifests": [manifest, …]} | length | SHA-256 | b"NYBBLE01"
 """
 
@@ -282,6 +282,7 @@ def _index(variants: Sequence[Variant]) -> str:
         {
             "target": variant.manifest.target,
             "features": variant.manifest.features,
+            "device": variant.manifest.device and variant.manifest.device["kind"],
             "offset": variant.offset,
             "size": variant.size,
         }
