@@ -25,9 +25,10 @@ def wavefronts(lanes: Ints, address: Ints, width: int) -> tuple[int, int]:
         the passes, and the parts.
     """
     part = lanes // (WARP * WORD // max(width, WORD))
-    first = address // WORD
-    words = first[:, None] + np.arange(max(1, width // WORD))
-    key = np.unique(part[:, None] * (1 << 32) + words)  # the same word goes to many lanes at once
-    slots, words_in_bank = np.unique((key >> 32) * BANKS + key % BANKS, return_counts=True)
-    parts, first_slot = np.unique(slots // BANKS, return_index=True)
-    return int(np.maximum.reduceat(words_in_bank, first_slot).sum()), len(parts)
+    words = address[:, None] // WORD + np.arange(max(1, width // WORD))
+    key = np.sort((part[:, None] * (1 << 32) + words).ravel())
+    once = key[np.append(True, key[1:] != key[:-1])]  # the same word goes to many lanes at once
+    slots = (once >> 32) * BANKS + once % BANKS
+    counts = np.bincount(slots, minlength=(int(part[-1]) + 1) * BANKS)
+    most = counts.reshape(-1, BANKS).max(axis=1)
+    return int(most.sum()), int((most > 0).sum())

@@ -55,6 +55,7 @@ class Scope:
         meanings: of injected functions, by name.
         slots: by identity of a TensorIR variable, its place in `Strand.env`.
         kinds: by the same, how long its value stays.
+        read: places of variables that an expression reads.
         shared_bytes: static shared memory so far.
         grain: divides the width of every access to shared memory.
         split: warps of a strand, or None where all threads of a block run in lockstep.
@@ -68,6 +69,7 @@ class Scope:
     meanings: Mapping[str, Callable[..., Value]]
     slots: dict[int, int] = field(default_factory=dict)
     kinds: dict[int, Kind] = field(default_factory=dict)
+    read: set[int] = field(default_factory=set)
     used: int = 0
     shared_bytes: int = 0
     grain: int = 16
@@ -148,7 +150,7 @@ def build(scope: Scope, run: Callable[..., Value], *parts: Code) -> Code:
     if kind == Kind.CONSTANT:
         return constant(run(*(part.value for part in parts)))
     if kind == Kind.VARYING:
-        parts = tuple(_once(scope, part) for part in parts)
+        parts = tuple(once(scope, part) for part in parts)
     if len(parts) == 1:
         one = parts[0].run
         return Code(lambda s, m: run(one(s, m)), kind)
@@ -159,7 +161,8 @@ def build(scope: Scope, run: Callable[..., Value], *parts: Code) -> Code:
     return Code(lambda s, m: run(*[one(s, m) for one in runs]), kind)
 
 
-def _once(scope: Scope, part: Code) -> Code:
+def once(scope: Scope, part: Code) -> Code:
+    """Code for a value that a strand computes a single time, if it depends on coordinates alone."""
     if part.kind != Kind.LAUNCH:
         return part
     slot, inner = scope.new_slot(), part.run

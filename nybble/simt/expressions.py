@@ -48,6 +48,7 @@ def _string(scope: Scope, node: Any) -> Code:
 
 def _variable(scope: Scope, node: Any) -> Code:
     slot = scope.slot(node)
+    scope.read.add(slot)
     return Code(lambda s, m: s.env[slot], scope.kind(node))
 
 

@@ -222,8 +222,9 @@ class Local:
     def load(self, strand: Strand, mask: Mask, index: Value, dtype: np.dtype[Any]) -> Value:
         """Elements: ``index`` is a number, or one or several a lane, in units of ``dtype``."""
         view = self.view(dtype)
-        self._inside(strand, mask, index, view.shape[1])
         run = _run(index)
+        if run is None or not 0 <= run[0] <= view.shape[1] - run[1]:
+            self._inside(strand, mask, index, view.shape[1])
         if run is None:
             return self._gather(strand, mask, index, dtype)
         first, count = run
@@ -260,8 +261,6 @@ class Local:
         strand.fail(UninitializedError, f"register {self.name}[{index}] used before set", lane)
 
     def _inside(self, strand: Strand, mask: Mask, index: Value, count: int) -> None:
-        if np.ndim(index) == 0 and 0 <= index < count:
-            return
         chosen = strand.chosen(mask)
         rows = strand.full(index)[chosen]
         bad = ((rows < 0) | (rows >= count)).reshape(len(chosen), -1).any(axis=1)
@@ -274,8 +273,9 @@ class Local:
         """Writes elements of the value's dtype."""
         dtype = value.dtype
         view = self.view(dtype)
-        self._inside(strand, mask, index, view.shape[1])
         run = _run(index)
+        if run is None or not 0 <= run[0] <= view.shape[1] - run[1]:
+            self._inside(strand, mask, index, view.shape[1])
         if run is not None:
             first, count = run
             target = view[:, first] if np.ndim(index) == 0 else view[:, first : first + count]

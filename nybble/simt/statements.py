@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nybble.simt.codes import Buffer, Code, Kind, Scope, np_dtype, within
+from nybble.simt.codes import Buffer, Code, Kind, Scope, np_dtype, once, within
 from nybble.simt.errors import SimtError
 from nybble.simt.expressions import element, local_place
 from nybble.simt.memory import Global, Local, Pointer
@@ -61,10 +61,13 @@ def _sequence(scope: Scope, node: Any) -> Step:
 
 def _bind(scope: Scope, node: Any) -> Step:
     value = scope.expression(node.value)
+    if value.kind == Kind.LAUNCH:
+        value = once(scope, value)
     slot = scope.define(node.var, value.kind)
 
     def run(s: Strand, m: Mask) -> None:
-        s.env[slot] = value.run(s, m)
+        if slot in scope.read:  # as in a compiler: what nobody reads is not computed
+            s.env[slot] = value.run(s, m)
 
     return Step(run)
 
