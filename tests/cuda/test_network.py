@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tvm
 from tvm import relax
+from typer.testing import CliRunner
 
 import nybble
+from nybble.__main__ import app
 from nybble.describe import describe
 from nybble.errors import ArtifactError, NybbleError
 from nybble.ir import graph, interpreter, ops
@@ -84,6 +86,9 @@ def test_file_of_two_generations(tmp_path: Path) -> None:
         code = data[variant.offset : variant.offset + variant.size]
         assert code.count(FATBIN) == 1
         assert b"__global__" not in code  # machine code, no source
+    shown = CliRunner().invoke(app, ["inspect", str(path)], env={"COLUMNS": "140"}).output
+    for expected in ("cuda:sm_80", "sm_80 and later; CUDA 13", "max_pool2d_0_kernel", "sm_90a"):
+        assert expected in shown
     if isinstance(gpu.find(), str):
         with pytest.raises(ArtifactError, match="Compiled for GPUs, target 'cuda:sm_80'"):
             nybble.load(path)
