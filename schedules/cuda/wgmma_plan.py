@@ -1,7 +1,12 @@
 """How a matrix product is cut for Hopper's ``wgmma``, and what each way costs.
 
+An instruction multiplies 64 lines of its first operand by up to 224 lines of its second. The first
+are rows, the second channels; or the first are channels, whose weights come from registers, and the
+second rows.
+
     block    ``rows`` × ``channels`` of the output, by ``groups`` warpgroups of four warps, each
-             ``units`` times 64 rows, and a warpgroup that loads
+             with ``units`` times 64 lines of the first and all ``beside`` of the second operand;
+             and a warpgroup that loads
     stage    128 bytes of depth of the block's rows and channels, ``stages`` of them in a ring
 
 The cost, in cycles of the busiest multiprocessor with b blocks, of which r fit side by side:
@@ -22,32 +27,52 @@ from nybble.schedules.cuda.mma_moves import Lines
 from nybble.schedules.cuda.mma_plan import CHIPS, EPILOGUE, L2_RATE, LATENCY
 from nybble.schedules.kernel import Knobs
 
-ROWS, LINE = 64, 128
-"""Rows of an instruction, and bytes of depth of a stage: what a swizzle of 128 bytes covers."""
+FIRST, LINE = 64, 128
+"""Lines of an instruction's first operand; bytes of depth of a stage, which one swizzle covers."""
 GROUP = 128  # threads
 RATE = 4096  # products of 8 bits in a cycle of a multiprocessor
 BARRIERS = 128  # bytes of shared memory
+REGISTERS = 168  # of a thread, at the start
 
-TILES = (
+Tile = tuple[int, int, int]
+"""groups, units, beside: TVM knows instructions of up to 224 for integers."""
+
+ROWS_FIRST: tuple[Tile, ...] = (
     (2, 2, 128), (2, 1, 192), (2, 1, 128), (2, 1, 64), (1, 2, 128), (1, 1, 192), (1, 1, 128),
     (1, 1, 64),
 )  # fmt: skip
-"""groups, units, channels: of the latter TVM knows up to 224 for integers."""
+CHANNELS_FIRST: tuple[Tile, ...] = ((2, 2, 128), (2, 2, 64), (1, 2, 128), (1, 2, 64), (1, 2, 32))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One way of cutting; see above."""
+    """One way of cutting; see above.
+
+    Attributes:
+        weight: bytes of depth of a channel in a stage: 128, or 64 for weights of 4 bits, whose
+            channels are the first operand.
+    """
 
     groups: int
     units: int
-    channels: int
+    beside: int
     stages: int
+    weight: int = LINE
+
+    @property
+    def _lines(self) -> tuple[int, int]:
+        """Of the first and the second operand of a block."""
+        return FIRST * self.groups * self.units, self.beside
 
     @property
     def rows(self) -> int:
         """Of a block."""
-        return ROWS * self.groups * self.units
+        return self._lines[self.weight < LINE]
+
+    @property
+    def channels(self) -> int:
+        """Of a block."""
+        return self._lines[self.weight == LINE]
 
     @property
     def threads(self) -> int:
@@ -57,7 +82,7 @@ class Plan:
     @property
     def sums(self) -> int:
         """Registers of a lane for sums."""
-        return self.units * self.channels // 2
+        return self.units * self.beside // 2
 
     @property
     def lines(self) -> Lines:
@@ -65,14 +90,14 @@ class Plan:
         return Lines(self.rows, 1, LINE, GROUP)
 
     @property
-    def stage(self) -> int:
-        """Bytes of a stage."""
-        return (self.rows + self.channels) * LINE
+    def weights(self) -> int:
+        """Bytes of a stage's weights."""
+        return self.channels * self.weight
 
     @property
     def shared(self) -> int:
         """Bytes of shared memory."""
-        return self.stages * self.stage + BARRIERS
+        return self.stages * (self.rows * LINE + self.weights) + BARRIERS
 
     def refuse(self, packed: Packed) -> str | None:
         """Why it cannot be built, None when it can."""
@@ -88,29 +113,35 @@ def cost(plan: Plan, packed: Packed) -> float:
     chip, matrix = CHIPS["hopper"], packed.matrix
     blocks = ceil(matrix.static_rows / plan.rows) * (packed.padded // plan.channels)
     steps, turns = ceil(matrix.depth / LINE), ceil(blocks / chip.processors)
-    resident = max(1, min(chip.shared // plan.shared, chip.registers // (plan.threads * 168)))
+    resident = max(1, min(chip.shared // plan.shared, chip.registers // (plan.threads * REGISTERS)))
     products = plan.rows * plan.channels * LINE / RATE
-    busy = max(products, plan.stage / L2_RATE)
+    busy = max(products, (plan.rows * LINE + plan.weights) / L2_RATE)
     waiting = LATENCY + steps * max(LATENCY / (plan.stages - 1), products)
     ending = plan.rows * plan.channels * EPILOGUE / 128
     most, least = sorted((turns * steps * busy, ceil(turns / resident) * waiting))[::-1]
     return most + least / 8 + turns * ending
 
 
-def plan_of(packed: Packed, knobs: Knobs) -> Plan:
+def plan_of(packed: Packed, tiles: tuple[Tile, ...], weight: int, knobs: Knobs) -> Plan:
     """The plan that the knobs ``tile`` and ``stages`` choose, by default the cheapest.
+
+    Args:
+        packed: the packed layer.
+        tiles: to choose from.
+        weight: as of `Plan`.
+        knobs: the choices.
 
     Raises:
         ScheduleError: the choices do not go together.
     """
     depths = (2, 3, 4, 5, 6)
-    every = [Plan(*tile, stages) for tile in TILES for stages in depths]
+    every = [Plan(*tile, stages, weight) for tile in tiles for stages in depths]
     legal = [plan for plan in every if plan.refuse(packed) is None]
     best = min(legal, key=lambda plan: (round(cost(plan, packed), -2), -plan.stages))
-    tiles = sorted({TILES.index((p.groups, p.units, p.channels)) for p in legal})
-    default = TILES.index((best.groups, best.units, best.channels))
-    tile = TILES[knobs.pick("tile", tiles, default)]
-    plan = Plan(*tile, knobs.pick("stages", depths, best.stages))
+    allowed = sorted({tiles.index((p.groups, p.units, p.beside)) for p in legal})
+    default = tiles.index((best.groups, best.units, best.beside))
+    tile = tiles[knobs.pick("tile", allowed, default)]
+    plan = Plan(*tile, knobs.pick("stages", depths, best.stages), weight)
     reason = plan.refuse(packed)
     if reason is not None:
         raise ScheduleError(f"tile {tile}, {plan.stages} stages: {reason}")

@@ -51,6 +51,10 @@ ROWS = {
         "rows", "3x3 add", "pad value", "1x1 padded", "3x3 stride 2", "3x3 batch", "3x3 big ratios",
         "full window",
     ),
+    "cuda.int4.wgmma": (
+        "low 3x3 add", "low tokens", "low 3x3 bits", "low high", "low 3x3 dilated", "low 1x1 batch",
+        "low rows, table int1 int3", "low alternating",
+    ),
 }  # fmt: skip
 
 
@@ -59,7 +63,7 @@ QUICK = 5  # rows of a family that are run every time
 
 def arch_of(name: str, row: int) -> str:
     """Every architecture in turn, of those that a family is for."""
-    if name == "cuda.int8.wgmma":
+    if name.endswith("wgmma"):
         return "sm_90"
     return ARCHS[row % (2 if name == "cuda.int4.s4mma" else 3)]
 
@@ -74,7 +78,9 @@ def arch_of(name: str, row: int) -> str:
 )
 def test_equals_the_law(name: str, row: int) -> None:
     case = CASES[ROWS[name][row]]
-    check(family(name, case), case, arch_of(name, row))
+    kernel, arch = family(name, case), arch_of(name, row)
+    assert kernel.refuses(case.problem(), gpu(arch)) is None
+    check(kernel, case, arch)
 
 
 @slow
@@ -140,7 +146,7 @@ def test_packed_activations(arch: str, whole: bool) -> None:
 
 CHOICES = {
     "cuda.int8.mma": "3x3 add", "cuda.int4.mma": "low 3x3 add", "cuda.int4.s4mma": "low 3x3 add",
-    "cuda.int8.wgmma": "1x1 signed",
+    "cuda.int8.wgmma": "1x1 signed", "cuda.int4.wgmma": "low 1x1",
 }  # fmt: skip
 
 
@@ -236,6 +242,7 @@ def layer(weights: str, x: str, small: bool) -> Case:
 WIDTHS = {
     "cuda.int8.mma": ("int8", "uint8"), "cuda.int4.mma": ("int4", "int8"),
     "cuda.int4.s4mma": ("int4", "uint4"), "cuda.int8.wgmma": ("int8", "uint8"),
+    "cuda.int4.wgmma": ("int4", "uint8"),
 }  # fmt: skip
 IMMA = {("sm_75", 8): "8816", ("sm_75", 4): "8832", ("sm_80", 8): "16832", ("sm_80", 4): "16864"}
 
@@ -274,9 +281,12 @@ def inspect(name: str, small: bool, arch: str) -> None:
     plan = kernel.plan(problem, target, Knobs())
     code = code_of(kernel.build(problem, target, Knobs()), arch)
     check_registers(code, plan.threads, 1)
-    if name == "cuda.int8.wgmma":
-        wanted = ["IGMMA", "UBLKCP", "LDGSTS", "SYNCS", "STG.E.128"]
+    if name.endswith("wgmma"):
+        wanted = ["IGMMA.64x", "UBLKCP", "LDGSTS.E.BYPASS.LTC128B.128", "SYNCS.PHASECHK"]
         wanted += ["USETMAXREG"] if plan.groups == 2 else []
+        wanted += ["LDS.128", "LOP3"] if name == "cuda.int4.wgmma" else ["STG.E.128"]
+        found = sum(n for one, n in code.counts.items() if one.startswith("IGMMA"))
+        assert found % (4 * plan.units) == 0, (found, plan.units)
     else:
         generation = "sm_75" if arch == "sm_75" else "sm_80"
         bits = 4 if name == "cuda.int4.s4mma" else 8
@@ -307,7 +317,7 @@ def test_machine_code() -> None:
             for name in list(WIDTHS)[:3]
             for arch in ("sm_75", "sm_80", "sm_86", "sm_89")
         ),
-        *((name, "sm_90") for name in ("cuda.int8.mma", "cuda.int4.mma", "cuda.int8.wgmma")),
+        *((name, "sm_90") for name in WIDTHS if name != "cuda.int4.s4mma"),
     ],
 )
 def test_machine_code_everywhere(name: str, small: bool, arch: str) -> None:
