@@ -25,11 +25,14 @@ from nybble.schedules.cpu import (
     weight_only_generic,
     winograd,
 )
+from nybble.schedules.cuda import bitserial as cuda_bitserial
 from nybble.schedules.cuda import concat as cuda_concat
 from nybble.schedules.cuda import direct as cuda_direct
 from nybble.schedules.cuda import elementwise as cuda_elementwise
+from nybble.schedules.cuda import mma as cuda_mma
 from nybble.schedules.cuda import pooling as cuda_pooling
 from nybble.schedules.cuda import weight_only as cuda_weight_only
+from nybble.schedules.cuda import wgmma as cuda_wgmma
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.kernel import Kernel
 from nybble.schedules.target import Target
@@ -71,6 +74,9 @@ KERNELS: tuple[Kernel, ...] = (
 )
 
 CUDA: tuple[Kernel, ...] = (
+    *cuda_bitserial.KERNELS,
+    *cuda_wgmma.KERNELS,
+    *cuda_mma.KERNELS,
     cuda_direct.CONV2D,
     cuda_direct.LINEAR,
     *cuda_weight_only.KERNELS,
