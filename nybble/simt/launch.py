@@ -39,6 +39,7 @@ def run(
     outputs: int = 1,
     target: str = "cuda:sm_80",
     functions: Functions | None = None,
+    unset: bool = False,
 ) -> Report:
     """Runs a CUDA kernel without a GPU, and checks every step of it.
 
@@ -54,6 +55,8 @@ def run(
         target: as ``--target``: ``cuda:sm_90``.
         functions: NumPy meanings of injected CUDA functions, by name. They get an array with one
             element for each lane a value, a `nybble.simt.functions.Window` for a pointer.
+        unset: whether registers may be read before they are set: TVM's own reductions across
+            threads do so in lanes whose sums nobody uses.
 
     Returns:
         what was counted.
@@ -67,7 +70,7 @@ def run(
     host, devices = _split(func, gpu)
     report = Report()
     with np.errstate(all="ignore"):
-        memory = _Host(host, devices, report, functions or {}).execute(args, outputs)
+        memory = _Host(host, devices, report, functions or {}, unset).execute(args, outputs)
     for one in memory:
         if one.output:
             one.check_complete(
@@ -105,6 +108,7 @@ class _Host:
     devices: dict[str, tirx.PrimFunc]
     report: Report
     functions: Functions
+    unset: bool
     written: list[list[Global]] = field(default_factory=list)
 
     def execute(self, args: Sequence[Any], outputs: int) -> list[Global]:
@@ -140,7 +144,7 @@ class _Host:
         func = self.devices[name]
         dynamic = int(extents.get(_DYNAMIC, 0))
         geometry = Geometry({tag: int(n) for tag, n in extents.items() if tag != _DYNAMIC})
-        kernel = _Kernel(name, func, list(values), geometry, self.functions)
+        kernel = _Kernel(name, func, list(values), geometry, self.functions, self.unset)
         kernel.run(dynamic, self.report)
         for one in (*self.written[0], *self.written[1]):
             one.settle()
@@ -155,6 +159,7 @@ class _Kernel:
     values: list[Value]
     geometry: Geometry
     functions: Functions
+    unset: bool
 
     def run(self, dynamic: int, report: Report) -> None:
         """Runs all blocks, as many at a time as memory allows."""
@@ -173,6 +178,7 @@ class _Kernel:
             shared = Shared(len(some), size, scope.grain, Order(len(some), warps))
             shared.dynamic, shared.limit = start, start + dynamic
             launch = _launch_of(self.name, self.geometry, some, report, shared)
+            launch.unset = self.unset
             _run_strands(self._strands(scope, launch), step)
 
     def _compile(self, split: int | None) -> tuple[Scope, Step]:

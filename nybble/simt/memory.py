@@ -205,8 +205,9 @@ class Local:
         self.name = name
         self.item = dtype.itemsize
         self.data: Bytes = np.zeros((strand.lanes, count * self.item), np.uint8)
-        self.state = np.zeros((strand.lanes, count), np.uint8)
-        self.known = [False] * count  # written in all lanes, and nothing on its way
+        unset = strand.launch.unset
+        self.state = np.full((strand.lanes, count), SET if unset else UNSET, np.uint8)
+        self.known = [unset] * count  # written in all lanes, and nothing on its way
         self.pinned = [0] * count  # asynchronous products on their way that read it
         self.stamps = [0] * count  # `Strand.stamp` of the last store
         self.strand = strand

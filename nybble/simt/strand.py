@@ -53,6 +53,7 @@ class Launch:
     order: Order
     barriers: dict[int, Any] = field(default_factory=dict)  # `Rendezvous` by number
     phases: dict[tuple[int, int], Any] = field(default_factory=dict)  # mbarriers: (block, byte)
+    unset: bool = False  # whether registers may be read before they are set
     progress: int = 0  # grows with every arrival: that it does not tells a deadlock
 
     def where(self, thread: int, block: int) -> str:

@@ -133,6 +133,11 @@ def _ballot(scope: Scope, node: Any) -> Code:
     return Code(run, Kind.VARYING)
 
 
+def _active(scope: Scope, node: Any) -> Code:
+    """``__activemask()``: the lanes that are here."""
+    return Code(lambda s, m: ballot(s, s.active if m is None else m, np.bool_(True)), Kind.VARYING)
+
+
 def _any(scope: Scope, node: Any) -> Code:
     inner = _ballot(scope, node)
     return Code(lambda s, m: (inner.run(s, m) != 0).astype(np.int32), Kind.VARYING)
@@ -160,5 +165,7 @@ CALLS: dict[str, Callable[[Scope, Any], Code]] = {
     "tirx.cuda.warp_reduce": _warp_reduce,
     "tirx.cuda.ballot_sync": _ballot,
     "tirx.cuda.any_sync": _any,
+    "tirx.cuda.__activemask": _active,
+    "tirx.tvm_warp_activemask": _active,
     "tirx.cuda.elect_sync": _elect,
 }
