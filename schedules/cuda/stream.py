@@ -10,6 +10,8 @@ What a record means, a `Layer` says. `nybble.schedules.cuda.stream_plan` has the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any, Protocol
@@ -131,7 +133,7 @@ class Stream:
         along = T.Bind(warp // plan.across)
 
         def run_of(i: Any) -> Any:
-            """The i-th run of a warp; those beyond the end are zeros times the last one."""
+            """The i-th run of a warp; it may be beyond the end."""
             turn = 0 if plan.chunks == 1 else i // plan.chunk
             inside = i if plan.chunks == 1 else i % plan.chunk
             return split * plan.runs + (turn * plan.along + along) * plan.chunk + inside
@@ -160,10 +162,20 @@ class Stream:
                 with T.serial(work.span) as part:
                     source.take(T.Bind(i * work.span + part))
                     begin = (along * plan.chunk + inside) * line + part * (line // work.span)
-                    held = Words(shared, ring)
-                    self.layer.record(place, source.registers, held, T.Bind(begin))
+                    held, begin = Words(shared, ring), T.Bind(begin)
+                    with self._guard(run_of(i)):
+                        self.layer.record(place, source.registers, held, begin)
                 self.layer.end()
         source.finish()  # the copies for steps behind the last one: their place is used again
+
+    @contextmanager
+    def _guard(self, run: Any) -> Iterator[None]:
+        """Leaves out the runs beyond the end, which a warp may have where the cut is uneven."""
+        if self.plan.runs * self.plan.splits == self.work.runs:
+            yield
+            return
+        with T.If(run < self.work.runs), T.Then():
+            yield
 
     # ------------------------------------------------------------ the sums
 

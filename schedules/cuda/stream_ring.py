@@ -41,7 +41,8 @@ class Words:
 
     def store(self, at: Any, value: Any, lanes: int) -> None:
         """Stores ``lanes`` words."""
-        T.buffer_store(self.buffer, value, [T.ramp(at + self.first, 1, lanes)])
+        at = at + self.first
+        T.buffer_store(self.buffer, value, [T.ramp(at, 1, lanes) if lanes > 1 else at])
 
 
 class Ring(Protocol):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nybble import simt
 from nybble.ir import numerics
 from nybble.ir.weight_only import HALF, HALF_BOUND
-from nybble.schedules.cuda import weight_only
+from nybble.schedules.cuda import stream_plan
 from nybble.schedules.cuda.weight_only import KERNELS
 from nybble.schedules.kernel import Epilogue, Kernel, Knobs, Problem
 from tests.cuda.layers import gpu
@@ -23,7 +23,7 @@ ARCHS = ("sm_75", "sm_80", "sm_90")
 
 def half(*shape: Any, **given: Any) -> Case:
     """A row of `tests.weight_only_cases` in half precision."""
-    return Case(*shape, **given, compute=HALF)
+    return dataclasses.replace(Case(*shape, **given), compute=HALF)
 
 
 def family(case: Case) -> Kernel:
@@ -122,9 +122,9 @@ def test_every_choice_gives_the_same_bits(decisions: dict[str, int]) -> None:
 
 
 def test_activations_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_only.stream_plan, "CHUNK", 2048)
+    monkeypatch.setattr(stream_plan, "CHUNK", 2048)
     arrays, decisions = whole_numbers(WHOLE), {"along": 2, "splits": 1, "operands": 2}
-    plan = weight_only.KERNELS[2].plan(WHOLE.problem(), gpu("sm_80"), Knobs(dict(decisions)))
+    plan = KERNELS[2].plan(WHOLE.problem(), gpu("sm_80"), Knobs(dict(decisions)))
     assert plan.chunks > 1
     got = run(WHOLE, "sm_80", arrays, decisions.items())
     np.testing.assert_array_equal(got, WHOLE.bounded(arrays)[0])
@@ -137,7 +137,7 @@ def test_clamp_and_second_branch() -> None:
     given = case.problem()
     epilogue = Epilogue("float", -20.0, 6.0, other=given.output)
     got = run(case, "sm_80", arrays, problem=dataclasses.replace(given, epilogue=epilogue))
-    want = np.clip(case.bounded({k: v for k, v in arrays.items()})[0] + arrays["other"], -20, 6)
+    want = np.clip(case.bounded(arrays)[0] + arrays["other"], -20, 6)
     np.testing.assert_array_equal(got, want)
     assert {-20.0, 6.0} < set(got.flat)
 
