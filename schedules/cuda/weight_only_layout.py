@@ -11,8 +11,8 @@ warp multiplies by 64 activations of each row:
 
 Groups are *runs* of whole records: those of up to 32 inputs are filled up to 32, two to a record,
 longer ones to a multiple of 64; activations are filled up with zeros in the same places. A scale is
-stored in half precision as a share of the channel's largest one, which stays float32 (as does the
-scale of a channel that has but one).
+stored in half precision as a share of the channel's largest one, 2^15, which stays float32 (as does
+the scale of a channel that has but one).
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ DEPTH = 64
 """Inputs of a record."""
 TILE = 16
 """Channels of a tensor-core operand."""
+LARGEST = np.float32(2.0**15)
+"""The largest share of a channel, so that shares down to 2^-29 of it keep their precision."""
 SHORT = 32
 """Groups up to this long lie two to a record."""
 
@@ -137,7 +139,7 @@ class Layout:
         scale = np.asarray(constants["scale"], np.float32)
         factor = scale[:, 0]
         if self.is_grouped:
-            factor = np.abs(scale).max(axis=1)
+            factor = np.abs(scale).max(axis=1) / LARGEST
             factor = np.where(factor > 0, factor, np.float32(1))
         table = np.zeros((2, self.blocks * self.width), np.float32)
         table[0, : self.o], table[1, : self.o] = factor, constants["bias"]
