@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator,valid-type"
 """TensorIR to fat binaries: what is inside, what is said of it, and what is refused."""
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from tests.schedules.modules import inputs_of, module
 from tests.schedules.test_float import SHAPE, STOCK
 from tests.schedules.test_integer import EVERY_OP, WINDOW, C, clamped, one, scale
 
+pytestmark = pytest.mark.sweep
+
 GENERIC = "cuda.generic"
 SM80 = resolve("cuda:sm_80")
 RNG = np.random.default_rng(0)

@@ -91,7 +91,7 @@ def test_here() -> None:
 def test_memory_copies_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "DEVICE", (1, 0))  # the CPU as the device
     memory = gpu.Memory(engine.ffi())
-    first = [np.arange(6, dtype=np.int8).reshape(2, 3), np.ones(4, np.float32)]
+    first: list[Any] = [np.arange(6, dtype=np.int8).reshape(2, 3), np.ones(4, np.float32)]
     tensors = memory.take(first)
     for array, tensor in zip(first, tensors, strict=True):
         got = memory.give(tensor)
