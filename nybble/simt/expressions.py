@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nybble.simt.arithmetic import binary, unwrapped
 from nybble.simt.calls import call
 from nybble.simt.codes import (
     Buffer,
@@ -30,8 +31,7 @@ def expression(scope: Scope, node: Any) -> Code:
     """Code for an expression of any kind."""
     name = type(node).__name__
     if name in BINARY:
-        a, b = expression(scope, node.a), expression(scope, node.b)
-        return build(scope, BINARY[name], a, b)
+        return binary(scope, node)
     translate = _NODES.get(name)
     if translate is None:
         raise scope.refuse(f"the expression {name} ({node})")
@@ -54,7 +54,7 @@ def _variable(scope: Scope, node: Any) -> Code:
 
 def _cast(scope: Scope, node: Any) -> Code:
     dtype = np_dtype(str(node.ty.dtype))
-    return build(scope, lambda v: cast(v, dtype), expression(scope, node.value))
+    return build(scope, lambda v: cast(v, dtype), unwrapped(scope, node.value))
 
 
 def _not(scope: Scope, node: Any) -> Code:

@@ -343,3 +343,45 @@ def test_named_barriers_and_deadlocks() -> None:
     np.testing.assert_array_equal(run_words(two_roles(third=False), 96), want)
     with pytest.raises(simt.DeadlockError, match="warp 0: barrier 1; warp 1: barrier 1"):
         run_words(two_roles(third=True), 96)
+
+
+def arithmetic(kind: str) -> Any:
+    @T.prim_func
+    def divides(a: T.Buffer((64,), "int32"), out: T.Buffer((64,), "int32")):
+        T.device_entry()
+        T.cta_id([1])
+        tx = T.thread_id([64])
+        out[tx] = T.truncdiv(7, a[tx])
+
+    @T.prim_func
+    def guarded(a: T.Buffer((64,), "int32"), out: T.Buffer((64,), "int32")):
+        T.device_entry()
+        T.cta_id([1])
+        tx = T.thread_id([64])
+        out[tx] = T.if_then_else(a[tx] > 0, T.truncdiv(7, a[tx]), 0)
+
+    @T.prim_func
+    def shifts(a: T.Buffer((64,), "int32"), out: T.Buffer((64,), "int32")):
+        T.device_entry()
+        T.cta_id([1])
+        tx = T.thread_id([64])
+        out[tx] = 1 << a[tx]
+
+    @T.prim_func
+    def widens(a: T.Buffer((64,), "int32"), out: T.Buffer((64,), "int32")):
+        T.device_entry()
+        T.cta_id([1])
+        tx = T.thread_id([64])
+        out[tx] = T.Cast("int32", T.Cast("int8", a[tx]) + T.Cast("int8", 100))
+
+    return {"divides": divides, "guarded": guarded, "shifts": shifts, "widens": widens}[kind]
+
+
+def test_arithmetic_that_c_leaves_open() -> None:
+    np.testing.assert_array_equal(run_words(arithmetic("guarded"))[:4], [0, 7, 3, 2])
+    with pytest.raises(simt.SimtError, match=r"division by zero, by thread \(0,0,0\)"):
+        run_words(arithmetic("divides"))
+    with pytest.raises(simt.SimtError, match=r"shift by the width or more, by thread \(32,0,0\)"):
+        run_words(arithmetic("shifts"))
+    with pytest.raises(simt.SimtError, match=r"leaves int8: C computes.*thread \(28,0,0\)"):
+        run_words(arithmetic("widens"))
