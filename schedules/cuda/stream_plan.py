@@ -39,6 +39,7 @@ MOST_SHARE = 1.25
 PROCESSORS = {"turing": 40, "ampere": 108, "hopper": 132}
 IN_FLIGHT = {"turing": 8 << 10, "ampere": 12 << 10, "hopper": 24 << 10}  # bytes a processor
 REGISTERS = 1 << 16  # of a processor
+WARPS = 32  # of a processor, on every architecture
 CHUNK = 48 << 10  # bytes of activations that a block holds at once, at most
 
 
@@ -157,6 +158,14 @@ def choose(work: Work, target: CudaTarget, operands: int, knobs: Knobs) -> Plan:
     return found[0]
 
 
+def slots(work: Work, target: CudaTarget, plan: Plan) -> int:
+    """Blocks that a processor holds at once, as far as is planned."""
+    ring, x, sums = shared_bytes(work, plan)
+    registers = -(-(work.registers + work.sums * plan.operands) // 8) * 8 * 32 * plan.warps
+    memory = target.shared_memory // max(ring + x, sums, 1)
+    return min(memory, REGISTERS // registers, WARPS // plan.warps)
+
+
 def cost(work: Work, target: CudaTarget, plan: Plan) -> float:
     """As the page says."""
     processors = PROCESSORS[target.generation]
@@ -168,17 +177,13 @@ def cost(work: Work, target: CudaTarget, plan: Plan) -> float:
     near = columns * rows * work.runs * work.source + (tiles - 1) * weights
     if plan.splits > 1:
         near += 2 * plan.splits * rows * work.blocks * work.width * 4
-    ring, x, sums = shared_bytes(work, plan)
-    registers = (work.registers + work.sums * plan.operands) * 32 * plan.warps
-    slots = min(
-        target.shared_memory // max(ring + x, sums, 1), REGISTERS // registers, 48 // plan.warps
-    )
-    if slots == 0:
+    fitting = slots(work, target, plan)
+    if fitting == 0:
         return inf
     active = min(blocks, processors)
-    flight = min(slots, blocks / active) * plan.warps * max(plan.stages - 1, 1) * work.record
+    flight = min(fitting, blocks / active) * plan.warps * max(plan.stages - 1, 1) * work.record
     share = min(1.0, active / processors * min(MOST_SHARE, flight / IN_FLIGHT[target.generation]))
-    full = processors * slots
+    full = processors * fitting
     tail = ceil(blocks / full) * full / blocks if blocks > full else 1.0
     uneven = plan.along * plan.splits * plan.chunk * plan.chunks / work.runs
     return (weights + near / L2) * tail * uneven / share + LAUNCH * (plan.splits > 1)

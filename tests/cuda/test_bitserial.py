@@ -7,7 +7,7 @@ import pytest
 
 from nybble.schedules.cuda import bitserial, stream_plan
 from nybble.schedules.cuda.bit_layout import bit_layout_of
-from nybble.schedules.cuda.bitserial import KERNELS
+from nybble.schedules.cuda.bitserial import KERNELS, work_of
 from nybble.schedules.kernel import Kernel, Knobs, Problem, TensorSpec
 from tests.cases import LOW, LOW_LINEAR, Case
 from tests.cuda.layers import check, gpu
@@ -169,7 +169,7 @@ def inspect(weights: str, activations: str, arch: str) -> None:
     target = gpu(arch)
     plan = kernel.plan(problem, target, Knobs())
     code = code_of(kernel.build(problem, target, Knobs()), arch)
-    check_registers(code, 32 * plan.warps, 1)
+    check_registers(code, 32 * plan.warps, stream_plan.slots(work_of(problem), target, plan))
     wanted = [r"BMMA\.88128\.XOR\.POPC"] if arch == "sm_75" else [r"BMMA\.168256\.AND\.POPC"]
     wanted.append(r"LDG\.E\.128" if arch == "sm_75" else r"LDGSTS.*\.128")
     for pattern in wanted:

@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tvm import relax
 
 from nybble import simt
-from nybble.ir import numerics
+from nybble.ir import graph, numerics, ops, specs
 from nybble.ir.weight_only import HALF, HALF_BOUND
+from nybble.passes import pipeline
 from nybble.schedules.cuda import stream_plan
-from nybble.schedules.cuda.weight_only import KERNELS
+from nybble.schedules.cuda.weight_only import KERNELS, work_of
 from nybble.schedules.kernel import Epilogue, Kernel, Knobs, Problem
+from nybble.schedules.lower import lower
 from tests.cuda.layers import gpu
 from tests.cuda.opcodes import check_registers, code_of
 from tests.weight_only_cases import Arrays, Case
@@ -177,6 +180,19 @@ def test_the_width_is_in_the_name() -> None:
     assert refusals[0] == "weights are int3"
 
 
+def test_a_network_gets_the_kernels_of_its_width() -> None:
+    x = relax.Var("x", relax.TensorType((1, 96), "float32"))
+    emitter, case = graph.Emitter([x]), half((1, 96), 18, 32)
+    kept = {specs.KEPT_FLOAT: ["relu: weights alone are quantized"]}
+    names = ("w", "scale", "zero_point", "bias")
+    constants = [graph.constant(case.data()[n], case.weights if n == "w" else None) for n in names]
+    y = emitter.emit(ops.call("weight_only", [x, *constants], group=32), "layer")
+    clamped = emitter.emit(relax.op.nn.relu(y), "relu")
+    module = pipeline.for_gpu(emitter.finish([clamped], ["relu"], "integer", kept))
+    (layer,) = lower(module, gpu("sm_90")).layers
+    assert (layer.op, layer.kernel, layer.stored) == ("weight_only+relu", "cuda.w4", "int4")
+
+
 # ---------------------------------------------------------------- machine code
 
 ROWS = {1: "m1", 16: "m16", 64: "m64"}
@@ -189,9 +205,11 @@ def inspect(bits: int, m: int, arch: str) -> None:
     kernel, target = family(case), gpu(arch)
     plan = kernel.plan(case.problem(), target, Knobs())
     code = code_of(kernel.build(case.problem(), target, Knobs()), arch)
-    check_registers(code, 32 * plan.warps, 1 if m > 16 else 2)
+    slots = stream_plan.slots(work_of(case.problem()), target, plan)
+    check_registers(code, 32 * plan.warps, slots)
     shape = "1688" if arch == "sm_75" else "16816"
-    wanted = [rf"HMMA\.{shape}\.F32", "HFMA2", r"LOP3", r"LDS.*\.128"]
+    scaled = "HADD2" if bits == 8 else "HFMA2"  # bytes lie where they need no scaling
+    wanted = [rf"HMMA\.{shape}\.F32", scaled, r"LOP3", r"LDS.*\.128"]
     wanted.append(r"LDG\.E\.128" if arch == "sm_75" else r"LDGSTS\.E(\.BYPASS)?(\.128|\.64)")
     for pattern in wanted:
         assert code.has(pattern), (pattern, code.counts)
