@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nybble.ir import numerics
-from nybble.ir.weight_only import HALF, HALF_BOUND
+from nybble.ir.weight_only import HALF
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from tests import cases, weight_only_cases
 
@@ -89,7 +89,7 @@ def _small(case: cases.Case) -> Row:
 def _small_half(case: weight_only_cases.Case) -> Row:
     arrays = case.data()
     value, bound = case.bounded(arrays)
-    return Row(case.name, case.problem(), arrays, value, HALF_BOUND * bound)
+    return Row(case.name, case.problem(), arrays, value, bound)
 
 
 def _tiled(rng: np.random.Generator, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
@@ -140,4 +140,4 @@ def _half(size: tuple[int, int, int], weights: str) -> Row:
     at = _at(rng, m, n)
     part = {name: values[at[1]] for name, values in arrays.items() if name != "x"}
     value, bound = case.bounded({**part, "x": arrays["x"][at[0]]})
-    return Row("", case.problem(), arrays, value, HALF_BOUND * bound, at, prod(size))
+    return Row("", case.problem(), arrays, value, bound, at, prod(size))
