@@ -81,6 +81,7 @@ class Packed:
         held = taps.astype(np.int64).astype(np.uint8)
         if matrix.packing == 2:
             held = numerics.pack(taps, "uint4")
+        held = np.pad(held, ((0, 0), (0, 0), (0, matrix.line - held.shape[2])))
         found = np.zeros((self.padded, -(-matrix.depth // unit) * unit), np.uint8)
         found[: len(weights), : matrix.depth] = held.reshape(len(weights), -1)
         return found[self.order]

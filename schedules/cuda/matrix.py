@@ -7,11 +7,13 @@ all input channels of one pixel, in OHWI order as weights lie anyway:
     depth   tap 0: c0 c1 … | tap 1: c0 c1 … | …        one *line* of bytes for each tap
 
 A linear layer, and a 1x1 convolution without strides and padding, is one tap of the whole depth.
+Where a tap is no whole number of words (the image's three channels), `in_words` makes the taps of a
+row of the window one, if they lie side by side, and fills its line up to words.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -57,9 +59,11 @@ class Matrix:
     Attributes:
         rows: factors of the number of rows; a symbolic batch is a name.
         channels: of the output.
-        elements: of one tap of one row: the input channels of a pixel.
+        elements: of one tap of one row: the input channels of a pixel, or of several.
         packing: elements in a byte of shared memory: 1, or 2 for tensor cores of 4 bits.
         window: None where there is one tap that lies as it is used.
+        pixels: that a tap covers.
+        loose: taps begin anywhere in memory; their lines are filled up to words.
     """
 
     rows: tuple[Extent, ...]
@@ -67,6 +71,8 @@ class Matrix:
     elements: int
     packing: int = 1
     window: Window | None = None
+    pixels: int = 1
+    loose: bool = False
 
     @property
     def static_rows(self) -> int:
@@ -81,7 +87,8 @@ class Matrix:
     @property
     def line(self) -> int:
         """Bytes of shared memory for one tap."""
-        return -(-self.elements // self.packing)
+        size = -(-self.elements // self.packing)
+        return -(-size // 4) * 4 if self.loose else size
 
     @property
     def depth(self) -> int:
@@ -112,6 +119,18 @@ def matrix_of(problem: Problem, packing: int = 1) -> Matrix:
         int(attrs.get("pad_value", 0)),
     )  # fmt: skip
     return Matrix((shape[0], *out), channels, elements, packing, window)
+
+
+def in_words(matrix: Matrix) -> Matrix:
+    """The same layer with lines of whole words."""
+    if matrix.elements % (4 * matrix.packing) == 0:
+        return matrix
+    window = matrix.window
+    if window is None or window.dilation[1] != 1:
+        return replace(matrix, loose=True)
+    (kh, kw), elements = window.taps, matrix.elements
+    rows = replace(window, taps=(kh, 1))
+    return replace(matrix, window=rows, elements=kw * elements, pixels=kw, loose=True)
 
 
 def refuse(problem: Problem) -> str | None:

@@ -37,7 +37,7 @@ from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.cuda.fragments import Fragments, lane_of
 from nybble.schedules.cuda.mma_moves import divmod_of
 from nybble.schedules.cuda.mma_plan import Plan, plan_of
-from nybble.schedules.cuda.mma_rows import Rows, halves, unit_of
+from nybble.schedules.cuda.mma_rows import Rows, halves
 from nybble.schedules.cuda.mma_tile import WarpTile
 from nybble.schedules.cuda.mma_weights import Channels
 from nybble.schedules.cuda.tensor_core import tensor_core
@@ -60,9 +60,13 @@ class Family:
     weights: int
     core: int
 
+    def matrix(self, problem: Problem) -> matrix.Matrix:
+        """The layer as a matrix product."""
+        return matrix.in_words(matrix.matrix_of(problem, 8 // self.core))
+
     def fragments(self, problem: Problem) -> Fragments:
         """How a layer is packed."""
-        found = matrix.matrix_of(problem, 8 // self.core)
+        found = self.matrix(problem)
         return Fragments(found, lane_of(found), self.weights)
 
     def supports(self, problem: Problem, target: Any) -> str | None:
@@ -91,10 +95,10 @@ class Family:
 
     def held(self, problem: Problem, target: CudaTarget) -> int:
         """As of `nybble.schedules.cuda.mma_plan.Plan`."""
-        found, spec = matrix.matrix_of(problem, 8 // self.core), problem.inputs[0]
-        if halves(found, spec):
+        found = self.matrix(problem)
+        if halves(found, problem.inputs[0]):
             return 2
-        return int(not target.has("cp_async") or unit_of(found, spec) == 1)
+        return int(not target.has("cp_async") or found.loose)
 
     def plan(self, problem: Problem, target: CudaTarget, knobs: Knobs) -> Plan:
         """How a layer is cut."""

@@ -11,13 +11,13 @@ are exchanged so that eight rows that are read together touch all banks:
 Weights follow as they are packed (`nybble.schedules.cuda.fragments`), with no exchange.
 
 A piece consists of *units*, runs of bytes that lie side by side in global memory and are aligned:
-16 bytes where every tap has a multiple of 16, else 8, 4, or single bytes. Beyond the last row and
-the last tap units are read from the last one: such sums are not stored, or meet weights of 0. Taps
-in the padding of a convolution are filled.
+16 bytes where every tap has a multiple of 16, else 8 or 4, else words that begin anywhere. Beyond
+the last row and the last tap units are read from the last one: such sums are not stored, or meet
+weights of 0. Taps in the padding of a convolution are filled.
 
-    copies   ``cp.async``: units of 4 bytes and more, any number of stages ahead
-    staged   through registers, one stage ahead: Turing, single bytes, and two bytes of 4-bit values
-             each that become one
+    copies   ``cp.async``: any number of stages ahead
+    staged   through registers, one stage ahead: on Turing, for words that begin anywhere
+             (`nybble.schedules.cuda.mma_loose`), and where two bytes of 4-bit values become one
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
 from nybble.schedules.cuda.matrix import Matrix, Window
+from nybble.schedules.cuda.mma_loose import loose_word
 from nybble.schedules.cuda.mma_moves import (
     PIECE,
     Lines,
@@ -48,11 +49,9 @@ def halves(matrix: Matrix, spec: TensorSpec) -> bool:
     return matrix.packing == 2 and spec.form == "values"
 
 
-def unit_of(matrix: Matrix, spec: TensorSpec) -> int:
+def unit_of(matrix: Matrix) -> int:
     """Bytes of shared memory in a unit."""
-    if halves(matrix, spec) and matrix.elements % 2:
-        return 1
-    return next((unit for unit in (16, 8, 4) if matrix.line % unit == 0), 1)
+    return 4 if matrix.loose else next(unit for unit in (16, 8, 4) if matrix.line % unit == 0)
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,9 @@ class Rows:
 
     def __init__(self, matrix: Matrix, lines: Lines, spec: TensorSpec, source: Any, tile: Any):
         self.matrix, self.lines, self.tile = matrix, lines, tile
-        self.ratio, self.unit = 2 if halves(matrix, spec) else 1, unit_of(matrix, spec)
+        self.ratio, self.unit = 2 if halves(matrix, spec) else 1, unit_of(matrix)
         self.signed, _ = numerics.width(spec.dtype)
-        self.pixel = matrix.elements if self.ratio == 2 else matrix.line
+        self.pixel = matrix.elements // matrix.pixels // (matrix.packing // self.ratio)
         self.bytes = T.decl_buffer(source.shape, "uint8", data=source.data, layout=None)
         self.words = T.decl_buffer(
             (tirx.floordiv(source.shape[0], 4),), "uint32", data=source.data, layout=None
@@ -151,7 +150,7 @@ class Rows:
         if matrix.window is None:
             return origin + depth * self.ratio, None
         tap, byte = divmod_of(T.Bind(depth), matrix.line)
-        inside, offset = _tap(matrix.window, T.Bind(tap), y, x)
+        inside, offset = _tap(matrix.window, T.Bind(tap), y, x if matrix.pixels == 1 else None)
         return origin + offset * self.pixel + byte * self.ratio, inside
 
     # ------------------------------------------------------------ copies
@@ -184,8 +183,8 @@ class Rows:
         """Emits the loads of a step of the depth; returns the registers, as they come."""
         held = T.alloc_buffer((self.pieces * 4 * self.ratio,), "uint32", scope="local", layout=None)
         for n, slot in enumerate(self.slots(step)):
-            if self.unit == 1:
-                self._fetch_bytes(held, n, slot)
+            if self.matrix.loose:
+                self._fetch_loose(held, n * 4 * self.ratio, slot)
                 continue
             for byte in range(0, PIECE, self.unit):
                 element, inside = self._locate(slot.row, slot.depth + byte)
@@ -212,27 +211,20 @@ class Rows:
                 for word in range(count):
                     T.buffer_store(held, T.uint32(self.fill), [first + word])
 
-    def _fetch_bytes(self, held: Any, n: int, slot: Slot) -> None:
-        """A piece, byte by byte: each may be of another tap."""
-        ratio, odd = self.ratio, self.matrix.elements % self.ratio
-        for word in range(4 * ratio):
-            total: Any = None
-            for byte in range(4):
-                where, which = divmod(word * 4 + byte, ratio)
-                element, inside = self._locate(slot.row, slot.depth + where)
-                value = self._byte(T.Bind(element), which, odd)
-                if inside is not None:
-                    value = tirx.if_then_else(inside, value, T.uint32(self.fill & 0xFF))
-                value = value << T.uint32(8 * byte)
-                total = value if total is None else total | value
-            T.buffer_store(held, total, [n * 4 * ratio + word])
-
-    def _byte(self, element: Any, which: int, odd: int) -> Any:
-        """One value; the last of an odd number has no second half, and its weight is 0."""
-        if which and odd:
-            last = self.bytes.shape[0] - 1
-            return T.Cast("uint32", self.bytes[tirx.min(element + which, last)])
-        return T.Cast("uint32", self.bytes[element + which])
+    def _fetch_loose(self, held: Any, first: int, slot: Slot) -> None:
+        """A piece of words that begin anywhere."""
+        x = self.origins[slot.row][2]
+        for n in range(4):
+            depth = T.Bind(slot.depth + 4 * n)
+            element, inside = self._locate(slot.row, depth)
+            edges = None
+            if self.matrix.pixels > 1 and self.matrix.window and self.matrix.window.is_padded:
+                byte = divmod_of(depth, self.matrix.line)[1]
+                edges = x * self.pixel + byte * self.ratio, self.matrix.window.size[1] * self.pixel
+            for i in range(self.ratio):
+                given = edges and (edges[0] + 4 * i, edges[1])
+                word = loose_word(self.bytes, element + 4 * i, inside, given, self.fill)
+                T.buffer_store(held, word, [first + n * self.ratio + i])
 
     def put(self, held: Any, step: Any, stage: Any) -> None:
         """Emits the stores of what `fetch` gave."""
@@ -247,11 +239,21 @@ class Rows:
 
 
 def _tap(window: Window, tap: Any, y: Any, x: Any) -> tuple[Any, Any]:
-    """Whether a tap is inside the image (None: always), and by how many pixels it is off."""
+    """Whether a tap is inside the image (None: always), and by how many pixels it is off.
+
+    Args:
+        window: of the convolution.
+        tap: its number.
+        y: the window's first line in the image.
+        x: its first column; None where that is not to be looked at.
+    """
     down, across = divmod_of(tap, window.taps[1])
     down, across = T.Bind(down * window.dilation[0]), T.Bind(across * window.dilation[1])
     offset = down * window.size[1] + across
     if not window.is_padded:
         return None, offset
-    y, x = y + down, x + across
-    return tirx.all(y >= 0, y < window.size[0], x >= 0, x < window.size[1]), offset
+    y = y + down
+    inside = [y >= 0, y < window.size[0]]
+    if x is not None:
+        inside += [x + across >= 0, x + across < window.size[1]]
+    return tirx.all(*inside), offset

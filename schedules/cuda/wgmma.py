@@ -38,7 +38,7 @@ from tvm.tirx.script.builder import ir as T
 from nybble.ir import numerics
 from nybble.schedules.cuda import matrix, mma_store
 from nybble.schedules.cuda.mma import first_of, parameters
-from nybble.schedules.cuda.mma_rows import Rows, unit_of
+from nybble.schedules.cuda.mma_rows import Rows
 from nybble.schedules.cuda.wgmma_pack import Halves, Panels
 from nybble.schedules.cuda.wgmma_plan import (
     CHANNELS_FIRST,
@@ -92,8 +92,8 @@ class Family:
         assert problem.weights is not None
         if numerics.width(problem.weights.dtype)[1] > self.bits:
             return f"packs weights of up to {self.bits} bits, not {problem.weights.dtype}"
-        if unit_of(matrix.matrix_of(problem), problem.inputs[0]) == 1:
-            return "a tap of a row is no multiple of 4 bytes"
+        if matrix.in_words(matrix.matrix_of(problem)).loose:
+            return "a tap of a row is no whole number of words, which asynchronous copies move"
         return None
 
     def slow(self, problem: Problem) -> str | None:

@@ -282,7 +282,7 @@ def inspect(name: str, small: bool, arch: str) -> None:
     code = code_of(kernel.build(problem, target, Knobs()), arch)
     check_registers(code, plan.threads, 1)
     if name.endswith("wgmma"):
-        wanted = ["IGMMA.64x", "UBLKCP", "LDGSTS.E.BYPASS.LTC128B.128", "SYNCS.PHASECHK"]
+        wanted = ["IGMMA.64", "UBLKCP", "LDGSTS.E.BYPASS.LTC128B.128", "SYNCS.PHASECHK"]
         wanted += ["USETMAXREG"] if plan.groups == 2 else []
         wanted += ["LDS.128", "LOP3"] if name == "cuda.int4.wgmma" else ["STG.E.128"]
         found = sum(n for one, n in code.counts.items() if one.startswith("IGMMA"))
