@@ -86,7 +86,8 @@ def table(problem: Problem, fragments: Columns, constants: Constants) -> NDArray
     problem = replace(problem, epilogue=replace(problem.epilogue, singles=False))
     if is_fast(problem.epilogue):
         return scaling.table(problem, constants, constants["bias"], fragments.padded)
-    found = np.zeros(tuple(map(int, table_spec(problem, fragments).shape)), np.int32)
+    shape = tuple(map(int, table_spec(problem, fragments).shape))
+    found = np.ones(shape, np.int32)  # a shift of 0 is none that the law knows
     names = ("bias", *elementwise.epilogue_names(problem.epilogue))
     for row, name in zip(found, names, strict=True):
         row[: fragments.matrix.channels] = constants[name].reshape(-1)
