@@ -56,6 +56,8 @@ class Scope:
         slots: by identity of a TensorIR variable, its place in `Strand.env`.
         kinds: by the same, how long its value stays.
         read: places of variables that an expression reads.
+        made: by identity of an expression, it and its code.
+        cached: by identity of code that depends on coordinates alone, it and code that keeps it.
         shared_bytes: static shared memory so far.
         grain: divides the width of every access to shared memory.
         split: warps of a strand, or None where all threads of a block run in lockstep.
@@ -70,6 +72,8 @@ class Scope:
     slots: dict[int, int] = field(default_factory=dict)
     kinds: dict[int, Kind] = field(default_factory=dict)
     read: set[int] = field(default_factory=set)
+    made: dict[int, tuple[Any, Code]] = field(default_factory=dict)
+    cached: dict[int, tuple[Code, Code]] = field(default_factory=dict)
     used: int = 0
     shared_bytes: int = 0
     grain: int = 16
@@ -165,6 +169,8 @@ def once(scope: Scope, part: Code) -> Code:
     """Code for a value that a strand computes a single time, if it depends on coordinates alone."""
     if part.kind != Kind.LAUNCH:
         return part
+    if id(part) in scope.cached:
+        return scope.cached[id(part)][1]
     slot, inner = scope.new_slot(), part.run
 
     def run(s: Strand, m: Mask) -> Value:
@@ -173,7 +179,10 @@ def once(scope: Scope, part: Code) -> Code:
             found = s.cache[slot] = inner(s, None)
         return found
 
-    return Code(run, Kind.LAUNCH)
+    kept = Code(run, Kind.LAUNCH)
+    scope.cached[id(part)] = (part, kept)
+    scope.cached[id(kept)] = (kept, kept)
+    return kept
 
 
 def within(mask: Mask, condition: Value) -> tuple[Mask, bool]:

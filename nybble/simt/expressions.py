@@ -28,7 +28,14 @@ from nybble.simt.values import BINARY, Mask, Value, cast
 
 
 def expression(scope: Scope, node: Any) -> Code:
-    """Code for an expression of any kind."""
+    """Code for an expression of any kind; parts that stand in several places are shared."""
+    key = node.__chandle__()
+    if key not in scope.made:
+        scope.made[key] = (node, _translated(scope, node))
+    return scope.made[key][1]
+
+
+def _translated(scope: Scope, node: Any) -> Code:
     name = type(node).__name__
     if name in BINARY:
         return binary(scope, node)

@@ -90,18 +90,20 @@ def _init(issue: Issue, s: Strand, m: Mask) -> None:
 
 def arrive(s: Strand, m: Mask, pointer: Pointer, counts: tuple[Value, Value]) -> None:
     """Arrives: how often, and how many bytes each expects besides."""
-    arrivals, expected = (s.full(one) for one in counts)
+    arrivals, expected = (s.full(one).astype(np.int64) for one in counts)
     chosen, places = seen(s, m, pointer)
-    for lane, where in zip(chosen, places, strict=True):
-        phase = find(s, lane, int(where))
-        known = s.launch.order.release(int(s.block[lane]), int(s.warp[lane]))
-        np.maximum(phase.given, known, out=phase.given)
-        phase.outstanding += int(expected[lane])
-        phase.pending -= int(arrivals[lane])
+    keys = s.block[chosen] << 32 | places
+    for key in np.unique(keys):
+        lanes = chosen[keys == key]
+        phase = find(s, int(lanes[0]), int(key & 0xFFFFFFFF))
+        for lane in lanes[np.unique(s.warp[lanes], return_index=True)[1]]:
+            known = s.launch.order.release(int(s.block[lane]), int(s.warp[lane]))
+            np.maximum(phase.given, known, out=phase.given)
+        phase.outstanding += int(expected[lanes].sum())
+        phase.pending -= int(arrivals[lanes].sum())
         if phase.pending < 0:
-            s.fail(
-                SimtError, f"{pointer.name}: more arrivals than the {phase.count} expected", lane
-            )
+            what = f"{pointer.name}: more arrivals than the {phase.count} expected"
+            s.fail(SimtError, what, int(lanes[0]))
         s.launch.progress += phase.settle()
 
 
@@ -128,12 +130,14 @@ def wait(s: Strand, m: Mask, pointer: Pointer, parity: Value) -> Iterator[None]:
     """Yields until the phases of this parity are over; then acquires."""
     chosen, places = seen(s, m, pointer)
     wanted = s.full(parity)[chosen] & 1
-    lanes = list(zip(chosen, places, wanted, strict=True))
-    while any(find(s, lane, int(where)).parity == bit for lane, where, bit in lanes):
+    named = np.stack([s.block[chosen], s.warp[chosen], places, wanted], axis=1)
+    first = np.unique(named, axis=0, return_index=True)[1]
+    lanes = [(int(chosen[i]), int(places[i]), int(wanted[i])) for i in first]
+    while any(find(s, lane, where).parity == bit for lane, where, bit in lanes):
         s.line = f"phase of parity {int(wanted[0])} of mbarrier {pointer.name}"
         yield
     for lane, where, _ in lanes:
-        taken = find(s, lane, int(where)).taken
+        taken = find(s, lane, where).taken
         s.launch.order.acquire(int(s.block[lane]), int(s.warp[lane]), taken)
 
 

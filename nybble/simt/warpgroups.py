@@ -192,16 +192,16 @@ def _note(s: Strand, lane: int, place: tuple[str, Ints], product: Product) -> No
     """Checks the four warps' reads, and keeps the memory from being written until the wait."""
     name, at = place
     shared = s.launch.shared
-    for warp in range(WARPS):
-        chosen = np.full(len(at), lane + warp * WARP)
-        grains = shared.check_read(s, chosen, (name, at, PIECE))
-        product.reads.append((chosen, grains))
+    chosen = np.repeat(lane + WARP * np.arange(WARPS), len(at))  # a lane for each warp
+    grains = shared.check_read(s, chosen, (name, np.tile(at, WARPS), PIECE))
+    product.reads.append((chosen, grains))
+    grains = grains[: len(at)]
     unseen = ~shared.fenced[grains]
     if unseen.any():
         byte = int(grains[unseen][0]) * shared.grain % shared.size
         what = f"{name}: byte {byte} was stored by a thread; fence.proxy.async is missing"
         s.fail(RaceError, what, lane)
-    np.add.at(shared.pinned, grains, 1)
+    shared.pinned[grains] += 1
 
 
 def _fence(issue: Issue, s: Strand, m: Mask) -> None:
@@ -227,10 +227,9 @@ def _wait(issue: Issue, s: Strand, m: Mask) -> None:
             else:
                 for element in range(start // local.item, (start + count) // local.item):
                     local.pinned[element] -= 1
-        for i, (chosen, grains) in enumerate(product.reads):
+        for chosen, grains in product.reads:
             shared.note_read(s, chosen, grains)
-            if i % WARPS == 0:
-                np.subtract.at(shared.pinned, grains, 1)
+            shared.pinned[grains[: len(grains) // WARPS]] -= 1
     for product in s.products:  # of the same registers, still on their way
         local, start, count = product.registers[-1]
         local.mark(product.mask, start, count, FLYING)
