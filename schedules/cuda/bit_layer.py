@@ -1,7 +1,8 @@
-"""What a record of bit planes means: a `nybble.schedules.cuda.stream.Layer`."""
+"""What a record of bit planes means: a `nybble.schedules.cuda.stream_sweep.Layer`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -13,8 +14,9 @@ from nybble.schedules.cpu.buffers import Buffers
 from nybble.schedules.cuda import mma_store
 from nybble.schedules.cuda.bit_layout import STEP
 from nybble.schedules.cuda.bit_planes import Pixels
-from nybble.schedules.cuda.stream import Place
 from nybble.schedules.cuda.stream_plan import ROWS, Plan
+from nybble.schedules.cuda.stream_ring import Words
+from nybble.schedules.cuda.stream_sweep import Place
 from nybble.schedules.kernel import Problem
 
 ONES = (1 << 32) - 1
@@ -87,6 +89,7 @@ class BitLayer:
         self.total: Any = None
         self.ones: Any = None
         self.x: Any = None
+        self.fetched: Any = None
 
     @property
     def counts_rows(self) -> bool:
@@ -95,20 +98,35 @@ class BitLayer:
 
     # ------------------------------------------------------------ activations
 
-    def stage(self, place: Place, shared: Any, run: Any, count: int) -> None:
-        """Puts the words of ``count`` runs of every row: [run][plane][8 words]."""
-        words, threads = count * STEP, self.plan.warps * 32
-        total = self.held.rows * words
-        with T.serial(ceil(total / threads)) as turn:
+    @property
+    def _words(self) -> int:
+        """Of a chunk, for each plane of a row."""
+        return self.plan.along * self.plan.chunk * STEP
+
+    def _pieces(self, place: Place) -> Iterator[tuple[int, Any, Any]]:
+        """What a thread loads: number of the load, row and word."""
+        total, threads = self.held.rows * self._words, self.plan.warps * 32
+        for turn in range(ceil(total / threads)):
             i = T.Bind(turn * threads + place.thread)
             with T.If(i < total), T.Then():
-                row, word = T.Bind(i // words), T.Bind(i % words)
-                found = self.pixels.words(
-                    T.Bind(place.row + row), T.Bind(run * STEP + word), self.held.total
-                )
-                at = T.Bind(row * self.held.pitch + word // STEP * (self.planes[1] * STEP))
-                for plane in range(self.planes[1]):
-                    shared.store(at + (plane * STEP + word % STEP), found[plane], 1)
+                yield turn, T.Bind(i // self._words), T.Bind(i % self._words)
+
+    def fetch(self, place: Place, run: Any) -> None:
+        """Loads or makes words of every plane; zeros beyond the ends."""
+        for turn, row, word in self._pieces(place):
+            found = self.pixels.words(
+                T.Bind(place.row + row), T.Bind(run * STEP + word), self.held.total
+            )
+            for plane in range(self.planes[1]):
+                T.buffer_store(self.fetched, found[plane], [turn * self.planes[1] + plane])
+
+    def put(self, place: Place, shared: Words) -> None:
+        """Stores them as [run][plane][8 words]."""
+        for turn, row, word in self._pieces(place):
+            at = T.Bind(row * self.held.pitch + word // STEP * (self.planes[1] * STEP))
+            for plane in range(self.planes[1]):
+                value = self.fetched[turn * self.planes[1] + plane]
+                shared.store(at + (plane * STEP + word % STEP), value, 1)
 
     # ------------------------------------------------------------ runs
 
@@ -120,6 +138,8 @@ class BitLayer:
         self.total = T.alloc_buffer((size,), "uint32", scope="local")
         self.x = T.alloc_buffer((self.plan.operands * xs * 2,), "uint32", scope="local")
         _clear(self.total)
+        fetches = ceil(self.held.rows * self._words / (self.plan.warps * 32))
+        self.fetched = T.alloc_buffer((fetches * xs,), "uint32", scope="local")
         if self.counts_rows:
             self.ones = T.alloc_buffer((self.plan.operands * xs * 4,), "uint32", scope="local")
             _clear(self.ones)
@@ -130,7 +150,7 @@ class BitLayer:
     def end(self) -> None:
         """A run is a record."""
 
-    def record(self, place: Place, words: Any, shared: Any, at: Any) -> None:
+    def record(self, place: Place, words: Any, shared: Words, at: Any) -> None:
         """All planes of weights by all planes of activations."""
         self._load(place, shared, at)
         ws, xs = self.planes
@@ -148,7 +168,7 @@ class BitLayer:
         first = (tile * self.plan.operands * self.planes[1] + operand) * 4
         return [self.total[first + i] for i in range(4)]
 
-    def _load(self, place: Place, shared: Any, at: Any) -> None:
+    def _load(self, place: Place, shared: Words, at: Any) -> None:
         """A lane's two words of row lane / 4 of each operand, for each plane."""
         column = T.Bind(at + place.lane % 4 * 2)
         for operand in range(self.plan.operands):

@@ -96,6 +96,8 @@ def work_of(problem: Problem) -> Work:
         width=layout.width,
         pad=32,  # 16 lanes read 8 bytes of four rows
         sums=layout.tiles * ws * xs * 4 + xs * 2,
+        fetched=4,
+        fetches=xs,  # four words for each plane
         registers=2 * layout.words + 48,
     )
 

@@ -3,7 +3,7 @@
 A block of ``across`` times ``along`` warps computes ``across`` blocks of channels of up to 64 rows;
 the depth is shared among ``along`` warps of a block and among ``splits`` blocks, whose partial sums
 a second kernel adds in order. Every warp copies its weights ``stages`` records ahead into a ring of
-its own: between loading activations and the final sum there is no barrier.
+its own. Activations come in chunks, the next one while one is used: one barrier for each.
 
 The default is the plan of the lowest cost, in bytes of DRAM traffic:
 
@@ -21,7 +21,7 @@ ratios and none is measured.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, inf
 
@@ -39,8 +39,8 @@ MOST_SHARE = 1.25
 PROCESSORS = {"turing": 40, "ampere": 108, "hopper": 132}
 IN_FLIGHT = {"turing": 8 << 10, "ampere": 12 << 10, "hopper": 24 << 10}  # bytes a processor
 REGISTERS = 1 << 16  # of a processor
+MOST_REGISTERS = 255  # of a thread
 WARPS = 32  # of a processor, on every architecture
-CHUNK = 48 << 10  # bytes of activations that a block holds at once, at most
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Work:
         pad: bytes behind a row in shared memory, which fills whole lines of 128 without them: they
             keep the rows that lanes read at once in different banks.
         sums: registers for one operand of activations.
+        fetched: registers for 16 bytes of activations on their way to shared memory.
+        fetches: times 16 bytes that a thread has on their way at once, about.
         registers: further ones.
     """
 
@@ -72,6 +74,8 @@ class Work:
     width: int
     pad: int
     sums: int
+    fetched: int
+    fetches: int
     registers: int
 
 
@@ -85,8 +89,8 @@ class Plan:
         along: warps that share the depth.
         splits: blocks that share the depth.
         stages: records in flight; 1 loads the next one to registers.
-        chunk: runs of each warp whose activations are in shared memory at once.
-        chunks: how many times they are loaded.
+        chunk: runs of each warp whose activations are loaded at once.
+        chunks: how many times they are; the next ones while those before are used.
     """
 
     operands: int
@@ -108,6 +112,11 @@ class Plan:
         return self.along * self.chunk * self.chunks
 
     @property
+    def buffers(self) -> int:
+        """For activations in shared memory."""
+        return min(self.chunks, 2)
+
+    @property
     def tile(self) -> int:
         """Rows of a block."""
         return ROWS * self.operands
@@ -118,16 +127,26 @@ def pitch(work: Work, plan: Plan) -> int:
     return -(-work.line * plan.along * plan.chunk // 128) * 128 + work.pad
 
 
+def held_rows(work: Work, plan: Plan) -> int:
+    """Rows of activations in shared memory."""
+    return plan.tile if work.rows is None else min(work.rows, plan.tile)
+
+
+def fetches(work: Work, plan: Plan) -> int:
+    """How often each thread loads 16 bytes of a chunk of activations, as they are held."""
+    size = held_rows(work, plan) * work.line * plan.along * plan.chunk
+    return ceil(size / (16 * 32 * plan.warps))
+
+
 def shared_bytes(work: Work, plan: Plan) -> tuple[int, int, int]:
     """(ring of weights, activations, sums) of a block."""
     ring = plan.warps * work.record * plan.stages if plan.stages > 1 else 0
-    rows = plan.tile if work.rows is None else min(work.rows, plan.tile)
-    held = rows * pitch(work, plan)
-    return ring, held, plan.warps * plan.tile * (work.width + 4) * 4
+    held = held_rows(work, plan) * pitch(work, plan)
+    return ring, held * plan.buffers, plan.warps * plan.tile * (work.width + 4) * 4
 
 
 def candidates(work: Work, target: CudaTarget, operands: int) -> Iterator[Plan]:
-    """Every plan that fits, the best first of those of equal cost."""
+    """Every plan that fits shared memory."""
     asynchronous = target.has("cp_async")
     powers = (1, 2, 4, 8, 16)
     for across, along, splits in product(powers[:4], powers, powers):
@@ -135,11 +154,11 @@ def candidates(work: Work, target: CudaTarget, operands: int) -> Iterator[Plan]:
         if warps > 16 or (cut > work.runs and cut > 1) or across > max(1, 2 * work.blocks - 1):
             continue
         per = ceil(work.runs / cut)
-        held = ROWS * operands if work.rows is None else min(work.rows, ROWS * operands)
-        most = max(1, CHUNK // (held * work.line * along))
-        chunk = per if per <= most else 1 << (most.bit_length() - 1)
+        one = Plan(operands, across, along, splits, 1, 1, 1)
+        chunks = ceil(per * fetches(work, one) / work.fetches)
+        chunk = ceil(per / min(chunks, per))
         for stages in (4, 2) if asynchronous else (1,):
-            plan = Plan(operands, across, along, splits, stages, chunk, ceil(per / chunk))
+            plan = replace(one, stages=stages, chunk=chunk, chunks=ceil(per / chunk))
             ring, x, sums = shared_bytes(work, plan)
             if max(ring + x, sums) <= target.shared_memory:
                 yield plan
@@ -150,6 +169,8 @@ def choose(work: Work, target: CudaTarget, operands: int, knobs: Knobs) -> Plan:
     found = list(candidates(work, target, operands))
     if not found:
         raise ScheduleError(f"{operands} operands of {ROWS} rows leave no room in shared memory")
+    least = max(work.fetches, min(fetches(work, plan) for plan in found))
+    found = [plan for plan in found if fetches(work, plan) <= least]
     for name in ("across", "along", "splits", "stages"):
         best = min(found, key=lambda plan: cost(work, target, plan))
         choices = sorted({getattr(plan, name) for plan in found})
@@ -161,7 +182,8 @@ def choose(work: Work, target: CudaTarget, operands: int, knobs: Knobs) -> Plan:
 def slots(work: Work, target: CudaTarget, plan: Plan) -> int:
     """Blocks that a processor holds at once, as far as is planned."""
     ring, x, sums = shared_bytes(work, plan)
-    registers = -(-(work.registers + work.sums * plan.operands) // 8) * 8 * 32 * plan.warps
+    registers = work.registers + work.sums * plan.operands + work.fetched * fetches(work, plan)
+    registers = -(-min(registers, MOST_REGISTERS) // 8) * 8 * 32 * plan.warps
     memory = target.shared_memory // max(ring + x, sums, 1)
     return min(memory, REGISTERS // registers, WARPS // plan.warps)
 

@@ -32,7 +32,7 @@ class Source:
 class Words:
     """A buffer from a word on."""
 
-    def __init__(self, buffer: Any, first: int):
+    def __init__(self, buffer: Any, first: Any):
         self.buffer, self.first = buffer, first
 
     def load(self, at: Any, lanes: int) -> Any:

@@ -86,6 +86,8 @@ def work_of(problem: Problem) -> Work:
         width=given.width,
         pad=64,  # 8 lanes read 16 bytes of two rows
         sums=given.tiles * 4 * (1 + given.is_grouped) + WORDS,
+        fetched=8,
+        fetches=4,
         registers=2 * given.words + 64,
     )
 

@@ -1,7 +1,8 @@
-"""What a record of a weight-only layer means: a `nybble.schedules.cuda.stream.Layer`."""
+"""What a record of a weight-only layer means: a `nybble.schedules.cuda.stream_sweep.Layer`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, inf
 from typing import Any
@@ -10,8 +11,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cuda.halves import PAIRS, Codes, Decoded
-from nybble.schedules.cuda.stream import Place
 from nybble.schedules.cuda.stream_plan import ROWS, Plan
+from nybble.schedules.cuda.stream_ring import Words
+from nybble.schedules.cuda.stream_sweep import Place
 from nybble.schedules.cuda.weight_only_layout import DEPTH, Layout
 from nybble.schedules.kernel import Epilogue
 
@@ -49,6 +51,7 @@ class Registers:
     """Of a lane.
 
     Attributes:
+        fetched: activations on their way to shared memory.
         total: sums; 4 for each tile and operand: channels g, g, g + 8, g + 8, rows 2t, 2t + 1, ….
         part: those of a group; ``total`` itself where there are no groups.
         pairs: weights of half a record.
@@ -58,6 +61,7 @@ class Registers:
         zeros: 1024 + zero twice, for each part, tile and row of the lane.
     """
 
+    fetched: Any
     total: Any
     part: Any
     pairs: Any
@@ -91,41 +95,50 @@ class HalfLayer:
 
     # ------------------------------------------------------------ activations
 
-    def stage(self, place: Place, shared: Any, run: Any, count: int) -> None:
-        """Rounds ``count`` runs of every row to half precision; zeros beyond the ends."""
-        vectors = count * self.layout.span * DEPTH // 8
-        total, threads = self.held * vectors, self.plan.warps * 32
-        start = T.Bind(run * (self.layout.span * DEPTH))
-        with T.serial(ceil(total / threads)) as turn:
+    def _pieces(self, place: Place) -> Iterator[tuple[int, Any, Any]]:
+        """Where a thread loads: register, row and column of 8 activations each."""
+        columns = self.plan.along * self.plan.chunk * self.layout.span * DEPTH // 8
+        total, threads = self.held * columns, self.plan.warps * 32
+        for turn in range(ceil(total / threads)):
             i = T.Bind(turn * threads + place.thread)
             with T.If(i < total), T.Then():
-                row, column = T.Bind(i // vectors), T.Bind(i % vectors)
-                values = T.alloc_buffer((8,), "float32", scope="local")
-                self._fetch(values, T.Bind(place.row + row), T.Bind(start + column * 8))
-                halves = T.alloc_buffer((8,), "float16", scope="local")
-                for lane in range(8):
-                    T.buffer_store(halves, T.Cast("float16", values[lane]), [lane])
-                words = T.decl_buffer((4,), "uint32", data=halves.data, scope="local")
-                shared.store(row * self.line + column * 4, words.vload([0], "uint32x4"), 4)
+                yield turn * 8, T.Bind(i // columns), T.Bind(i % columns)
 
-    def _fetch(self, values: Any, row: Any, first: Any) -> None:
+    def fetch(self, place: Place, run: Any) -> None:
+        """Loads a chunk of every row; zeros beyond the ends."""
+        start = T.Bind(run * (self.layout.span * DEPTH))
+        for at, row, column in self._pieces(place):
+            self._fetch(at, T.Bind(place.row + row), T.Bind(start + column * 8))
+
+    def put(self, place: Place, shared: Words) -> None:
+        """Rounds them to half precision."""
+        for at, row, column in self._pieces(place):
+            halves = T.alloc_buffer((8,), "float16", scope="local")
+            for lane in range(8):
+                value = T.Cast("float16", self.registers.fetched[at + lane])
+                T.buffer_store(halves, value, [lane])
+            words = T.decl_buffer((4,), "uint32", data=halves.data, scope="local")
+            shared.store(row * self.line + column * 4, words.vload([0], "uint32x4"), 4)
+
+    def _fetch(self, at: int, row: Any, first: Any) -> None:
         """Eight activations from position ``first`` of the filled-up row on."""
-        layout, k = self.layout, self.layout.k
-        _clear(values)
+        layout, k, values = self.layout, self.layout.k, self.registers.fetched
+        for lane in range(8):
+            T.buffer_store(values, tirx.const(0, "float32"), [at + lane])
         if layout.is_gapless and k % 4 == 0:
             for part in (0, 4):
                 with T.If(tirx.all(row < self.given.rows, first + part < k)), T.Then():
                     found = self.given.x.vload([row * k + (first + part)], "float32x4")
-                    T.buffer_store(values, found, [T.ramp(part, 1, 4)])
+                    T.buffer_store(values, found, [T.ramp(at + part, 1, 4)])
             return
         for lane in range(8):
-            at, exists = first + lane, row < self.given.rows
+            here, exists = first + lane, row < self.given.rows
             if not layout.is_gapless:
-                inside = T.Bind(at % layout.padded)
+                inside = T.Bind(here % layout.padded)
                 exists = tirx.all(exists, inside < layout.group)
-                at = T.Bind(at // layout.padded * layout.group + inside)
-            with T.If(tirx.all(exists, at < k)), T.Then():
-                T.buffer_store(values, self.given.x[row * k + at], [lane])
+                here = T.Bind(here // layout.padded * layout.group + inside)
+            with T.If(tirx.all(exists, here < k)), T.Then():
+                T.buffer_store(values, self.given.x[row * k + here], [at + lane])
 
     # ------------------------------------------------------------ runs
 
@@ -134,7 +147,10 @@ class HalfLayer:
         layout, operands = self.layout, self.plan.operands
         total = _local(layout.tiles * operands * 4, "float32")
         count = layout.parts * layout.numbers * layout.tiles
+        columns = self.plan.along * self.plan.chunk * layout.span * DEPTH // 8
+        fetches = ceil(self.held * columns / (self.plan.warps * 32))
         self.registers = Registers(
+            _local(fetches * 8, "float32"),
             total,
             _local(layout.tiles * operands * 4, "float32") if layout.is_grouped else total,
             _local(PAIRS // HALVES, "uint32"),
@@ -205,7 +221,7 @@ class HalfLayer:
 
     # ------------------------------------------------------------ products
 
-    def record(self, place: Place, words: Any, shared: Any, at: Any) -> None:
+    def record(self, place: Place, words: Any, shared: Words, at: Any) -> None:
         """Halves of a record, all channels of each."""
         layout, codes = self.layout, Codes(self.layout.bits)
         for half in range(HALVES):

@@ -109,8 +109,7 @@ def test_every_choice_gives_the_same_bits(decisions: dict[str, int]) -> None:
     check(family(WIDE), WIDE, "sm_80", Knobs(dict(decisions)))
 
 
-def test_activations_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_plan, "CHUNK", 512)
+def test_activations_in_several_chunks() -> None:
     decisions = {"operands": 1, "along": 1, "splits": 1}
     plan = family(WIDE).plan(WIDE.problem(), gpu("sm_75"), Knobs(dict(decisions)))
     assert plan.chunks > 1

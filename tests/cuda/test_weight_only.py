@@ -124,8 +124,7 @@ def test_every_choice_gives_the_same_bits(decisions: dict[str, int]) -> None:
     np.testing.assert_array_equal(got, WHOLE.bounded(arrays)[0])
 
 
-def test_activations_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_plan, "CHUNK", 2048)
+def test_activations_in_several_chunks() -> None:
     arrays, decisions = whole_numbers(WHOLE), {"along": 2, "splits": 1, "operands": 2}
     plan = KERNELS[2].plan(WHOLE.problem(), gpu("sm_80"), Knobs(dict(decisions)))
     assert plan.chunks > 1
