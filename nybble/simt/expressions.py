@@ -22,7 +22,8 @@ from nybble.simt.codes import (
     np_dtype,
     within,
 )
-from nybble.simt.memory import Local, Pointer
+from nybble.simt.memory import Pointer
+from nybble.simt.registers import Local
 from nybble.simt.strand import Strand
 from nybble.simt.values import BINARY, Mask, Value, cast
 

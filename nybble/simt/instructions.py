@@ -14,6 +14,7 @@ from nybble.simt import (
     tensors,
     transfers,
     warpgroups,
+    warps,
 )
 from nybble.simt.codes import Code, Kind, Scope
 from nybble.simt.issue import Issue
@@ -30,6 +31,7 @@ _DO: dict[str, Handler] = {
     **mbarriers.INSTRUCTIONS,
     **tensors.INSTRUCTIONS,
     **warpgroups.INSTRUCTIONS,
+    **warps.INSTRUCTIONS,
 }
 _WAIT: dict[str, Callable[[Issue, Strand, Mask], Iterator[None]]] = {
     **barriers.WAITS,

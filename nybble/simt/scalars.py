@@ -10,7 +10,7 @@ import numpy as np
 from nybble.simt.functions import dot4, leading_zeros, popcount
 from nybble.simt.issue import Array, Issue
 from nybble.simt.strand import Strand
-from nybble.simt.values import Mask, fma
+from nybble.simt.values import Mask, cast, fma
 
 Handler = Callable[[Issue, Strand, Mask], None]
 _BASE = {"s": "i", "u": "u", "b": "u", "f": "f"}
@@ -165,6 +165,66 @@ def _convert_pair(issue: Issue, s: Strand, m: Mask) -> None:
     issue.write("d", s, m, pair.view(np.uint32)[:, 0])
 
 
+_COMPARE: dict[str, Callable[[Array, Array], Array]] = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+}
+
+
+def _compare(issue: Issue, s: Strand, m: Mask) -> None:
+    """``setp``: a predicate, which is 0 or 1 in a 32-bit register here."""
+    compare = _COMPARE.get(issue.mods["cmp"])
+    if compare is None:
+        raise issue.scope.refuse(issue.text)
+    a, b = (typed(issue.one(name, s, m), issue.mods["type"])[:, 0] for name in "ab")
+    issue.write("p", s, m, compare(a, b).astype(np.uint32))
+
+
+def _select(issue: Issue, s: Strand, m: Mask) -> None:
+    """``selp``: a where the predicate holds, else b."""
+    a, b = issue.one("a", s, m), issue.one("b", s, m)
+    issue.write("d", s, m, np.where(issue.one("c", s, m) != 0, a, b))
+
+
+def _insert(issue: Issue, s: Strand, m: Mask) -> None:
+    """``bfi`` of 32 bits: ``d`` bits of a into b, from bit ``c`` on (PTX ISA, "bfi")."""
+    if issue.mods["type"] != "b32":
+        raise issue.scope.refuse(issue.text)
+    a, b = (issue.one(name, s, m).view(np.uint32).astype(np.uint64) for name in "ab")
+    start, count = (issue.one(name, s, m).astype(np.uint64) & np.uint64(255) for name in "cd")
+    room = np.minimum(start, np.uint64(32))
+    field = (np.uint64(1) << np.minimum(count, np.uint64(32))) - np.uint64(1)
+    result = b & ~(field << room) | (a & field) << room
+    issue.write("f", s, m, result.astype(np.uint32))
+
+
+def _convert(issue: Issue, s: Strand, m: Mask) -> None:
+    """``cvt`` between integers, and between integers and floats (PTX ISA, "cvt")."""
+    mods = issue.mods
+    if mods["relu"] or mods["satfinite"] or mods["rnd"] not in ("", "rn", "rni", "rzi"):
+        raise issue.scope.refuse(issue.text)
+    source, target = dtype_of(mods["atype"]), dtype_of(mods["dtype"])
+    value = typed(issue.one("a", s, m), mods["atype"])[:, 0]
+    if target.kind != "f" and source.kind == "f":
+        value = cast(np.rint(value) if mods["rnd"] == "rni" else value, target)
+    elif target.kind != "f" and mods["sat"]:
+        limits = np.iinfo(target)
+        value = np.clip(value.astype(np.int64), limits.min, limits.max).astype(target)
+    else:
+        value = value.astype(target)
+        if mods["sat"]:
+            value = np.clip(np.nan_to_num(value, nan=0.0), 0, 1)
+    register, _, _ = issue.destination("d", s, m)
+    width = register.memory.item
+    if target.kind != "f" and width > target.itemsize:
+        value = value.astype(f"{target.kind}{width}")  # extended by its sign
+    issue.write("d", s, m, value.view(f"u{value.dtype.itemsize}"))
+
+
 INSTRUCTIONS: dict[str, Handler] = {
     "lop3": _lop3,
     "prmt": _prmt,
@@ -200,6 +260,10 @@ INSTRUCTIONS: dict[str, Handler] = {
     "neg_int": _each(np.negative, "a"),
     "neg": _each(np.negative, "a"),
     "neg_half": _each(np.negative, "a"),
+    "setp": _compare,
+    "selp": _select,
+    "bfi": _insert,
+    "cvt": _convert,
     "cvt_f16x2_f32": _convert_pair,
     "mov": _move,
     "mov_pack_b16x2": _move,

@@ -15,7 +15,8 @@ import numpy as np
 from nybble.simt.codes import Buffer, Code, Kind, Scope, np_dtype, once, within
 from nybble.simt.errors import SimtError
 from nybble.simt.expressions import element, local_place
-from nybble.simt.memory import Global, Local, Pointer
+from nybble.simt.memory import Global, Pointer
+from nybble.simt.registers import Local
 from nybble.simt.shared import Room
 from nybble.simt.strand import Strand
 from nybble.simt.values import Mask, Value

@@ -26,7 +26,8 @@ from nybble.simt.matrices import (
     shape_of,
     unpack,
 )
-from nybble.simt.memory import FLYING, SET, UNSET, Local, Pointer
+from nybble.simt.memory import Pointer
+from nybble.simt.registers import FLYING, SET, UNSET, Local
 from nybble.simt.strand import WARP, Ints, Strand
 from nybble.simt.swizzles import PIECE, Descriptor, encode
 from nybble.simt.values import Mask

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from nybble.simt.codes import Code, Kind, Scope
 from nybble.simt.errors import UninitializedError
+from nybble.simt.issue import Issue
 from nybble.simt.strand import WARP, Strand
 from nybble.simt.values import Mask, Value
 
@@ -153,6 +154,63 @@ def _elect(scope: Scope, node: Any) -> Code:
     return Code(run, Kind.VARYING)
 
 
+def _ptx_shuffle(issue: Issue, s: Strand, m: Mask) -> None:
+    """``shfl.sync``: c is the last lane of a segment and the segment's mask (PTX ISA, "shfl")."""
+    members(s, m, issue.one("membermask", s, m), issue.text)
+    lane = np.arange(s.lanes) % WARP
+    offset = issue.one("b", s, m).astype(np.int64) & 31
+    clamp = issue.one("c", s, m).astype(np.int64)
+    segment, last = clamp >> 8 & 31, clamp & 31
+    first, limit = lane & segment, (lane & segment) | (last & ~segment & 31)
+    mode = issue.mods["mode"]
+    moved = {
+        "up": lane - offset,
+        "down": lane + offset,
+        "bfly": lane ^ offset,
+        "idx": first | offset & ~segment & 31,
+    }[mode]
+    inside = moved >= limit if mode == "up" else moved <= limit
+    source = np.where(inside, moved, lane)
+    issue.write("d", s, m, shuffle(s, m, issue.one("a", s, m), source))
+
+
+def _vote(issue: Issue, s: Strand, m: Mask) -> None:
+    """``vote.sync.ballot``, ``.any``, ``.all``."""
+    members(s, m, issue.one("membermask", s, m), issue.text)
+    bits = ballot(s, m, issue.one("a", s, m))
+    here = ballot(s, m, np.bool_(True))
+    mode = issue.mods["mode"]
+    result = {"ballot": bits, "any": bits != 0, "all": bits == here}.get(mode)
+    if result is None:
+        raise issue.scope.refuse(issue.text)
+    issue.write("d", s, m, result.astype(np.uint32))
+
+
+def _redux(issue: Issue, s: Strand, m: Mask) -> None:
+    """``redux.sync``: a reduction of whole warps."""
+    s.whole(m, WARP, issue.text)
+    a = issue.one("a", s, m)
+    value = a.view(np.int32 if issue.mods["type"] == "s32" else np.uint32)
+    combine = {**_COMBINE, "add": np.add, "and": np.bitwise_and, "or": np.bitwise_or}
+    combine["xor"] = np.bitwise_xor
+    issue.write("d", s, m, reduce(s, value, combine[issue.mods["op"]], WARP))
+
+
+def _ptx_elect(issue: Issue, s: Strand, m: Mask) -> None:
+    """``elect.sync``: one lane of the warp, here the first; d is its number."""
+    s.whole(m, WARP, issue.text)
+    issue.write("d", s, m, np.zeros(s.lanes, np.uint32))
+    issue.write("p", s, m, (np.arange(s.lanes) % WARP == 0).astype(np.uint32))
+
+
+INSTRUCTIONS: dict[str, Callable[[Issue, Strand, Mask], None]] = {
+    "shfl_sync": _ptx_shuffle,
+    "vote_sync": _vote,
+    "vote_sync_ballot": _vote,
+    "redux_sync": _redux,
+    "redux_sync_bitwise": _redux,
+    "elect_sync": _ptx_elect,
+}
 CALLS: dict[str, Callable[[Scope, Any], Code]] = {
     "tirx.cuda.__shfl_sync": _shuffle_call(_index, "shfl_sync"),
     "tirx.cuda.__shfl_xor_sync": _shuffle_call(_xor, "shfl_xor_sync"),
