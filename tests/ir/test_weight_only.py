@@ -139,7 +139,7 @@ def test_in_half_precision_weights_are_exact_and_activations_rounded_once() -> N
 def test_beyond_half_precision_is_infinite() -> None:
     x = np.array([[65519.0], [65520.0]], np.float32)
     w, one = np.array([[1], [-2], [0]], np.int8), np.ones((3, 1), np.float32)
-    given = [w, one, np.zeros((3, 1), np.int32), np.zeros(3, np.float32)]
-    value, _ = in_half(x, *given, group=1)
+    zero, bias = np.zeros((3, 1), np.int32), np.zeros(3, np.float32)
+    value, _ = in_half(x, w, one, zero, bias, group=1)
     np.testing.assert_array_equal(value[0], [65504, -131008, 0])
     np.testing.assert_array_equal(value[1], [np.inf, -np.inf, np.nan])
