@@ -162,6 +162,8 @@ def element(scope: Scope, buffer: Buffer, indices: Any) -> tuple[Run, int]:
     if type(node).__name__ == "Ramp" and buffer.scope != "local":
         stride = expression(scope, node.stride)
         if stride.kind == Kind.CONSTANT and stride.value == 1:
+            if int(node.lanes) * buffer.dtype.itemsize not in (1, 2, 4, 8, 16):
+                raise scope.refuse(f"an access to {buffer.name} of {node.lanes} elements at once")
             return expression(scope, node.base).run, int(node.lanes)
     return expression(scope, node).run, 1
 

@@ -57,6 +57,9 @@ def injected(scope: Scope, node: Any) -> Code:
     nodes = list(node.args[1:-1])
     parts = [scope.expression(part).run for part in nodes]
     dtypes = [_pointed(part.ty) for part in nodes]
+    for kind in dtypes:
+        if kind is not None:
+            scope.access(kind.itemsize)  # it may point to shared memory
     result_type = str(node.ty.dtype)
     dtype = np_dtype(result_type) if result_type not in ("", "void") else None
 

@@ -186,14 +186,21 @@ def _vote(issue: Issue, s: Strand, m: Mask) -> None:
     issue.write("d", s, m, result.astype(np.uint32))
 
 
+_REDUX: dict[str, Callable[[Array, Array], Array]] = {
+    **_COMBINE,
+    "add": np.add,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
+
+
 def _redux(issue: Issue, s: Strand, m: Mask) -> None:
     """``redux.sync``: a reduction of whole warps."""
     s.whole(m, WARP, issue.text)
     a = issue.one("a", s, m)
     value = a.view(np.int32 if issue.mods["type"] == "s32" else np.uint32)
-    combine = {**_COMBINE, "add": np.add, "and": np.bitwise_and, "or": np.bitwise_or}
-    combine["xor"] = np.bitwise_xor
-    issue.write("d", s, m, reduce(s, value, combine[issue.mods["op"]], WARP))
+    issue.write("d", s, m, reduce(s, value, _REDUX[issue.mods["op"]], WARP))
 
 
 def _ptx_elect(issue: Issue, s: Strand, m: Mask) -> None:
