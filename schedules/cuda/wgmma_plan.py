@@ -31,7 +31,7 @@ FIRST, LINE = 64, 128
 """Lines of an instruction's first operand; bytes of depth of a stage, which one swizzle covers."""
 GROUP = 128  # threads
 RATE = 4096  # products of 8 bits in a cycle of a multiprocessor
-BARRIERS = 128  # bytes of shared memory
+BESIDE = 1024 + 128  # bytes of shared memory to begin at a multiple of 1024, and for barriers
 REGISTERS = 168  # of a thread, at the start
 
 Tile = tuple[int, int, int]
@@ -97,7 +97,7 @@ class Plan:
     @property
     def shared(self) -> int:
         """Bytes of shared memory."""
-        return self.stages * (self.rows * LINE + self.weights) + BARRIERS
+        return self.stages * (self.rows * LINE + self.weights) + BESIDE
 
     def refuse(self, packed: Packed) -> str | None:
         """Why it cannot be built, None when it can."""

@@ -18,6 +18,7 @@ from nybble.schedules.cuda.mma_rows import Rows
 from nybble.schedules.cuda.mma_tile import LANES
 from nybble.schedules.cuda.wgmma_plan import GROUP, Plan
 
+SWIZZLED = 1024  # bytes; stages begin at a multiple, which CUDA does not promise
 LAG = 2  # steps that the loader's copies are on their way
 
 
@@ -34,12 +35,17 @@ class Ring:
         self.plan, self.steps, self.thread = plan, steps, thread
         self.first = GROUP * plan.groups  # of the loader's threads
         pool = script.SMEMPool()
-        self.tile = pool.alloc(
-            (plan.stages * (plan.lines.words + plan.weights // 4),), "uint32", align=1024
-        )
+        size = plan.stages * (plan.lines.words + plan.weights // 4)
+        raw = pool.alloc((size + SWIZZLED // 4,), "uint32", align=SWIZZLED)
         self._full = pool.alloc((plan.stages,), "uint64", align=8)
         self._empty = pool.alloc((plan.stages,), "uint64", align=8)
         pool.commit()
+        address = script.cuda.cvta_generic_to_shared(T.address_of(raw[0]))
+        spare = tirx.bitwise_and(T.uint32(0) - address, T.uint32(SWIZZLED - 1)) >> T.uint32(2)
+        self.tile = T.decl_buffer(
+            (size,), "uint32", data=raw.data, elem_offset=T.Bind(T.Cast("int32", spare)),
+            scope="shared.dyn", layout=None,
+        )  # fmt: skip
         init = script.ptx["mbarrier.init.shared.b64"]
         with T.If(thread == 0), T.Then():
             for stage in range(plan.stages):
