@@ -181,8 +181,9 @@ class HalfLayer:
     def _fetch_numbers(self, place: Place, run: Any) -> None:
         to = self.registers.following
         layout, count = self.layout, int(to.shape[0])
-        runs = layout.runs if layout.is_grouped else 1
-        at = T.Bind(((place.block * runs + run) * 8 + place.lane // 4) * count)
+        scaled = layout.scaled if layout.is_grouped else 1
+        at = place.block * scaled + run // layout.pieces
+        at = T.Bind((at * 8 + place.lane // 4) * count)
         step = next(n for n in (4, 2, 1) if count % n == 0)
         for word in range(0, count, step):
             if step == 1:

@@ -10,9 +10,9 @@ warp multiplies by 64 activations of each row:
     memory    [blocks of channels][records][vectors][32 lanes][4 words]: loads of 16 bytes a lane
 
 Groups are *runs* of whole records: those of up to 32 inputs are filled up to 32, two to a record,
-longer ones to a multiple of 64; activations are filled up with zeros in the same places. A scale is
-stored in half precision as a share of the channel's largest one, 2^15, which stays float32 (as does
-the scale of a channel that has but one).
+longer ones to a multiple of 64, and those beyond 128 are several runs; activations are filled up
+with zeros in the same places. A scale is stored in half precision as a share of the channel's
+largest one, 2^15, which stays float32 (as does the scale of a channel that has but one).
 """
 
 from __future__ import annotations
@@ -82,14 +82,24 @@ class Layout:
 
     @property
     def span(self) -> int:
-        """Records of a run."""
-        return self.padded * self.parts // DEPTH
+        """Records of a run: two, unless that cuts a group into unequal parts."""
+        return 2 if self.padded % (2 * DEPTH) == 0 else 1
+
+    @property
+    def pieces(self) -> int:
+        """Runs of a long group: they share its scale."""
+        return max(self.padded // (DEPTH * self.span), 1)
+
+    @property
+    def scaled(self) -> int:
+        """Pieces with numbers of their own, `parts` groups each."""
+        groups = -(-self.k // (self.group if self.is_grouped else DEPTH))
+        return -(-groups // self.parts)
 
     @property
     def runs(self) -> int:
         """Of a channel."""
-        groups = -(-self.k // (self.group if self.is_grouped else DEPTH))
-        return -(-groups // self.parts)
+        return self.scaled * self.pieces
 
     @property
     def records(self) -> int:
@@ -127,8 +137,8 @@ class Layout:
         shape = (self.blocks, self.records, self.words // self.vector, 32, self.vector)
         found = [TensorSpec(shape, "uint32")]
         if self.numbers:
-            runs = self.runs if self.is_grouped else 1
-            shape = (self.blocks, runs, 8, self.parts * self.numbers, self.tiles)
+            scaled = self.scaled if self.is_grouped else 1
+            shape = (self.blocks, scaled, 8, self.parts * self.numbers, self.tiles)
             found.append(TensorSpec(shape, "uint32"))
         return (*found, TensorSpec((2, self.blocks * self.width), "float32"))
 
@@ -155,7 +165,7 @@ class Layout:
         short = np.zeros((self.blocks * self.width, -(-self.k // group) * group), np.uint8)
         short[: self.o, : self.k] = codes
         apart = short.reshape(len(short), -1, group)
-        missing = self.runs * self.parts - apart.shape[1]
+        missing = self.scaled * self.parts - apart.shape[1]
         full = np.pad(apart, [(0, 0), (0, missing), (0, self.padded - group)])
         # axes: block, tile, row / 8, g; record, half, t, s % 2, r / 2, low or high
         full = full.reshape(self.blocks, self.tiles, 2, 8, self.records, 2, 4, 2, 2, 2)
@@ -171,7 +181,7 @@ class Layout:
         kinds = [shares.astype(np.float16)] if self.is_grouped else []
         if self.zero is None:
             kinds.append((zeros + BIAS).astype(np.float16))
-        groups = (self.runs if self.is_grouped else 1) * self.parts
+        groups = (self.scaled if self.is_grouped else 1) * self.parts
         full = np.zeros((len(kinds), self.blocks * self.width, groups), np.float16)
         for whole, kind in zip(full, kinds, strict=True):
             whole[: self.o, : kind.shape[1]] = kind
