@@ -7,7 +7,8 @@ of them follow one rule. With ``E`` elements in a 32-bit register, lane ``4g + t
     B, register r, element i:  row E t + i + 4 E r, column g
     C, element i:              row g + 8 (i div 2), column 2 t + i mod 2
 
-where an A of 8 rows has no second half of rows, and its registers follow along the columns.
+where an A of 8 rows has no second half of rows, and its registers follow along the columns. CuTe
+writes the same as strides (``MMA_Traits<SM80_16x8x32_S32S8S8S32_TN>`` and its like).
 """
 
 from __future__ import annotations
@@ -116,10 +117,12 @@ def shape_of(issue: Issue) -> tuple[int, int, int]:
 
 def _operands(issue: Issue, s: Strand, m: Mask, groups: Ints) -> tuple[Array, Array]:
     rows, _, depth = shape_of(issue)
-    a = issue.read("a", s, m).reshape(-1, WARP, issue.read("a", s, m).shape[1])[groups]
-    b = issue.read("b", s, m)
-    b = b.reshape(-1, WARP, b.shape[1])[groups]
     kind_a, kind_b = issue.mods["atype"], issue.mods["btype"]
+    if not BITS.keys() >= {kind_a, kind_b} or issue.mods["shape"] == "m8n8k4":
+        raise issue.scope.refuse(issue.text)
+    a, b = issue.read("a", s, m), issue.read("b", s, m)
+    a = a.reshape(-1, WARP, a.shape[1])[groups]
+    b = b.reshape(-1, WARP, b.shape[1])[groups]
     at_a, at_b = a_fragment(rows, depth, BITS[kind_a]), b_fragment(depth, BITS[kind_b])
     left = unpack(a, kind_a).reshape(len(groups), -1)[:, at_a]
     return left, unpack(b, kind_b).reshape(len(groups), -1)[:, at_b]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nybble.simt.errors import UnsupportedError
 from nybble.simt.strand import Ints
 
 PIECE = 16
@@ -42,6 +43,8 @@ class Descriptor:
     @staticmethod
     def of(bits: int) -> Descriptor:
         """From the 64 bits (PTX ISA, "Matrix Descriptor Format")."""
+        if bits >> 49 & 7:
+            raise UnsupportedError("a matrix descriptor with a base offset is not modelled")
         start, leading, stride = ((bits >> at & 0x3FFF) * 16 for at in (0, 16, 32))
         return Descriptor(start, leading, stride, (16, 128, 64, 32)[bits >> 62])
 

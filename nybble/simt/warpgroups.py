@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.simt.codes import Code, Kind, Scope
-from nybble.simt.errors import OutOfBoundsError, RaceError, UninitializedError
+from nybble.simt.errors import MisalignedError, OutOfBoundsError, RaceError, UninitializedError
 from nybble.simt.issue import Array, Issue
 from nybble.simt.matrices import (
     BITS,
@@ -261,6 +261,8 @@ def _descriptor_call(scope: Scope, node: Any) -> Code:
         target, pointer, leading, stride, swizzle = (part(s, m) for part in parts)
         source: Pointer = pointer
         start = source.offset + source.memory.start
+        if np.any(np.asarray(start) % PIECE):
+            s.fail(MisalignedError, f"a descriptor of {source.name} that begins within 16 bytes", 0)
         bits = s.full(encode(start, leading, stride, int(swizzle)))
         data = np.ascontiguousarray(bits)[:, None].view(np.uint8)
         target.memory.write(s, m, target.offset, (target.name, data))
