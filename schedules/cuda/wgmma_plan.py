@@ -9,11 +9,13 @@ second rows.
              and a warpgroup that loads
     stage    128 bytes of depth of the block's rows and channels, ``stages`` of them in a ring
 
-The cost, in cycles of the busiest multiprocessor with b blocks, of which r fit side by side:
+The cost is that of `nybble.schedules.cuda.mma_plan`, but the tensor cores read shared memory for
+themselves and a step's products are the only work that waits:
 
-    busy     b · steps · max(products / rate, bytes of a stage / L2 rate)
-    waiting  ceil(b / r) · (latency + steps · max(latency / stages ahead, a step's products))
-    cost     max(busy, waiting) + min(busy, waiting) / 8 + epilogue
+    busy     b · max(steps · max(products / rate, bytes of a stage / L2 rate), epilogue)
+    waiting  ceil(b / r) · (latency + steps · max(latency / stages ahead, products / rate)
+             + epilogue)
+    cost     max(busy, waiting) + min(busy, waiting) / 8
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from math import ceil
 from nybble.errors import ScheduleError
 from nybble.schedules.cuda.fragments import Packed
 from nybble.schedules.cuda.mma_moves import Lines
-from nybble.schedules.cuda.mma_plan import CHIPS, EPILOGUE, L2_RATE, LATENCY
+from nybble.schedules.cuda.mma_plan import CHIPS, EPILOGUE, L2_RATE, LATENCY, combined
 from nybble.schedules.kernel import Knobs
 
 FIRST, LINE = 64, 128
@@ -32,8 +34,6 @@ FIRST, LINE = 64, 128
 GROUP = 128  # threads
 RATE = 4096  # products of 8 bits in a cycle of a multiprocessor
 BESIDE = 1024 + 128  # bytes of shared memory to begin at a multiple of 1024, and for barriers
-REGISTERS = 168  # of a thread, at the start
-
 Tile = tuple[int, int, int]
 """groups, units, beside: TVM knows instructions of up to 224 for integers."""
 
@@ -85,6 +85,11 @@ class Plan:
         return self.units * self.beside // 2
 
     @property
+    def registers(self) -> int:
+        """Of a thread at the start; two multiplying warpgroups then take some of the loader's."""
+        return 168 if self.groups > 1 else self.sums + 64
+
+    @property
     def lines(self) -> Lines:
         """The rows' part of a stage."""
         return Lines(self.rows, 1, LINE, GROUP)
@@ -113,13 +118,14 @@ def cost(plan: Plan, packed: Packed) -> float:
     chip, matrix = CHIPS["hopper"], packed.matrix
     blocks = ceil(matrix.static_rows / plan.rows) * (packed.padded // plan.channels)
     steps, turns = ceil(matrix.depth / LINE), ceil(blocks / chip.processors)
-    resident = max(1, min(chip.shared // plan.shared, chip.registers // (plan.threads * REGISTERS)))
+    resident = max(
+        1, min(chip.shared // plan.shared, chip.registers // (plan.threads * plan.registers))
+    )
     products = plan.rows * plan.channels * LINE / RATE
     busy = max(products, (plan.rows * LINE + plan.weights) / L2_RATE)
-    waiting = LATENCY + steps * max(LATENCY / (plan.stages - 1), products)
     ending = plan.rows * plan.channels * EPILOGUE / 128
-    most, least = sorted((turns * steps * busy, ceil(turns / resident) * waiting))[::-1]
-    return most + least / 8 + turns * ending
+    waiting = LATENCY + steps * max(LATENCY / (plan.stages - 1), products) + ending
+    return combined(turns * max(steps * busy, ending), ceil(turns / resident) * waiting)
 
 
 def plan_of(packed: Packed, tiles: tuple[Tile, ...], weight: int, knobs: Knobs) -> Plan:
