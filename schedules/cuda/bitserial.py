@@ -26,7 +26,7 @@ from nybble.schedules.cuda.bit_layer import BitLayer, Bits, Held
 from nybble.schedules.cuda.bit_layout import MOST, STEP, BitLayout, bit_layout_of
 from nybble.schedules.cuda.bit_planes import Pixels
 from nybble.schedules.cuda.stream import Stream, flat
-from nybble.schedules.cuda.stream_plan import MOST_ROWS, ROWS, Plan, Work, pitch
+from nybble.schedules.cuda.stream_plan import Plan, Work, pitch
 from nybble.schedules.cuda.stream_ring import Source
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
@@ -104,11 +104,7 @@ def work_of(problem: Problem) -> Work:
 
 def _plan(problem: Problem, target: Any, knobs: Knobs) -> Plan:
     work = work_of(problem)
-    choices = [n for n in (1, 2, 4, 8) if n == 1 or work.sums * n <= SUMS]
-    least = 2 if work.rows is None else min(MOST_ROWS, ceil(work.rows / ROWS))
-    usual = next((n for n in choices if n >= least), choices[-1])
-    operands = knobs.pick("operands", choices, usual)
-    return stream_plan.choose(work, target, operands, knobs)
+    return stream_plan.choose(work, target, max(1, SUMS // work.sums), knobs)
 
 
 # ---------------------------------------------------------------- build

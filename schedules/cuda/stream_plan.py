@@ -25,14 +25,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, inf
 
-from nybble.errors import ScheduleError
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.kernel import Knobs
 
 ROWS = 8
 """Rows of activations in a tensor-core operand."""
-MOST_ROWS = 8
-"""Such operands of a block: 64 rows."""
+OPERANDS = 8
+"""Such operands of a block, at most: 64 rows."""
 L2 = 2.5  # bytes from the L2 cache in the time of one from DRAM
 LAUNCH = 6e6  # bytes from DRAM in the time of a launch
 MOST_SHARE = 1.25
@@ -146,7 +145,7 @@ def shared_bytes(work: Work, plan: Plan) -> tuple[int, int, int]:
 
 
 def candidates(work: Work, target: CudaTarget, operands: int) -> Iterator[Plan]:
-    """Every plan that fits shared memory."""
+    """Every plan that fits shared memory, and registers with what is on its way there."""
     asynchronous = target.has("cp_async")
     powers = (1, 2, 4, 8, 16)
     for across, along, splits in product(powers[:4], powers, powers):
@@ -160,21 +159,29 @@ def candidates(work: Work, target: CudaTarget, operands: int) -> Iterator[Plan]:
         for stages in (4, 2) if asynchronous else (1,):
             plan = replace(one, stages=stages, chunk=chunk, chunks=ceil(per / chunk))
             ring, x, sums = shared_bytes(work, plan)
-            if max(ring + x, sums) <= target.shared_memory:
+            fits = max(ring + x, sums) <= target.shared_memory
+            if fits and fetches(work, plan) <= work.fetches:
                 yield plan
 
 
-def choose(work: Work, target: CudaTarget, operands: int, knobs: Knobs) -> Plan:
-    """The plan that the knobs say, or else the cheapest that agrees with those before it."""
-    found = list(candidates(work, target, operands))
-    if not found:
-        raise ScheduleError(f"{operands} operands of {ROWS} rows leave no room in shared memory")
-    least = max(work.fetches, min(fetches(work, plan) for plan in found))
-    found = [plan for plan in found if fetches(work, plan) <= least]
+def choose(work: Work, target: CudaTarget, most: int, knobs: Knobs) -> Plan:
+    """The plan that the knobs say, or else the cheapest that agrees with those before it.
+
+    Args:
+        work: of the layer.
+        target: the GPUs.
+        most: operands whose sums fit the registers.
+        knobs: ``operands``, ``across``, ``along``, ``splits``, ``stages``.
+    """
+    plans = {n: list(candidates(work, target, n)) for n in (1, 2, 4, 8) if n <= most}
+    choices = [n for n, found in plans.items() if found]
+    wanted = 2 if work.rows is None else ceil(work.rows / ROWS)
+    usual = next((n for n in choices if n >= wanted), choices[-1])
+    found = plans[knobs.pick("operands", choices, usual)]
     for name in ("across", "along", "splits", "stages"):
         best = min(found, key=lambda plan: cost(work, target, plan))
-        choices = sorted({getattr(plan, name) for plan in found})
-        taken = knobs.pick(name, choices, getattr(best, name))
+        options = sorted({getattr(plan, name) for plan in found})
+        taken = knobs.pick(name, options, getattr(best, name))
         found = [plan for plan in found if getattr(plan, name) == taken]
     return found[0]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import ceil, prod
+from math import prod
 from typing import Any
 
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from nybble.ir.weight_only import HALF
 from nybble.schedules.cpu.buffers import declare, product
 from nybble.schedules.cuda import stream_plan
 from nybble.schedules.cuda.stream import Stream, flat
-from nybble.schedules.cuda.stream_plan import MOST_ROWS, ROWS, Plan, Work, pitch
+from nybble.schedules.cuda.stream_plan import OPERANDS, ROWS, Plan, Work, pitch
 from nybble.schedules.cuda.stream_ring import Source
 from nybble.schedules.cuda.weight_only_layer import WORDS, Given, HalfLayer
 from nybble.schedules.cuda.weight_only_layout import DEPTH, Layout, layout_of
@@ -93,12 +93,7 @@ def work_of(problem: Problem) -> Work:
 
 
 def _plan(problem: Problem, target: Any, knobs: Knobs) -> Plan:
-    work = work_of(problem)
-    least = 2 if work.rows is None else min(MOST_ROWS, ceil(work.rows / ROWS))
-    choices = (1, 2, 4, 8)
-    usual = next(count for count in choices if count >= least)
-    operands = knobs.pick("operands", choices, usual)
-    return stream_plan.choose(work, target, operands, knobs)
+    return stream_plan.choose(work_of(problem), target, OPERANDS, knobs)
 
 
 # ---------------------------------------------------------------- build
