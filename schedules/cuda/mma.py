@@ -155,17 +155,17 @@ class _Block:
         rows.begin(first[0], total, thread)
         channels.begin(first[1], thread)
         sums = WarpTile(fragments, plan, self.core, tile, thread)
+        store = mma_store.Store(self.problem, sums, self.buffers, first, total)
+        store.prepare()
         steps = -(-fragments.matrix.slabs // plan.slabs)
         (_staged if plan.held else _copied)(rows, channels, sums, steps)
-        if plan.slices > 1:
-            T.evaluate(script.cuda.cta_sync())
-            sums.add_slices()
-        store = mma_store.Store(self.problem, sums, self.buffers, first, total)
         if plan.slices == 1:
             store.emit()
-        else:
-            with T.If(sums.slice == 0), T.Then():
-                store.emit()
+            return
+        T.evaluate(script.cuda.cta_sync())
+        sums.add_slices()
+        with T.If(sums.slice == 0), T.Then():
+            store.emit()
 
 
 def _flat(buffer: Any) -> Any:

@@ -78,6 +78,13 @@ def ramp(first: Any, lanes: int) -> list[Any]:
     return [T.ramp(first, 1, lanes)] if lanes > 1 else [first]
 
 
+def load_early(into: Any, at: int, source: Any, words: int) -> None:
+    """Emits a load of 1, 2 or 4 words from global memory, here and not where they are used."""
+    name = "ld.global.nc.b32" if words == 1 else f"ld.global.nc.v{words}.b32"
+    registers = [into[at + i] for i in range(words)]
+    T.evaluate(script.ptx[name](*registers, T.address_of(source)))
+
+
 def pack_nibbles(into: Any, at: int, words: tuple[Any, Any], signed: bool) -> None:
     """Emits the packing of eight values of 4 bits, one a byte in two words, into one word.
 

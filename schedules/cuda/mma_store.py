@@ -7,6 +7,9 @@ The house rounding takes the constants of `nybble.schedules.cpu.scaling`, for 32
 one multiplication, one addition and one shift for a sum (``left`` only for ratios of 1/4 and more).
 The other conventions are computed in 64 bits by the CPU's own expressions.
 
+Where a lane has few sums, as in the small tiles of small layers, constants and the second branch
+are loaded before the products: their way from memory would be a good part of the kernel's time.
+
 A lane has ``lane`` neighbouring channels of each of its rows
 (`nybble.schedules.cuda.fragments`): it loads their constants and the second branch, and stores the
 results, by up to 16 bytes. Loads beyond the last row or channel read the last ones.
@@ -27,7 +30,7 @@ from nybble.ir import numerics
 from nybble.schedules.cpu import elementwise, scaling
 from nybble.schedules.cpu.buffers import Buffers
 from nybble.schedules.cuda.matrix import Matrix
-from nybble.schedules.cuda.mma_moves import divmod_of, ramp, run
+from nybble.schedules.cuda.mma_moves import divmod_of, load_early, ramp, run
 from nybble.schedules.cuda.mma_tile import Tile
 from nybble.schedules.kernel import Constants, Epilogue, Problem, TensorSpec
 
@@ -55,6 +58,10 @@ def refuse(problem: Problem) -> str | None:
 def is_fast(epilogue: Epilogue) -> bool:
     """Whether 32 bits do."""
     return epilogue.rounding == "half_up"
+
+
+FEW = 32  # sums of a lane, so that registers are left
+_Operands = tuple[list[list[list[Any]]], list[Callable[[int], Any]]]
 
 
 class Columns(Protocol):
@@ -113,25 +120,37 @@ class Store:
         self.channels = tile.fragments.matrix.channels
         self.wide = next(w for w in (16, 8, 4, 2, 1) if w <= self.lane and self.channels % w == 0)
         self.row, self.first = (T.Bind(a + b) for a, b in zip(first, tile.origin, strict=True))
+        self._early: list[_Operands] = []
+        self._is_early = False
+
+    def prepare(self) -> None:
+        """Emits loads of constants and second branch, if registers are free for them."""
+        self._is_early = int(self.tile.sums.shape[0]) <= FEW
+        if self._is_early:
+            self._early = [self._operands(group) for group in range(self.tile.groups)]
+
+    def _operands(self, group: int) -> _Operands:
+        """Of a group of channels: constants of each four of them, and the second branch by row."""
+        channel = T.Bind(self.first + group * 4 * self.lane)
+        others = [self._other(self.row + row, channel) for row in self.tile.rows]
+        return [self._constants(channel + quad) for quad in range(0, self.lane, 4)], others
 
     def emit(self) -> None:
         """Emits all of it."""
-        rows = self.tile.rows
         for group in range(self.tile.groups):
-            channel = T.Bind(self.first + group * 4 * self.lane)
-            others = [self._other(self.row + row, channel) for row in rows]
-            results = [self._registers() for _ in rows]
-            for quad in range(0, self.lane, 4):
-                constants = self._constants(channel + quad)
-                for index in range(len(rows)):
+            constants, others = self._early[group] if self._early else self._operands(group)
+            results = [self._registers() for _ in self.tile.rows]
+            for quad, columns in zip(range(0, self.lane, 4), constants, strict=True):
+                for index, other in enumerate(others):
                     values = []
                     for i in range(4):
-                        acc = self._sum(index, group * self.lane + quad + i) + constants[0][i]
-                        given = [column[i] for column in constants[1:]]
-                        values.append(self._value(acc, given, others[index](quad + i)))
+                        acc = self._sum(index, group * self.lane + quad + i) + columns[0][i]
+                        given = [column[i] for column in columns[1:]]
+                        values.append(self._value(acc, given, other(quad + i)))
                     self._keep(results[index], quad, values)
-            for index, row in enumerate(rows):
-                self._store(results[index], self.row + row, channel)
+            channel = T.Bind(self.first + group * 4 * self.lane)
+            for result, row in zip(results, self.tile.rows, strict=True):
+                self._store(result, self.row + row, channel)
 
     def _registers(self) -> Any:
         dtype, size = str(self.buffers.output.dtype), self.lane // density(self.problem.output)
@@ -144,16 +163,25 @@ class Store:
 
     def _constants(self, channel: Any) -> list[list[Any]]:
         """The columns of four channels, by row of the table."""
-        source = self.buffers.constants[1]
+        source = as_words(self.buffers.constants[1])
         rows, columns = map(int, table_spec(self.problem, self.fragments).shape)
-        held = T.alloc_buffer((rows * 4,), "int32", scope="local", layout=None)
+        held = T.alloc_buffer((rows * 4,), "uint32", scope="local", layout=None)
         if self.fragments.padded % self.tile.reach:
             channel = tirx.min(channel, columns - 4)
         channel = T.Bind(channel)
         for row in range(rows):
-            value = source.vload([channel + row * columns], "int32x4")
-            T.buffer_store(held, value, ramp(row * 4, 4))
-        return [[held[row * 4 + i] for i in range(4)] for row in range(rows)]
+            self._load(held, row * 4, source, (channel + row * columns, 4))
+        return [
+            [T.reinterpret("int32", held[row * 4 + i]) for i in range(4)] for row in range(rows)
+        ]
+
+    def _load(self, into: Any, at: int, source: Any, where: tuple[Any, int]) -> None:
+        """Emits a load of words, of the place and number given."""
+        first, count = where
+        if self._is_early:
+            load_early(into, at, source[first], count)
+            return
+        T.buffer_store(into, run(source, first, count), ramp(at, count))
 
     def _other(self, row: Any, channel: Any) -> Callable[[int], Any]:
         """The second branch of a lane's channels: gives the nth, None without one."""
@@ -163,9 +191,14 @@ class Store:
         each = density(spec)
         held = T.alloc_buffer((self.lane // each,), str(source.dtype), scope="local", layout=None)
         start, wide = T.Bind(tirx.min(row, self.total - 1) * (self.channels // each)), self.wide
+        count, is_words = wide // each, wide // each % 4 == 0
+        words = [as_words(source), as_words(held)] if is_words else []
         for part in range(0, self.lane, wide):
             at = start + divmod_of(tirx.min(channel + part, self.channels - wide), each)[0]
-            T.buffer_store(held, run(source, at, wide // each), ramp(part // each, wide // each))
+            if words:
+                self._load(words[1], part // each // 4, words[0], (at >> 2, count // 4))
+            else:
+                T.buffer_store(held, run(source, at, count), ramp(part // each, count))
         if each == 1:
             return lambda channel: T.Cast("int32", held[channel])
         signed = numerics.width(spec.dtype)[0]
@@ -229,6 +262,13 @@ def _steps(epilogue: Epilogue, acc: Any, given: list[Any], other: Any) -> Any:
     if epilogue.kind == "add":
         steps = steps + scaled(other - epilogue.zero_point_other, given[-4:])
     return steps
+
+
+def as_words(buffer: Any) -> Any:
+    """The same memory as words."""
+    size = tirx.floordiv(buffer.shape[0], 4 // np.dtype(str(buffer.dtype)).itemsize)
+    scope = buffer.scope() if callable(buffer.scope) else buffer.scope
+    return T.decl_buffer((size,), "uint32", data=buffer.data, scope=scope, layout=None)
 
 
 def density(spec: TensorSpec) -> int:
