@@ -41,13 +41,13 @@ def _groups(problem: Problem) -> int:
     return int(problem.attr("groups")) if problem.op == "conv2d" else 1
 
 
-def pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+def pack(problem: Problem, constants: Constants, width: int | None = None) -> list[NDArray[Any]]:
     """Weights as [O/L][KH][KW][C/groups][L] (linear: [O/L][K][L]), bias, epilogue constants.
 
-    Weights below 8 bits are packed: [O/L][bytes].
+    Weights below 8 bits are packed: [O/L][bytes]. L is `lanes`, or ``width``.
     """
     assert problem.weights is not None
-    w, width = constants["w"], lanes(problem)
+    w, width = constants["w"], width or lanes(problem)
     missing = -w.shape[0] % width
     padded = np.pad(w, ((0, missing), *[(0, 0)] * (w.ndim - 1)))
     blocked = np.moveaxis(padded.reshape(-1, width, *w.shape[1:]), 1, -1).copy()
@@ -75,14 +75,14 @@ def is_packed(problem: Problem) -> bool:
     return bits.is_narrow(problem.weights.dtype)
 
 
-def define(problem: Problem) -> Any:
+def define(problem: Problem, width: int | None = None) -> Any:
     """The function of `pack`'s layout unscheduled: ``padded``, ``unpacked``, ``acc``, ``out``."""
     assert problem.weights is not None
-    symbols, width = loops.Symbols(), lanes(problem)
+    symbols, width = loops.Symbols(), width or lanes(problem)
     out_channels = problem.weights.shape[0]
     x = symbols.tensor(problem.inputs[0], "x")
     other = symbols.optional(problem.epilogue.other, "other")
-    given, weights = _weights(problem)
+    given, weights = _weights(problem, width)
     is_float = problem.inputs[0].dtype == "float32"
     names = ("bias", *elementwise.epilogue_names(problem.epilogue))
     dtypes = {"bias": "float32" if is_float else "int32"}
@@ -104,10 +104,10 @@ def define(problem: Problem) -> Any:
     return loops.function([tensor for tensor in tensors if tensor is not None])
 
 
-def _weights(problem: Problem) -> tuple[te.Tensor, te.Tensor]:
+def _weights(problem: Problem, width: int) -> tuple[te.Tensor, te.Tensor]:
     """The parameter, and the weights one by one: the same tensor unless they are packed."""
     assert problem.weights is not None
-    width, dtype = lanes(problem), problem.weights.dtype
+    dtype = problem.weights.dtype
     out_channels, *inner = (int(extent) for extent in problem.weights.shape)
     shape = (-(-out_channels // width), *inner, width)
     if not is_packed(problem):

@@ -10,7 +10,7 @@ A symbolic batch gets a dimension of the grid for itself, so that indices within
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any
 
@@ -18,6 +18,7 @@ import tvm
 
 from nybble.schedules.cpu import loops
 
+Binding = Callable[[Any, Sequence[Any]], Any]
 THREADS = 256  # of a block
 ACCESS = 16  # bytes, the widest that a thread moves at once
 _SIDE = 65535  # blocks along the grid's second dimension
@@ -46,6 +47,26 @@ def grid(sch: Any, spatial: Sequence[Any]) -> Any:
     return _blocks(sch, spatial, "blockIdx.x")
 
 
+def rows(sch: Any, spatial: Sequence[Any]) -> Any:
+    """`grid` for blocks that reduce: a row of pixels, or a part of it, for a block of threads.
+
+    TVM vectorizes and splits a reduction only where indices are sums of quotients and remainders of
+    the threads; two loops over one dimension of the grid give such, more do not always.
+    """
+    outer, inner = (spatial[:-2], spatial[-2:]) if len(spatial) > 2 else ([], spatial)
+    if len(spatial) == 2:
+        outer, inner = spatial[:1], spatial[1:]
+    if None in [_static(sch, loop) for loop in inner]:
+        return grid(sch, spatial)
+    axes = iter(("blockIdx.x", "blockIdx.y", "blockIdx.z"))
+    if outer and _static(sch, outer[0]) is None:
+        sch.bind(outer[0], next(axes))
+        outer = outer[1:]
+    if outer:
+        sch.bind(sch.fuse(*outer) if len(outer) > 1 else outer[0], next(axes))
+    return _blocks(sch, inner, next(axes))
+
+
 def _blocks(sch: Any, spatial: Sequence[Any], axis: str) -> Any:
     fused = sch.fuse(*spatial) if len(spatial) > 1 else spatial[0]
     extent = _static(sch, fused)
@@ -61,7 +82,7 @@ def _static(sch: Any, loop: Any) -> int | None:
     return int(extent) if isinstance(extent, tvm.tirx.IntImm) else None
 
 
-def runs(sch: Any, block: Any, lanes: int, staged: Iterable[str] = ()) -> None:
+def runs(sch: Any, block: Any, lanes: int, staged: Iterable[str] = (), bind: Binding = grid) -> Any:
     """Schedules a block of spatial loops: a thread computes ``lanes`` elements of the last axis.
 
     Args:
@@ -69,6 +90,10 @@ def runs(sch: Any, block: Any, lanes: int, staged: Iterable[str] = ()) -> None:
         block: writes one tensor.
         lanes: divides the last extent.
         staged: names of the tensors that it reads as runs of as many neighbours.
+        bind: `grid` or `rows`.
+
+    Returns:
+        The loop of the threads.
     """
     *outer, last = spatial_of(sch, block)
     many, lane = sch.split(last, [None, lanes])
@@ -76,7 +101,7 @@ def runs(sch: Any, block: Any, lanes: int, staged: Iterable[str] = ()) -> None:
     wide = lanes > 1
     given = [sch.cache_read(block, names.index(one), "local") for one in staged if wide]
     stored = sch.cache_write(block, 0, "local") if wide else None
-    thread = grid(sch, [*outer, many])
+    thread = bind(sch, [*outer, many])
     for stage in given:
         sch.compute_at(stage, thread)
         move(sch, stage, thread)
@@ -84,6 +109,7 @@ def runs(sch: Any, block: Any, lanes: int, staged: Iterable[str] = ()) -> None:
         sch.reverse_compute_at(stored, thread)
         move(sch, stored, thread)
     sch.unroll(lane)
+    return thread
 
 
 def clear_first(sch: Any, block: Any, step: Any) -> None:

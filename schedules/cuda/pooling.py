@@ -21,7 +21,7 @@ def _build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
     *outer, channels = sch.get_loops(out)
     lanes = loops.lanes_of(problem.output.shape[-1], _LANES)
     many, lane = sch.split(channels, [None, lanes])
-    thread = bind.grid(sch, [*outer, many])
+    thread = bind.rows(sch, [*outer, many])
     sch.compute_at(pooled, thread)
     if is_fused:
         sch.set_scope(pooled, 0, "local")

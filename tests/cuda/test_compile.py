@@ -6,17 +6,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.script import tirx as T
 
 from nybble.errors import NybbleError, ScheduleError
 from nybble.schedules.cuda import compile as code
-from nybble.schedules.cuda import nvcc, toolkit
+from nybble.schedules.cuda import direct, nvcc, toolkit
+from nybble.schedules.kernel import Knobs
+from nybble.schedules.lower import lower
+from nybble.schedules.select import Planner
 from nybble.schedules.target import resolve
 from tests.cuda.opcodes import code_of
-from tests.cuda.serial import Network
-from tests.cuda.test_generic import MODULES, SM80
+from tests.cuda.test_generic import MODULES, ROWS, SM80
 
 FATBIN = bytes.fromhex("50ed55ba")  # how a fat binary begins
 
@@ -109,12 +112,32 @@ ptxas info    : Used 8 registers, used 0 barriers
     )
 
 
+WIDE = ("quantize wide", "dequantize wide", "add 8 bytes", "maximum wide", "sum wide", "table wide",
+        "image of three planes")  # fmt: skip
+LAYERS = ("dw 3x3 signed", "dw batch", "grouped odd", "3x3 add", "tokens", "1x1 batch")
+
+
+def test_generic_kernels_keep_to_registers() -> None:
+    functions = [f for name in WIDE for f in tensorir(MODULES[name])]
+    for name in LAYERS:
+        kernel = direct.CONV2D if ROWS[name].op == "conv2d" else direct.LINEAR
+        functions.append(kernel.build(ROWS[name].problem(), SM80, Knobs()))
+    named = [f.with_attr("global_symbol", f"kernel{i}") for i, f in enumerate(functions)]
+    usage = code.device_code(
+        tvm.IRModule({f"kernel{i}": f for i, f in enumerate(named)}), SM80
+    ).usage
+    assert len(usage) == len(WIDE) + len(LAYERS)
+    assert [one for one in usage if one.spills or one.stack or one.registers > 64] == []
+
+
+def tensorir(mod: tvm.IRModule) -> list[tirx.PrimFunc]:
+    """The functions of a module lowered for GPUs with generic kernels."""
+    scheduled = lower(mod, SM80, Planner(force="cuda.generic")).module
+    return [f for f in scheduled.functions.values() if isinstance(f, tirx.PrimFunc)]
+
+
 def test_generic_kernels_move_sixteen_bytes_at_once() -> None:
-    (function,) = [
-        f
-        for f in Network(MODULES["add 16 bytes"]).scheduled.module.functions.values()
-        if isinstance(f, tirx.PrimFunc)
-    ]
+    (function,) = tensorir(MODULES["add 16 bytes"])
     made = code_of(function, "sm_80")
     assert made.has(r"LDG\.E\.128")
     assert made.has(r"STG\.E\.128")

@@ -88,7 +88,8 @@ def test_concat(axis: int, lengths: tuple[int, ...]) -> None:
 
 NAMES = (
     "3x3 add unsigned", "asymmetric padding", "pad value", "odd everything", "1x1 batch",
-    "grouped odd", "dw 4x2", "dw batch", "ten classes", "tokens", "K=257 low",
+    "grouped odd", "grouped", "dw 4x2", "dw batch", "dw 3x3 signed", "ten classes", "tokens",
+    "K=257 low",
 )  # fmt: skip
 ROWS = {case.name: case for case in (*CONV, *DEPTHWISE, *LINEAR)}
 CASES: tuple[Case, ...] = (
