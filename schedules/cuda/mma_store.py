@@ -118,7 +118,8 @@ class Store:
         self.problem, self.tile, self.buffers, self.total = problem, tile, buffers, total
         self.fragments, self.lane = tile.fragments, tile.fragments.lane
         self.channels = tile.fragments.matrix.channels
-        self.wide = next(w for w in (16, 8, 4, 2, 1) if w <= self.lane and self.channels % w == 0)
+        most = min(self.lane, 16 // np.dtype(problem.output.stored.dtype).itemsize)
+        self.wide = next(w for w in (16, 8, 4, 2, 1) if w <= most and self.channels % w == 0)
         self.row, self.first = (T.Bind(a + b) for a, b in zip(first, tile.origin, strict=True))
         self._early: list[_Operands] = []
         self._is_early = False

@@ -48,8 +48,8 @@ ROWS = {
         "low K=33 int2 int2 low", "low pad value", "low 3x3 accumulators",
     ),
     "cuda.int8.wgmma": (
-        "rows", "3x3 add", "pad value", "1x1 padded", "3x3 stride 2", "3x3 batch", "3x3 big ratios",
-        "full window",
+        "rows", "3x3 add", "pad value", "low 3x3 accumulators", "3x3 stride 2", "3x3 batch",
+        "3x3 big ratios", "full window", "1x1 padded",
     ),
     "cuda.int4.wgmma": (
         "low 3x3 add", "low tokens", "low 3x3 bits", "low high", "low 3x3 dilated", "low 1x1 batch",
