@@ -126,7 +126,9 @@ class Scope:
             raise UnsupportedError(
                 f"{self.kernel}: buffer {var.name} of {dtype}; packed data belongs in whole bytes"
             )
-        return Buffer(var.name, np_dtype(dtype), self.slot(var), str(var.ty.storage_scope))
+        space = str(var.ty.storage_scope)
+        name = var.name or f"a nameless buffer ({space})"
+        return Buffer(name, np_dtype(dtype), self.slot(var), space)
 
     def refuse(self, what: str) -> UnsupportedError:
         """The error for something without a meaning."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from nybble.simt.issue import Issue
 from nybble.simt.memory import Bytes, Pointer
+from nybble.simt.shared import UNFENCED
 from nybble.simt.strand import Ints, Strand
 from nybble.simt.values import Mask
 
@@ -91,6 +92,7 @@ def _land(s: Strand, m: Mask, before: Ints) -> None:
         np.subtract.at(shared.flying, grains, 1)
         shared.writer[grains] = s.thread[lanes][:, None]
         shared.write_clock[grains] = order.clock[s.block[lanes], s.warp[lanes]][:, None]
+        shared.fence_clock[grains] = UNFENCED
         if not done.all():
             left.append(Copy(copy.lanes[~done], copy.grains[~done], copy.group[~done]))
     s.copies = left

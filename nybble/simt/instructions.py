@@ -8,6 +8,7 @@ from typing import Any
 from nybble.simt import (
     barriers,
     copies,
+    fences,
     matrices,
     mbarriers,
     scalars,
@@ -27,6 +28,7 @@ _DO: dict[str, Handler] = {
     **copies.INSTRUCTIONS,
     **scalars.INSTRUCTIONS,
     **transfers.INSTRUCTIONS,
+    **fences.INSTRUCTIONS,
     **barriers.INSTRUCTIONS,
     **mbarriers.INSTRUCTIONS,
     **tensors.INSTRUCTIONS,

@@ -15,6 +15,7 @@ from nybble.simt.strand import WARP, Ints, Strand
 from nybble.simt.values import Mask, Value
 
 NOBODY, SEVERAL = -1, -2
+UNFENCED = np.iinfo(np.int32).max
 
 
 class Shared:
@@ -30,7 +31,8 @@ class Shared:
         grain: bytes of one grain; divides the width of every access.
         flying: by grain, asynchronous copies on their way to it.
         pinned: by grain, asynchronous products on their way that read it.
-        fenced: by grain, whether the asynchronous engines see what threads stored.
+        fence_clock: by grain, the writer's clock when it fenced the write, so that asynchronous
+            engines see it; `UNFENCED` if it has not, 0 where an engine has written.
     """
 
     space = "shared"
@@ -46,7 +48,7 @@ class Shared:
         self.read_clock = np.zeros((order.warps + 1, count), np.int32)
         self.flying = np.zeros(count, np.int32)
         self.pinned = np.zeros(count, np.int32)
-        self.fenced = np.ones(count, np.bool_)
+        self.fence_clock = np.zeros(count, np.int32)
 
     def read(self, strand: Strand, mask: Mask, offset: Value, place: tuple[str, int]) -> Bytes:
         """``(lanes, width)`` bytes; zeros for inactive lanes. ``place``: name and width."""
@@ -66,7 +68,7 @@ class Shared:
         where = strand.full(offset, np.int64)[chosen]
         width = data.shape[1]
         grains = self.check_write(strand, chosen, (name, where, width))
-        self.fenced[grains] = False
+        self.fence_clock[grains] = UNFENCED
         self._count_banks(strand, chosen, (f"{name}, written", where, width))
         scatter(self.data, strand.block[chosen] * self.size + where, data[chosen])
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from nybble.simt import mbarriers
 from nybble.simt.codes import Code, Kind, Scope, np_dtype
 from nybble.simt.errors import MisalignedError, OutOfBoundsError, SimtError
+from nybble.simt.fences import check_fences
 from nybble.simt.issue import Issue
 from nybble.simt.memory import Bytes, Global, Pointer
 from nybble.simt.strand import WARP, Ints, Strand
@@ -169,9 +170,12 @@ def _deliver(issue: Issue, s: Strand, lane: int, box: tuple[Pointer, Bytes, int]
     grains = shared.check_write(s, chosen, (target.name, at, 16))
     shared.writer[grains] = order.engine * WARP
     shared.write_clock[grains] = order.clock[block, order.engine]
-    shared.fenced[grains] = True
+    shared.fence_clock[grains] = 0
     shared.data[(block * shared.size + at)[:, None] + np.arange(16)] = data.reshape(-1, 16)
-    _, where = mbarriers.seen(s, _only(s, lane), issue.address("mbar", s, None))
+    pointer = issue.address("mbar", s, None)
+    chosen, where = mbarriers.seen(s, _only(s, lane), pointer)
+    grains = shared.grains(s, chosen, where, mbarriers.BYTES)
+    check_fences(s, chosen, grains, f"{pointer.name} as an mbarrier of {issue.entry}")
     mbarriers.complete(s, lane, int(where[0]), data.size)
 
 

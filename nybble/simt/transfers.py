@@ -48,6 +48,5 @@ INSTRUCTIONS: dict[str, Callable[[Issue, Strand, Mask], None]] = {
     "st": _store,
     "st_vec": _store,
     "fence": _nothing,
-    "fence_mbarrier_init": _nothing,
     "setmaxnreg": _nothing,
 }

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from nybble.simt.codes import Code, Kind, Scope
 from nybble.simt.errors import MisalignedError, OutOfBoundsError, RaceError, UninitializedError
+from nybble.simt.fences import check_fences
 from nybble.simt.issue import Array, Issue
 from nybble.simt.matrices import (
     BITS,
@@ -196,12 +197,8 @@ def _note(s: Strand, lane: int, place: tuple[str, Ints], product: Product) -> No
     chosen = np.repeat(lane + WARP * np.arange(WARPS), len(at))  # a lane for each warp
     grains = shared.check_read(s, chosen, (name, np.tile(at, WARPS), PIECE))
     product.reads.append((chosen, grains))
+    check_fences(s, chosen, grains, name)
     grains = grains[: len(at)]
-    unseen = ~shared.fenced[grains]
-    if unseen.any():
-        byte = int(grains[unseen][0]) * shared.grain % shared.size
-        what = f"{name}: byte {byte} was stored by a thread; fence.proxy.async is missing"
-        s.fail(RaceError, what, lane)
     shared.pinned[grains] += 1
 
 
@@ -240,19 +237,6 @@ def _wait(issue: Issue, s: Strand, m: Mask) -> None:
         s.launch.order.meet(s.block[lane : lane + 1], warps)
 
 
-def _fence_proxy(issue: Issue, s: Strand, m: Mask) -> None:
-    """``fence.proxy.async``: the engines see what the active threads have stored."""
-    shared = s.launch.shared
-    chosen = s.chosen(m)
-    grains = shared.size // shared.grain
-    mine = np.zeros((len(s.launch.blocks), s.launch.order.warps * WARP + 1), np.bool_)
-    mine[s.block[chosen], s.thread[chosen]] = True
-    block = np.arange(len(shared.writer)) // grains
-    shared.fenced |= mine[block, np.minimum(shared.writer, mine.shape[1] - 1)] & (
-        shared.writer >= 0
-    )
-
-
 def _descriptor_call(scope: Scope, node: Any) -> Code:
     """``T.cuda.wgmma.encode_matrix_descriptor``."""
     parts = [scope.expression(part).run for part in node.args]
@@ -284,7 +268,6 @@ INSTRUCTIONS: dict[str, Callable[[Issue, Strand, Mask], None]] = {
     "wgmma_fence": _fence,
     "wgmma_commit_group": _commit,
     "wgmma_wait_group": _wait,
-    "fence_proxy": _fence_proxy,
 }
 CALLS: dict[str, Callable[[Scope, Any], Code]] = {
     "tirx.cuda.wgmma_encode_matrix_descriptor": _descriptor_call,

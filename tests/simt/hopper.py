@@ -54,6 +54,8 @@ def gemm(m: int, n: int, k: int, defect: str = "") -> Any:
             for s in T.unroll(STAGES):
                 T.ptx.mbarrier.init.shared.b64(T.address_of(full[s]), T.uint32(1))
                 T.ptx.mbarrier.init.shared.b64(T.address_of(empty[s]), T.uint32(1))
+        if defect != "no fence of barriers":
+            T.ptx.fence.proxy.async_.shared__cta()
         if defect != "no barrier":
             T.cuda.cta_sync()
         if tx >= 128:

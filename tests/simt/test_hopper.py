@@ -35,6 +35,11 @@ def test_boxes_beyond_the_tensor_are_zeros() -> None:
     ("defect", "error", "text"),
     [
         ("no barrier", simt.RaceError, r"full: read of byte .* thread 0 has written"),
+        (
+            "no fence of barriers",
+            simt.RaceError,
+            "full as an mbarrier .*fence.proxy.async is missing",
+        ),
         ("no wait for full", simt.SimtError, "a_desc: read of byte 0 of shared memory"),
         ("no wait for empty", simt.SimtError, "a_tile: write to byte 0 of shared memory"),
         ("no wait for product", simt.SimtError, "a_tile: write to byte 0 of shared memory"),
