@@ -32,14 +32,17 @@ import numpy as np
 import nybble
 from benchmarks.cuda_rows import Row, rows
 from benchmarks.output import ROOT, console, table
+from nybble.commands import random_inputs
 from nybble.errors import ScheduleError
 from nybble.runtime.artifact import export_module
+from nybble.runtime.session import load
 from nybble.schedules import table as kernels
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.cuda.compile import device_code
 from nybble.schedules.kernel import Kernel, Knobs
 from nybble.schedules.target import resolve
 
+BATCHES = (1, 64)  # of networks with a symbolic one
 RUNTIME = ("errors.py", "nvidia.py", "torchless.py", "tiles.py", "cpuinfo.py", "runtime")
 LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_cuda.so")
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -53,11 +56,14 @@ def pack(args: argparse.Namespace) -> None:
         (home / "data").mkdir(parents=True)
         shutil.copy(Path(__file__).parent / "cuda_run.py", home / "run.py")
         _put_runtime(home / "lib", args.python)
-        packed = []
+        packed: list[dict[str, Any]] = []
         for number, row in enumerate(rows(args.rows)):
             for kernel in _takers(row, target, args.kernels):
                 console.print(f"{row.name}: {kernel.name}", highlight=False)
-                packed.append(_put(home / "data", f"{number}-{kernel.name}", row, (kernel, target)))
+                found = _put(home / "data", f"{number}-{kernel.name}", row, (kernel, target))
+                packed += [found] if found else []
+        for path in args.network:
+            packed += _put_network(home / "data", path)
         about = {"target": target.name, "nybble": nybble.__version__, "rows": packed}
         (home / "rows.json").write_text(json.dumps(about, indent=1))
         with (
@@ -78,15 +84,19 @@ def _takers(row: Row, target: CudaTarget, pattern: str) -> Iterator[Kernel]:
             yield kernel
 
 
-def _put(folder: Path, name: str, row: Row, by: tuple[Kernel, CudaTarget]) -> dict[str, Any]:
-    """Writes a kernel's library and operands; what the other machine must know of them."""
+def _put(folder: Path, name: str, row: Row, by: tuple[Kernel, CudaTarget]) -> dict[str, Any] | None:
+    """Writes a kernel's library and operands; what the other machine must know of them.
+
+    None where the values, not the shapes, are beyond the kernel.
+    """
     kernel, target = by
     constants = {name: values for name, values in row.arrays.items() if name not in ("x", "b")}
     try:
         given = kernel.constants(row.problem, constants)
         function = kernel.build(row.problem, target, Knobs())
     except ScheduleError as error:
-        return {"row": row.name, "kernel": kernel.name, "refused": str(error)}
+        console.print(f"  left out: {error}", highlight=False)
+        return None
     made = device_code(function.with_attr("global_symbol", "layer"), target)
     export_module(made.module, target.host.arch, target.host.features, folder / f"{name}.so")
     operands = [row.arrays[name] for name in ("x", "b") if name in row.arrays]
@@ -106,6 +116,27 @@ def _put(folder: Path, name: str, row: Row, by: tuple[Kernel, CudaTarget]) -> di
         "weights": weights and [list(weights.shape), weights.dtype],
         "usage": [vars(use) for use in made.usage],
     }  # fmt: skip
+
+
+def _put_network(folder: Path, path: Path) -> Iterator[dict[str, Any]]:
+    """Copies a library that holds code for GPUs and for this CPU, which says what is expected."""
+    network = load(path)
+    shutil.copy(path, folder / path.name)
+    is_open = any(
+        isinstance(extent, str) for port in network.manifest.inputs for extent in port.shape
+    )
+    for batch in BATCHES if is_open else BATCHES[:1]:
+        inputs = random_inputs(network.manifest, batch)
+        outputs = network(inputs)
+        found = (
+            outputs if isinstance(outputs, dict) else {network.manifest.outputs[0].name: outputs}
+        )
+        name = f"{path.stem}, batch {batch}" if is_open else path.stem
+        operands = f"{path.stem}-{batch}.npz"
+        arrays = {f"in_{k}": v for k, v in inputs.items()}
+        arrays |= {f"out_{k}": v for k, v in found.items()}
+        np.savez(folder / operands, **arrays)  # type: ignore[arg-type]  # its stub knows no **
+        yield {"row": name, "file": path.name, "operands": operands, "macs": 0}
 
 
 def _put_runtime(folder: Path, python: str) -> None:
@@ -143,23 +174,27 @@ def show(args: argparse.Namespace) -> None:
     found = json.loads(args.results.read_text())
     console.print(f"{found['gpu']}, driver {found['driver']}, {found['date']}", highlight=False)
     wrong = [one for one in found["rows"] if not one["right"]]
-    console.print(f"{len(found['rows'])} kernels checked, {len(wrong)} wrong")
+    console.print(f"{len(found['rows'])} kernels and networks checked, {len(wrong)} wrong")
     for one in wrong:
-        console.print(f"  {one['row']}: {one['kernel']}: {one['why']}", style="red")
+        console.print(f"  {one['row']}: {one.get('kernel', '')}: {one['why']}", style="red")
+    for one in found["rows"]:
+        if "operands" in one and "seconds" in one:
+            console.print(f"{one['row']}: {1e3 * one['seconds']:.3f} ms", highlight=False)
     timed = [one for one in found["rows"] if one.get("ratios")]
+    peers = list(dict.fromkeys(peer for one in timed for peer in one["ratios"]))
     if timed:
         cells = [
             {
                 "layer": one["row"], "kernel": one["kernel"],
                 **{f"× {peer}": f"{one['ratios'].get(peer, 0) or float('nan'):.2f}"
-                   for peer in found["peers"]},
+                   for peer in peers},
                 "TMAC/s": f"{one['macs'] / one['seconds'] / 1e12:.1f}",
                 "GB/s": f"{one['bytes'] / one['seconds'] / 1e9:.0f}",
             }
             for one in timed
         ]  # fmt: skip
         table("How many times as fast as the peers, medians", cells)
-        _plot(timed, found["peers"], args.results.with_suffix(".png"))
+        _plot(timed, peers, args.results.with_suffix(".png"))
 
 
 def _plot(timed: list[dict[str, Any]], peers: list[str], path: Path) -> None:
@@ -187,6 +222,10 @@ def main() -> None:
     packing.add_argument("--target", default="cuda:sm_90")
     packing.add_argument("--rows", default="*", help="pattern of layers' names")
     packing.add_argument("--kernels", default="*", help="pattern of kernels' names")
+    packing.add_argument(
+        "--network", type=Path, action="append", default=[],
+        help="a saved library with variants for the GPU and for this CPU; may be repeated",
+    )  # fmt: skip
     packing.add_argument("--python", default=HERE, help="the other machine's Python, 3.12")
     packing.set_defaults(run=pack)
     showing = commands.add_parser("show", help="a table and a plot of results")

@@ -3,9 +3,10 @@
     python3 run.py                  # numerics of every kernel, then times; writes results.json
     python3 run.py --check          # numerics alone
 
-Every kernel is held against what the law expects of its layer, integers bit for bit. Those of large
-products are timed by CUDA's events, in turns with the peers that are installed (torch: cuBLAS in
-half precision, and ``torch._int_mm``), on several sets of operands so that none stays in a cache.
+Every kernel is held against what the law expects of its layer, integers bit for bit, and networks
+against their own code for CPUs. Kernels of large products are timed by CUDA's events, in turns with
+the peers that are installed (torch: cuBLAS in half precision, and ``torch._int_mm``), on several
+sets of operands so that none stays in a cache.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import ctypes
 import datetime
 import json
 import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +28,10 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "lib"))
 
-from nybble.runtime import engine, gpu  # noqa: E402  (out of the archive)
+from nybble.runtime import engine, gpu, session  # noqa: E402  (out of the archive)
 
+LINES = HERE / "results.jsonl"
+PATIENCE = 180  # seconds for a row
 TURNS = 15
 CALLS = 20  # between two events
 COLD = 256 << 20  # bytes of operands that are taken in turn: more than any cache
@@ -165,39 +170,102 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def kernel_row(about: dict[str, Any], check: bool) -> dict[str, Any]:
+    """One kernel checked and, of a large product, timed."""
+    kernel = Kernel(about, engine.ffi())
+    why = kernel.wrong()
+    found = {"right": not why, "why": why}
+    return found if check or why or not about["macs"] else {**found, **timed(kernel, Clock())}
+
+
+def network_row(about: dict[str, Any], check: bool) -> dict[str, Any]:
+    """A whole network, against what its code for CPUs gave, and the median of its calls."""
+    net = session.load(HERE / "data" / about["file"])
+    with np.load(HERE / "data" / about["operands"]) as data:
+        inputs = {p.name: data[f"in_{p.name}"] for p in net.manifest.inputs}
+        expected = {p.name: data[f"out_{p.name}"] for p in net.manifest.outputs}
+    for _ in range(2):  # the first call captures graphs, the second launches them
+        given = net(inputs)
+        outputs = given if isinstance(given, dict) else dict(zip(expected, [given], strict=True))
+        differ = [n for n, e in expected.items() if not np.array_equal(outputs[n], e)]
+        if differ:
+            return {"right": False, "why": f"{', '.join(differ)} differ from the CPU's"}
+    times = {} if check else {"seconds": net.benchmark(inputs, 50).median}
+    return {"right": True, "why": "", "kernel": net.manifest.target, **times}
+
+
+def work(start: int, check: bool) -> None:
+    """Does rows one after another, and writes a line for each; what CUDA fails at ends it."""
+    rows = json.loads((HERE / "rows.json").read_text())["rows"]
+    engine.ffi()
+    gpu.load_runtime()
+    for about in rows[start:]:
+        found = (network_row if "operands" in about else kernel_row)(about, check)
+        with LINES.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+
+
+def supervise(check: bool) -> list[dict[str, Any]]:
+    """All rows, in processes of their own: one that dies or hangs costs its row, no other."""
+    rows = json.loads((HERE / "rows.json").read_text())["rows"]
+    LINES.write_text("")
+    while (start := len(done())) < len(rows):
+        command = [sys.executable, __file__, "--start", str(start), *(["--check"] * check)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            code = watched(process, rows)
+            said = (process.stderr.read() if process.stderr else "").strip().splitlines()[-1:]
+        if len(done()) < len(rows):
+            why = "hangs" if code is None else f"the process ends with {code}: {''.join(said)}"
+            with LINES.open("a") as file:
+                file.write(json.dumps({"right": False, "why": why}) + "\n")
+            say(f"{rows[len(done()) - 1]['row']}: {why}")
+    return [{**about, **found} for about, found in zip(rows, done(), strict=True)]
+
+
+def watched(process: Any, rows: list[dict[str, Any]]) -> int | None:
+    """Shows its progress; its exit code, or None if it had to be killed."""
+    seen, since = len(done()), time.monotonic()
+    while process.poll() is None:
+        time.sleep(0.2)
+        if len(now := done()) > seen:
+            for at in range(seen, len(now)):
+                say(f"{rows[at]['row']}: {now[at]['why'] or 'right'} {now[at].get('ratios', '')}")
+            seen, since = len(now), time.monotonic()
+        if time.monotonic() - since > PATIENCE:
+            process.kill()
+            return None
+    return int(process.returncode)
+
+
+def done() -> list[dict[str, Any]]:
+    """The rows that are finished."""
+    return [json.loads(line) for line in LINES.read_text().splitlines()]
+
+
 def main() -> None:
     """Checks, times, writes."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="numerics alone")
+    parser.add_argument("--start", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     found = gpu.find()
     if isinstance(found, str):
         raise SystemExit(f"No GPU: {found}.")
-    ffi = engine.ffi()
-    gpu.load_runtime()
+    if args.start is not None:
+        work(args.start, args.check)
+        return
     version = ctypes.c_int()
     ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    rows = supervise(args.check)
     packed = json.loads((HERE / "rows.json").read_text())
-    clock, rows, names = Clock(), [], dict[str, None]()
-    for about in packed["rows"]:
-        if "refused" in about:
-            continue
-        kernel = Kernel(about, ffi)
-        why = kernel.wrong()
-        row = {**about, "right": not why, "why": why}
-        if about["macs"] and not why and not args.check:
-            row |= timed(kernel, clock)
-            names |= dict.fromkeys(row["ratios"])
-        rows.append(row)
-        say(f"{about['row']}: {about['kernel']}: {why or 'right'} {row.get('ratios', '')}")
     result = {
         "gpu": found.name, "capability": found.capability, "driver": version.value,
         "date": datetime.date.today().isoformat(), "target": packed["target"],
-        "nybble": packed["nybble"], "peers": list(names), "rows": rows,
+        "nybble": packed["nybble"], "rows": rows,
     }  # fmt: skip
     (HERE / "results.json").write_text(json.dumps(result, indent=1))
     wrong = sum(not row["right"] for row in rows)
-    say(f"{len(rows)} kernels, {wrong} wrong; {HERE / 'results.json'}")
+    say(f"{len(rows)} rows, {wrong} wrong; {HERE / 'results.json'}")
     raise SystemExit(bool(wrong))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +51,31 @@ def test_kernels_are_held_against_the_law(
     kernel.data["expected"] = np.array(kernel.data["expected"])
     kernel.data["expected"].flat[0] ^= 1
     assert kernel.wrong().startswith("1 of ")
+
+
+def test_one_bad_kernel_costs_its_own_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, program = tmp_path / "results.jsonl", tmp_path / "python"
+    (tmp_path / "rows.json").write_text(json.dumps({"rows": [{"row": name} for name in "abcd"]}))
+    right = '{"right": true, "why": ""}'
+    program.write_text(
+        f"""#!/bin/sh
+        case $3 in
+        0) echo '{right}' >> {lines}; echo boom >&2; exit 3;;
+        2) exec sleep 60;;
+        3) echo '{right}' >> {lines};;
+        esac"""
+    )
+    program.chmod(0o755)
+    for name, value in (("HERE", tmp_path), ("LINES", lines), ("PATIENCE", 0.5)):
+        monkeypatch.setattr(cuda_run, name, value)
+    monkeypatch.setattr(sys, "executable", str(program))
+    found = cuda_run.supervise(check=True)
+    assert [one["row"] for one in found] == list("abcd")
+    assert [one["right"] for one in found] == [True, False, False, True]
+    assert [one["why"] for one in found] == ["", "the process ends with 3: boom", "hangs", ""]
+    assert "b: the process ends with 3: boom" in capsys.readouterr().out
 
 
 def test_products_go_to_fast_kernels_only(chosen: dict[str, Row]) -> None:
