@@ -95,10 +95,10 @@ def work_of(problem: Problem) -> Work:
         source=xs * STEP * 4,
         width=layout.width,
         pad=32,  # 16 lanes read 8 bytes of four rows
-        sums=layout.tiles * ws * xs * 4 + xs * 2,
+        sums=layout.tiles * ws * xs * 4 + xs * 6,  # with sums of activations
         fetched=4,
         fetches=xs,  # four words for each plane
-        registers=2 * layout.words + 48,
+        registers=2 * layout.words + 32,
     )
 
 

@@ -87,8 +87,8 @@ def work_of(problem: Problem) -> Work:
         pad=64,  # 8 lanes read 16 bytes of two rows
         sums=given.tiles * 4 * (1 + given.is_grouped) + WORDS,
         fetched=8,
-        fetches=4,
-        registers=2 * given.words + 64,
+        fetches=8 // given.tiles,  # registers are few beside many sums
+        registers=2 * given.words + 32,
     )
 
 
