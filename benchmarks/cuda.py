@@ -154,7 +154,8 @@ def _put_runtime(folder: Path, python: str) -> None:
     for name in LIBRARIES:
         shutil.copy(site / "tvm" / "lib" / name, folder / "tvm" / "lib")
     if python == HERE:
-        shutil.copytree(site / "tvm_ffi", folder / "tvm_ffi")
+        unwanted = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(site / "tvm_ffi", folder / "tvm_ffi", ignore=unwanted)
         return
     wanted = f"apache-tvm-ffi=={version('apache-tvm-ffi')}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", wanted]
