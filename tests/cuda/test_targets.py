@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import nybble
 from nybble.errors import NybbleError, ScheduleError
 from nybble.schedules import select, table
 from nybble.schedules.target import host_of, resolve, resolve_all
 from tests.schedules.recording import CONV
+from tests.walking import tiny
 
 
 @pytest.mark.parametrize(
@@ -64,3 +68,10 @@ def test_tables_are_apart() -> None:
         ScheduleError, match=r"No kernel is called 'cpu\.generic'\. There are: cuda"
     ):
         select.choose(CONV, {}, gpu, select.Planner(force="cpu.generic"))
+
+
+def test_what_is_not_for_gpus_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NybbleError, match=r"Cannot measure for cuda:sm_80: kernels for GPUs"):
+        nybble.compile(tiny(), "cuda:sm_80", measure=True)
+    with pytest.raises(NybbleError, match="cuda:sm_80: kernels for GPUs are not tuned"):
+        nybble.tune(tiny(), tmp_path / "records", "cuda:sm_80")
