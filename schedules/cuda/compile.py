@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import tvm
@@ -105,11 +104,16 @@ def prepare(funcs: Iterable[Any], target: CudaTarget) -> Iterator[int]:
         NybbleError, ScheduleError: as of `device_code`.
     """
     toolkit.load_backend()
-    devices = [_split(func, target)[1] for func in funcs]
-    sources = dict.fromkeys(_source(device, target) for device in devices if device.functions)
+    jobs: dict[str, Any] = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        jobs = pool.map(partial(nvcc.binary_of, target=target), sources)
-        yield from (done for done, _ in enumerate(jobs, 1))
+        for func in funcs:
+            device = _split(func, target)[1]
+            source = _source(device, target) if device.functions else ""
+            if source and source not in jobs:
+                jobs[source] = pool.submit(nvcc.binary_of, source, target)
+        for done, job in enumerate(jobs.values(), 1):
+            job.result()
+            yield done
 
 
 # ---------------------------------------------------------------- TVM

@@ -91,8 +91,17 @@ def test_refusals() -> None:
         code.device_code(unbound, SM80)
     with pytest.raises(ScheduleError, match=r"nvcc.* fails:\n(.|\n)*nowhere"):
         code.device_code(refused, SM80)
-    with pytest.raises(NybbleError, match="finds no code for sm_75"):
-        nvcc.sass(code.device_code(scheduled, SM80).binary, "sm_75")
+
+
+def test_reading_machine_code_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = code.device_code(scheduled, SM80).binary
+    if nvcc.disassemblers() is not None:
+        assert "EXIT" in nvcc.sass(data, "sm_80")
+        with pytest.raises(NybbleError, match="finds no code for sm_75"):
+            nvcc.sass(data, "sm_75")
+    monkeypatch.setattr(nvcc, "disassemblers", lambda: None)
+    with pytest.raises(NybbleError, match="needs cuobjdump and nvdisasm"):
+        nvcc.sass(data, "sm_80")
 
 
 def test_what_ptxas_says_is_read() -> None:
