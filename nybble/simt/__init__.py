@@ -19,7 +19,7 @@ from nybble.simt.errors import (
     UninitializedError,
     UnsupportedError,
 )
-from nybble.simt.launch import run
+from nybble.simt.launch import Trial, run
 from nybble.simt.report import Report
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "RaceError",
     "Report",
     "SimtError",
+    "Trial",
     "UninitializedError",
     "UnsupportedError",
     "run",

@@ -22,6 +22,8 @@ Translate = Callable[[Scope, Any], Code]
 def call(scope: Scope, node: Any) -> Code:
     """Code for a call; its value is None where the call gives none."""
     name = str(node.op.name)
+    if scope.leaves_out(name.rpartition(".")[2]):
+        return Code(lambda s, m: None, Kind.VARYING)
     if name.startswith("tirx.ptx."):
         return instruction(scope, node)
     for table in (_TIR, hosts.CALLS, *_TABLES):

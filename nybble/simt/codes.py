@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -62,6 +63,8 @@ class Scope:
         grain: divides the width of every access to shared memory.
         split: warps of a strand, or None where all threads of a block run in lockstep.
         wanted: what ``split`` has to be, as warps wait for one another; 0 if they do not.
+        without: a call that is left out: TVM's name, which one of that name.
+        calls: how many calls there are, by name.
         launcher: on the host, runs a kernel: its name, arguments, extents.
         workspaces: on the host, device memory that it has allocated.
     """
@@ -81,11 +84,18 @@ class Scope:
     wanted: int = 0
     launcher: Callable[[str, Any, Any], None] | None = None
     workspaces: list[Any] = field(default_factory=list)
+    without: tuple[str, int] | None = None
+    calls: Counter[str] = field(default_factory=Counter)
     keep: list[Any] = field(default_factory=list)  # alive, so that identities stay
 
     def expression(self, node: Any) -> Code:
         """Code for a TensorIR expression."""
         return self.translate(self, node)
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether the next call of this name is the one to be left out."""
+        self.calls[name] += 1
+        return self.without == (name, self.calls[name] - 1)
 
     def new_slot(self) -> int:
         """A place in `Strand.env` and in `Strand.cache`."""

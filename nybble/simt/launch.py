@@ -32,6 +32,22 @@ _GRAINS = 1 << 23
 _DYNAMIC = "tirx.use_dyn_shared_memory"
 
 
+@dataclass(frozen=True)
+class Trial:
+    """How a run departs from the kernel or the checks.
+
+    Attributes:
+        unset: registers may be read before they are set: TVM's own reductions across threads do
+            so in lanes whose sums nobody uses.
+        without: a call of the kernel to leave out, by TVM's name and its number among those of
+            the name: ``("cta_sync", 0)``, ``("cp_async_wait_group", 1)``. To prove that it is
+            needed, and that its lack would be found.
+    """
+
+    unset: bool = False
+    without: tuple[str, int] | None = None
+
+
 def run(
     func: Any,
     args: Sequence[Any],
@@ -39,7 +55,7 @@ def run(
     outputs: int = 1,
     target: str = "cuda:sm_80",
     functions: Functions | None = None,
-    unset: bool = False,
+    trial: Trial | None = None,
 ) -> Report:
     """Runs a CUDA kernel without a GPU, and checks every step of it.
 
@@ -55,14 +71,14 @@ def run(
         target: as ``--target``: ``cuda:sm_90``.
         functions: NumPy meanings of injected CUDA functions, by name. They get an array with one
             element for each lane a value, a `nybble.simt.functions.Window` for a pointer.
-        unset: whether registers may be read before they are set: TVM's own reductions across
-            threads do so in lanes whose sums nobody uses.
+        trial: how the run departs from the kernel or the checks.
 
     Returns:
         what was counted.
 
     Raises:
         SimtError: the kernel does what it must not; the subclass says what.
+        LookupError: there is no such call to leave out.
     """
     gpu = resolve(target)
     if not isinstance(gpu, CudaTarget):
@@ -70,7 +86,9 @@ def run(
     host, devices = _split(func, gpu)
     report = Report()
     with np.errstate(all="ignore"):
-        memory = _Host(host, devices, report, functions or {}, unset).execute(args, outputs)
+        memory = _Host(host, devices, report, functions or {}, trial or Trial()).execute(
+            args, outputs
+        )
     for one in memory:
         if one.output:
             one.check_complete(
@@ -108,7 +126,7 @@ class _Host:
     devices: dict[str, tirx.PrimFunc]
     report: Report
     functions: Functions
-    unset: bool
+    trial: Trial
     written: list[list[Global]] = field(default_factory=list)
 
     def execute(self, args: Sequence[Any], outputs: int) -> list[Global]:
@@ -144,7 +162,7 @@ class _Host:
         func = self.devices[name]
         dynamic = int(extents.get(_DYNAMIC, 0))
         geometry = Geometry({tag: int(n) for tag, n in extents.items() if tag != _DYNAMIC})
-        kernel = _Kernel(name, func, list(values), geometry, self.functions, self.unset)
+        kernel = _Kernel(name, func, list(values), geometry, self.functions, self.trial)
         kernel.run(dynamic, self.report)
         for one in (*self.written[0], *self.written[1]):
             one.settle()
@@ -159,7 +177,7 @@ class _Kernel:
     values: list[Value]
     geometry: Geometry
     functions: Functions
-    unset: bool
+    trial: Trial
 
     def run(self, dynamic: int, report: Report) -> None:
         """Runs all blocks, as many at a time as memory allows."""
@@ -178,14 +196,18 @@ class _Kernel:
             shared = Shared(len(some), size, scope.grain, Order(len(some), warps))
             shared.dynamic, shared.limit = start, start + dynamic
             launch = _launch_of(self.name, self.geometry, some, report, shared)
-            launch.unset = self.unset
+            launch.unset = self.trial.unset
             _run_strands(self._strands(scope, launch), step)
 
     def _compile(self, split: int | None) -> tuple[Scope, Step]:
-        scope = Scope(self.name, expression, self.functions, split=split)
+        without = self.trial.without
+        scope = Scope(self.name, expression, self.functions, split=split, without=without)
         for param in self.func.params:
             scope.slot(param)
-        return scope, statement(scope, self.func.body)
+        step = statement(scope, self.func.body)
+        if without is not None and scope.calls[without[0]] <= without[1]:
+            raise LookupError(f"{self.name} has {scope.calls[without[0]]} {without[0]}")
+        return scope, step
 
     def _strands(self, scope: Scope, launch: Launch) -> list[Strand]:
         warps = launch.order.warps

@@ -55,6 +55,29 @@ def test_defects_of_a_pipeline(defect: str, error: type[simt.SimtError], text: s
     assert "by thread (" in str(found.value)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("cta_sync", 0),
+        ("cta_sync", 1),
+        ("cp_async_commit_group", 0),
+        ("cp_async_wait_group", 0),
+        ("cp_async_cg", 3),
+        ("ldmatrix", 4),
+    ],
+)
+def test_nothing_can_be_left_out(call: tuple[str, int]) -> None:
+    a, out = np.ones((64, 192), np.int8), np.zeros((64, 64), np.int32)
+    with pytest.raises(simt.SimtError):
+        simt.run(gemm(64, 64, 192), [a, a, out], trial=simt.Trial(without=call))
+
+
+def test_what_is_left_out_exists() -> None:
+    a, out = np.ones((64, 64), np.int8), np.zeros((64, 64), np.int32)
+    with pytest.raises(LookupError, match="main_kernel has 2 cta_sync"):
+        simt.run(gemm(64, 64, 64), [a, a, out], trial=simt.Trial(without=("cta_sync", 2)))
+
+
 # ---------------------------------------------------------------- one defect a kernel
 
 

@@ -52,6 +52,28 @@ def test_defects_of_the_pipeline(defect: str, error: type[simt.SimtError], text:
         product(defect)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("cta_sync", 0),
+        ("fence_proxy", 0),
+        ("mbarrier_init", 1),
+        ("mbarrier_wait", 0),
+        ("mbarrier_wait", 1),
+        ("mbarrier_arrive_expect_tx", 0),
+        ("mbarrier_arrive_nocount", 0),
+        ("wgmma_commit_group", 0),
+        ("wgmma_wait_group", 0),
+    ],
+)
+def test_nothing_can_be_left_out(call: tuple[str, int]) -> None:
+    a, out = np.ones((64, 512), np.int8), np.zeros((64, 64), np.int32)
+    with pytest.raises(simt.SimtError):
+        simt.run(
+            gemm(64, 64, 512), [a, a, out], target="cuda:sm_90", trial=simt.Trial(without=call)
+        )
+
+
 def registers_product(defect: str = "") -> None:
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-128, 128, (64, 64)) for _ in range(2))

@@ -92,7 +92,7 @@ def summed() -> Any:
 def test_a_scheduled_reduction_across_threads() -> None:
     rng = np.random.default_rng(0)
     a, out = rng.integers(-99, 99, (8, 96)).astype(np.int32), np.zeros(8, np.int32)
-    simt.run(summed(), [a, out], unset=True)
+    simt.run(summed(), [a, out], trial=simt.Trial(unset=True))
     np.testing.assert_array_equal(out, a.sum(1))
 
 
