@@ -41,9 +41,10 @@ class Ring:
         self._empty = pool.alloc((plan.stages,), "uint64", align=8)
         pool.commit()
         address = script.cuda.cvta_generic_to_shared(T.address_of(raw[0]))
-        spare = tirx.bitwise_and(T.uint32(0) - address, T.uint32(SWIZZLED - 1)) >> T.uint32(2)
+        # Dynamic shared memory begins at a multiple of 16 bytes at least; so do vectors then.
+        spare = tirx.bitwise_and(T.uint32(0) - address, T.uint32(SWIZZLED - 1)) >> T.uint32(4)
         self.tile = T.decl_buffer(
-            (size,), "uint32", data=raw.data, elem_offset=T.Bind(T.Cast("int32", spare)),
+            (size,), "uint32", data=raw.data, elem_offset=T.Bind(T.Cast("int32", spare) * 4),
             scope="shared.dyn", layout=None,
         )  # fmt: skip
         init = script.ptx["mbarrier.init.shared.b64"]
