@@ -222,7 +222,11 @@ def choose(condition: Code, yes: Code, no: Code) -> Code:
         if not some:
             return no.run(s, m)
         others, rest = within(m, ~test)
-        return np.where(test, yes.run(s, there), no.run(s, others)) if rest else yes.run(s, there)
+        if not rest:
+            return yes.run(s, there)
+        taken, left = yes.run(s, there), no.run(s, others)
+        is_vector = max(np.ndim(taken), np.ndim(left)) > np.ndim(test)
+        return np.where(test[:, None] if is_vector else test, taken, left)
 
     return Code(run, Kind.VARYING)
 

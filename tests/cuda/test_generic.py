@@ -15,6 +15,7 @@ from nybble.schedules.cuda import direct
 from nybble.schedules.kernel import Knobs
 from nybble.schedules.target import resolve
 from tests.cases import CONV, DEPTHWISE, LINEAR, LOW, LOW_LINEAR, TABLED, Case
+from tests.cuda import layers
 from tests.cuda.serial import Network, run
 from tests.schedules.modules import inputs_of, module
 from tests.schedules.test_float import SHAPE, STOCK
@@ -110,6 +111,13 @@ def test_convolution_and_linear(case: Case) -> None:
     want = case.law(arrays)
     got = run(kernel.build(problem, SM80, Knobs()), given, np.zeros_like(want))
     np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["dw 3x3 signed", "odd everything", "grouped odd", "ten classes"])
+def test_threads_stay_within_bounds(name: str) -> None:
+    """As the interpreter has it, which runs the function as lowered for the device."""
+    case = ROWS[name]
+    layers.check(direct.CONV2D if case.op == "conv2d" else direct.LINEAR, case, "sm_80")
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "mean", "permute", "average with padding"])
