@@ -80,25 +80,18 @@ def run(
         SimtError: the kernel does what it must not; the subclass says what.
         LookupError: there is no such call to leave out.
     """
-    gpu = resolve(target)
-    if not isinstance(gpu, CudaTarget):
-        raise SimtError(f"Target {target!r} is no GPU; give 'cuda:' and an architecture.")
-    host, devices = _split(func, gpu)
+    host, devices = _split(func, target)
     report = Report()
     with np.errstate(all="ignore"):
-        memory = _Host(host, devices, report, functions or {}, trial or Trial()).execute(
-            args, outputs
-        )
-    for one in memory:
-        if one.output:
-            one.check_complete(
-                str(host.attrs["global_symbol"]) if "global_symbol" in host.attrs else "kernel"
-            )
+        _Host(host, devices, report, functions or {}, trial or Trial()).execute(args, outputs)
     return report
 
 
-def _split(func: Any, target: CudaTarget) -> tuple[tirx.PrimFunc, dict[str, tirx.PrimFunc]]:
+def _split(func: Any, target: str) -> tuple[tirx.PrimFunc, dict[str, tirx.PrimFunc]]:
     """The host's part, which launches, and the device functions by name."""
+    gpu = resolve(target)
+    if not isinstance(gpu, CudaTarget):
+        raise SimtError(f"Target {target!r} is no GPU; give 'cuda:' and an architecture.")
     found: list[tvm.IRModule] = []
 
     @tvm.instrument.pass_instrument
@@ -109,7 +102,7 @@ def _split(func: Any, target: CudaTarget) -> tuple[tirx.PrimFunc, dict[str, tirx
 
     config = dict(tvm.transform.PassContext.current().config)
     with tvm.transform.PassContext(config=config, instruments=[Keep()]):
-        devices = {str(one.attrs["global_symbol"]): one for one in lowered(func, target)}
+        devices = {str(one.attrs["global_symbol"]): one for one in lowered(func, gpu)}
     hosts = [one for one in found[0].functions.values() if "calling_conv" not in one.attrs]
     if len(hosts) != 1 or not devices:
         raise SimtError(
@@ -129,8 +122,8 @@ class _Host:
     trial: Trial
     written: list[list[Global]] = field(default_factory=list)
 
-    def execute(self, args: Sequence[Any], outputs: int) -> list[Global]:
-        """Runs it; returns the arrays as device memory."""
+    def execute(self, args: Sequence[Any], outputs: int) -> None:
+        """Runs it, and checks that it wrote its outputs whole."""
         name = str(self.func.attrs.get("global_symbol", "main"))
         scope = Scope(name, expression, self.functions, launcher=self.launch)
         strand = Strand(
@@ -155,7 +148,9 @@ class _Host:
                 values.append((param, np.dtype(str(param.ty.dtype)).type(arg)))
         body = _with(scope, strand, values, self.func.body)
         body.run(strand, None)
-        return memory
+        for one in memory:
+            if one.output:
+                one.check_complete(name)
 
     def launch(self, name: str, values: Sequence[Value], extents: Mapping[str, int]) -> None:
         """Runs a kernel on all its blocks."""
