@@ -82,7 +82,7 @@ Layers = Annotated[
 Targets = Annotated[
     list[str] | None,
     typer.Option(
-        help="native (the default), x86-64-v3, aarch64-dotprod, …: see docs/targets.md. Given "
+        help="native (the default), x86-64-v3, cuda:sm_90, …: see docs/targets.md. Given "
         "several times, the library holds a variant for each and picks when it is loaded."
     ),
 ]

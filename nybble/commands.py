@@ -313,6 +313,8 @@ def inspect(net: Path, as_json: bool, timed: bool, batch: int) -> None:
     console.print(tables.about(data.facts(manifest)))
     console.print(tables.layers(data.layer_rows(manifest, times), console.width))
     console.print(tables.decided(data.layer_rows(manifest)))
+    for one in manifests:
+        console.print(tables.kernels_on_gpu(one))
     console.print(tables.exceptions(manifest))
     if timed and why_not:
         console.print(Text(f"No times: {why_not}", style="yellow"))
@@ -329,10 +331,16 @@ def _chosen(manifests: Sequence[Manifest]) -> tuple[int, str | None]:
 def _variant_table(variants: Sequence[Variant], chosen: int) -> Table:
     table = Table("variant", "needs", "size", "", title="Variants in the file")
     for i, variant in enumerate(variants):
-        needs = ", ".join(variant.manifest.features) or "nothing"
+        needs = ", ".join(_needs(variant.manifest)) or "nothing"
         shown = "shown below" if i == chosen else ""
         table.add_row(variant.manifest.target, needs, units.size(variant.size), shown)
     return table
+
+
+def _needs(manifest: Manifest) -> tuple[str, ...]:
+    """What a variant needs of the machine: its CPU's features, and its GPU."""
+    device = manifest.device
+    return (*manifest.features, *([data.gpus(device)] if device else []))
 
 
 def _variant_dicts(variants: Sequence[Variant]) -> list[dict[str, Any]]:

@@ -12,9 +12,12 @@ from nybble.recipe import Recipe
 from nybble.runtime import manifest
 from nybble.runtime.manifest import Manifest, Port
 from nybble.schedules import problems
+from nybble.schedules.build import Built
+from nybble.schedules.cuda import toolkit
+from nybble.schedules.cuda.arch import KIND, CudaTarget
 from nybble.schedules.lower import Layer
 from nybble.schedules.replay import Match
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target, host_of
 
 if TYPE_CHECKING:
     import tvm
@@ -25,9 +28,10 @@ Border = tuple[float | None, int | None]
 def describe(
     mod: tvm.IRModule,
     layers: Iterable[Layer],
-    target: CpuTarget,
+    target: Target,
     recipe: Recipe | None,
     rates: Mapping[str, float] | None = None,
+    built: Built | None = None,
 ) -> Manifest:
     """The manifest of a network.
 
@@ -37,6 +41,7 @@ def describe(
         target: what it was compiled for.
         recipe: how it was quantized; None for a float model.
         rates: `nybble.limits.multiply_rates`, where layers were measured.
+        built: the code, of which a manifest for GPUs tells what it takes.
     """
     attrs = mod["main"].attrs
     kept = attrs.get(specs.KEPT_FLOAT, ())
@@ -48,15 +53,33 @@ def describe(
         ),
         layers=tuple(map(_layer, layers)),
         target=target.name,
-        arch=target.arch,
-        features=tuple(sorted(target.features)),
+        arch=host_of(target).arch,
+        features=tuple(sorted(host_of(target).features)),
         recipe=recipe.as_dict() if recipe else None,
         versions=_versions(),
         rounding=recipe.rounding if recipe else None,
         kept_float=tuple(map(str, kept)),
         rates=rates,
         float_ops=tuple(f"{name}: {op}" for name, op in specs.between_borders(mod)),
+        device=_device(target, built) if isinstance(target, CudaTarget) and built else None,
     )
+
+
+def _device(target: CudaTarget, built: Built) -> manifest.Device:
+    return manifest.Device(
+        kind=KIND,
+        archs=list(target.machine_codes),
+        portable=target.portable,
+        toolkit=toolkit.find().version,
+        graphed=built.graphed,
+        usage=[
+            manifest.KernelUse(
+                symbol=one.kernel, arch=one.arch, registers=one.registers, spills=one.spills,
+                shared=one.shared,
+            )
+            for one in built.usage
+        ],
+    )  # fmt: skip
 
 
 def _layer(layer: Layer) -> manifest.Layer:

@@ -30,7 +30,7 @@ from nybble.runtime import engine, host
 from nybble.schedules import problems, sources
 from nybble.schedules.kernel import Extent, Knobs, TensorSpec, usual
 from nybble.schedules.select import Candidate
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import CpuTarget, Target
 
 ROUNDS = 7
 ROUND_SECONDS = (
@@ -50,7 +50,7 @@ class Ruler:
         self.cache, self.threads = cache, threads
         self._known = dict(_read(cache)) if cache else {}
 
-    def __call__(self, candidates: Sequence[Candidate], target: CpuTarget) -> list[float]:
+    def __call__(self, candidates: Sequence[Candidate], target: Target) -> list[float]:
         """Seconds of one call of each candidate.
 
         Raises:
@@ -58,6 +58,8 @@ class Ruler:
             ScheduleError: two candidates disagree about the result.
             ArtifactError: there are not so many CPUs.
         """
+        if not isinstance(target, CpuTarget):
+            refuse_foreign(target)
         keys = [self._key(candidate, target) for candidate in candidates]
         if not all(key in self._known for key in keys):
             refuse_foreign(target)
@@ -69,9 +71,10 @@ class Ruler:
             self._append(candidates, found)
         return [self._known[key] for key in keys]
 
-    def _key(self, candidate: Candidate, target: CpuTarget) -> str:
+    def _key(self, candidate: Candidate, target: Target) -> str:
         kernel, problem = candidate.kernel.name, candidate.problem
         sizes = [array.shape for array in candidate.packed]  # these may depend on the values
+        assert isinstance(target, CpuTarget)
         machine = (target.llvm, host.model(), self.threads)
         parts = (kernel, problem, sizes, machine, sources.digest(problem.op, kernel))
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
@@ -106,12 +109,17 @@ def _read(file: Path) -> Iterator[tuple[str, float]]:
 # ---------------------------------------------------------------- measuring
 
 
-def refuse_foreign(target: CpuTarget) -> None:
+def refuse_foreign(target: Target) -> None:
     """Refuses a target that this machine cannot run.
 
     Raises:
         NybbleError: says what it lacks.
     """
+    if not isinstance(target, CpuTarget):
+        raise NybbleError(
+            f"Cannot measure for {target.name}: kernels for GPUs are not timed when a network is "
+            "compiled. Compile without measuring."
+        )
     missing = target.features - host.features()
     if target.arch != host.arch() or missing:
         other = target.arch != host.arch()
@@ -125,7 +133,7 @@ def refuse_foreign(target: CpuTarget) -> None:
 Run = Callable[[], Any]
 
 
-def _prepared(candidate: Candidate, target: CpuTarget, knobs: Knobs) -> tuple[Run, Any]:
+def _prepared(candidate: Candidate, target: Target, knobs: Knobs) -> tuple[Run, Any]:
     """A call of the candidate on one random image, and the tensor that it writes."""
     problem = candidate.problem
     function = candidate.kernel.build(problem, target, knobs)

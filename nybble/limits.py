@@ -11,9 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nybble import compilers
 from nybble.cache import folder
 from nybble.ir import numerics
-from nybble.runtime import artifact, host
+from nybble.runtime import host
 
 SOURCE = Path(__file__).parent / "limits.c"
 SECONDS = 0.02  # of one try
@@ -101,7 +102,7 @@ def compiled(source: Path, into: Path) -> ctypes.CDLL:
     if not path.exists():
         into.mkdir(parents=True, exist_ok=True)
         half = path.with_suffix(f".{os.getpid()}")  # never load what another process is writing
-        compiler = artifact.find_compiler(host.arch())
+        compiler = compilers.find_compiler(host.arch())
         command = [*compiler, "-O2", "-shared", "-fPIC", "-pthread", "-o", str(half), str(source)]
         subprocess.run(command, check=True, capture_output=True)
         half.rename(path)

@@ -8,7 +8,7 @@ from functools import cached_property
 from nybble.errors import NybbleError
 from nybble.schedules.records import Records
 from nybble.schedules.replay import Replay
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Place:
         asked: threads that the library will run with; None for what the user's records say.
     """
 
-    target: CpuTarget
+    target: Target
     records: Records = field(default_factory=Records)
     asked: int | None = None
 

@@ -17,6 +17,7 @@ from nybble.errors import NybbleError
 from nybble.model import Model, QuantizedModel
 from nybble.passes.pipeline import canonicalize
 from nybble.runtime import host
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.records import Records
 from nybble.schedules.target import resolve
 from nybble.tuning.extract import tasks_of
@@ -131,7 +132,10 @@ def prepared(
     """
     threads = options.threads or len(host.cpus())
     place = options.folder or folder() / "tune"
-    tasks = tasks_of(_module(model), resolve(target), threads, place, progress)
+    machine = resolve(target)
+    if isinstance(machine, CudaTarget):
+        raise NybbleError(f"Target {machine.name}: kernels for GPUs are not tuned, only CPUs'.")
+    tasks = tasks_of(_module(model), machine, threads, place, progress)
     if not tasks:
         raise NybbleError("tune: the network has no layer with a kernel of Nybble's.")
     return tasks

@@ -18,8 +18,8 @@ from nybble.choices import free_layers
 from nybble.describe import describe
 from nybble.errors import NybbleError
 from nybble.frontend.onnx import from_onnx
-from nybble.ir import specs
-from nybble.latency import Ruler, default_cache
+from nybble.ir import graph, specs
+from nybble.latency import Ruler, default_cache, refuse_foreign
 from nybble.limits import multiply_rates
 from nybble.model import Artifact, Model, QuantizedModel, Trial
 from nybble.passes import pipeline
@@ -29,7 +29,8 @@ from nybble.phases import Phases, Progress
 from nybble.place import Place
 from nybble.recipe import FLOAT, Recipe
 from nybble.runtime.session import Session, load
-from nybble.schedules.build import build
+from nybble.schedules.build import built
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.lower import lower
 from nybble.schedules.select import Planner
 from nybble.schedules.target import resolve, resolve_all
@@ -173,12 +174,13 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
     records: known.Given = None,
     threads: int | None = None,
 ) -> Artifact:
-    """Compiles a network for a CPU, or for several: one file that picks its code when it is loaded.
+    """Compiles a network for a CPU, GPUs, or several: one file that picks its code when loaded.
 
     Args:
         model: quantized, or a float model to be compiled as it is.
-        target: ``"native"``, a level such as ``"x86-64-v3"`` or ``"aarch64"``, or a TVM target
-            dict; a list of them for one file with several variants.
+        target: ``"native"``, a level such as ``"x86-64-v3"`` or ``"aarch64"``, GPUs such as
+            ``"cuda:sm_90"``, or a TVM target dict; a list of them for one file with several
+            variants.
         progress: called with (steps done, steps in all): layers measured, then kernels compiled.
         measure: time the kernels that can compile a layer and take the fastest; this machine must
             be able to run the target. Times are remembered (`nybble.latency.default_cache`).
@@ -209,23 +211,34 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
     phases = Phases(progress, len(cpus) * (2 if measure else 1))
     lowered = [
         lower(
-            module, place.target, _plan(place, measure, prefer), phases.begin() if measure else None
+            _suited(module, place.target),
+            place.target,
+            _plan(place, measure, prefer),
+            phases.begin() if measure else None,
         )
         for place in places
     ]
-    executables = [
-        build(scheduled.module, cpu, phases.begin())
+    made = [
+        built(scheduled.module, cpu, phases.begin())
         for scheduled, cpu in zip(lowered, cpus, strict=True)
     ]
     limits = [multiply_rates(cpu.features) if measure else None for cpu in cpus]
-    variants = zip(executables, lowered, cpus, limits, strict=True)
+    variants = zip(made, lowered, cpus, limits, strict=True)
     first, *higher = (
-        Artifact(executable, describe(module, scheduled.layers, cpu, recipe, rates))
-        for executable, scheduled, cpu, rates in variants
+        Artifact(code.executable, describe(module, scheduled.layers, cpu, recipe, rates, code))
+        for code, scheduled, cpu, rates in variants
     )
     return replace(first, higher=tuple(higher), notes=known.notes(tuned, places))
 
 
+def _suited(module: Any, target: Any) -> Any:
+    """The module as a kind of target computes it: differs for weight-only layers alone."""
+    is_integer = graph.stage(module) == "integer"
+    return pipeline.for_gpu(module) if is_integer and target.arch == "cuda" else module
+
+
 def _plan(place: Place, measure: bool, prefer: str) -> Planner:
+    if measure and isinstance(place.target, CudaTarget):
+        refuse_foreign(place.target)
     ruler = Ruler(default_cache(), place.threads) if measure else None
     return Planner(prefer=prefer, ruler=ruler, replay=place.replay)

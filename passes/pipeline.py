@@ -23,7 +23,7 @@ from nybble.passes.quantize import insert_borders
 from nybble.passes.scale_as_depthwise import scale_as_depthwise
 from nybble.passes.settle import Settled, settle
 from nybble.passes.to_integer import lower_to_integers
-from nybble.passes.weights_only import in_float, weights_only
+from nybble.passes.weights_only import in_float, in_half, weights_only
 from nybble.recipe import Recipe
 
 Step = tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]
@@ -80,6 +80,11 @@ def round_weights(mod: tvm.IRModule, recipe: Recipe) -> tuple[tvm.IRModule, tvm.
     steps = [(weights_only.name, partial(weights_only, recipe=recipe))]
     integer = run(mod, steps, "float", "integer")
     return run(integer, [(in_float.name, in_float)], "integer", "quantized"), integer
+
+
+def for_gpu(mod: tvm.IRModule) -> tvm.IRModule:
+    """Integer -> integer, with floats computed as GPUs do; integers are the same everywhere."""
+    return run(mod, [(in_half.name, in_half)], "integer", "integer")
 
 
 def run(mod: tvm.IRModule, steps: Sequence[Step], before: str, after: str) -> tvm.IRModule:

@@ -11,6 +11,7 @@ from tvm import relax
 from nybble.errors import NybbleError
 from nybble.ir import graph, ops, specs
 from nybble.ir.graph import Emitter
+from nybble.ir.weight_only import HALF
 from nybble.passes.base import module_pass
 from nybble.passes.grids import quantize_groups, weight_levels
 from nybble.passes.plan import classify
@@ -51,6 +52,23 @@ def weights_only(mod: tvm.IRModule, recipe: Recipe) -> tvm.IRModule:
         if op and op not in silent and kinds[name] != "bias"  # part of its convolution
     ]
     return with_attribute(lowered, specs.KEPT_FLOAT, stays)
+
+
+@module_pass
+def in_half(mod: tvm.IRModule) -> tvm.IRModule:
+    """Lets weight-only layers multiply in half precision, as GPUs do.
+
+    before: nybble.weight_only(…, compute="int8")
+    --->
+    after: nybble.weight_only(…, compute="float16")
+    """
+
+    def visit(_emitter: Emitter, _name: str, call: Any) -> Any:
+        if graph.op_name(call) != "nybble.weight_only":
+            return None
+        return ops.call("weight_only", call.args, **graph.attributes(call) | {"compute": HALF})
+
+    return graph.rewrite(mod, visit, graph.stage(mod))
 
 
 @module_pass

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import shlex
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from nybble import tiles
+from nybble.compilers import find_compiler
 from nybble.errors import ArtifactError
-from nybble.runtime import engine, host
+from nybble.runtime import engine
 from nybble.runtime.manifest import Manifest, Variant, seal
 
 _LINK = ("-shared", "-fPIC", "-s", "-Wl,--build-id=none")  # -s: nobody debugs by these symbols
@@ -76,34 +76,6 @@ def write_whole(path: str | Path, data: bytes) -> Path:
         whole.write_bytes(data)
         os.replace(whole, path)
     return path
-
-
-def find_compiler(arch: str) -> list[str]:
-    """The command of a C compiler that links for ``arch``.
-
-    Raises:
-        ArtifactError: there is none; says what to install.
-    """
-    chosen = shlex.split(os.environ.get("CC", ""))
-    if arch != host.arch():
-        cross = f"{arch}-linux-gnu-gcc"
-        if shutil.which(cross):
-            return [cross]
-        raise ArtifactError(
-            f"Linking for {arch} on {host.arch()} needs {cross}, which is not on the PATH. "
-            f"On Debian and Ubuntu: apt install gcc-{arch.replace('_', '-')}-linux-gnu."
-        )
-    if chosen:
-        if shutil.which(chosen[0]):
-            return chosen
-        raise ArtifactError(f"CC={os.environ['CC']!r} is not on the PATH. Unset or correct it.")
-    found = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
-    if found is None:
-        raise ArtifactError(
-            "No C compiler: writing a .so needs one for the last step, linking. Install gcc or "
-            "clang (Debian and Ubuntu: apt install gcc; Fedora: dnf install gcc), or set CC."
-        )
-    return [found]
 
 
 def export_module(module: Any, arch: str, features: Iterable[str], path: Path) -> None:

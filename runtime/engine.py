@@ -13,14 +13,17 @@ import itertools
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nybble.errors import ArtifactError
-from nybble.runtime import host
+from nybble.runtime import gpu, host
 from nybble.runtime.manifest import Variant
 from nybble.torchless import without_torch
 
@@ -53,30 +56,44 @@ def ffi() -> Any:
     return tvm_ffi
 
 
-def open_vm(path: Path) -> Any:
-    """The Relax virtual machine of a library whose bytes have been verified.
+class Memory:
+    """This machine's own memory, which kernels on the CPU read and write where it is."""
+
+    def __init__(self) -> None:
+        self._tensor = ffi().from_dlpack
+
+    def take(self, arrays: Sequence[NDArray[Any]]) -> list[Any]:
+        """The arrays as tensors, in their places."""
+        return [self._tensor(array) for array in arrays]
+
+    def give(self, tensor: Any) -> NDArray[Any]:
+        """A tensor as an array that owns its memory through the runtime's tensor."""
+        return np.from_dlpack(tensor)
+
+    def wait(self) -> None:
+        """Nothing: calls return when they are done."""
+
+
+def open_variant(path: Path, variant: Variant) -> Any:
+    """The Relax virtual machine of one library of a file whose bytes have been verified.
+
+    The dynamic linker opens whole files only, so a variant behind others is copied to one that
+    lives in memory and has no name (or to a temporary file, where the kernel has no
+    ``memfd_create``).
 
     Raises:
-        ArtifactError: the dynamic linker or the runtime refuses the library.
+        ArtifactError: the copy cannot be made, or the dynamic linker or the runtime refuses the
+            library, or of a GPU's, the runtime for it is missing.
     """
-    return _open(path.resolve(), path)
-
-
-def open_part(path: Path, variant: Variant) -> Any:
-    """The virtual machine of a variant that stands behind others in a verified file.
-
-    The dynamic linker opens whole files only, so the variant is copied to one that lives in memory
-    and has no name (or to a temporary file, where the kernel has no ``memfd_create``).
-
-    Raises:
-        ArtifactError: the copy cannot be made, or the library is refused.
-    """
+    on_gpu = variant.manifest.device is not None
+    if variant.offset == 0:
+        return _open(path.resolve(), path, on_gpu)
     try:
         with _nameless() as copy, path.open("rb") as file:
             file.seek(variant.offset)
             copy.write(file.read(variant.size))
             copy.flush()
-            return _open(Path(f"/proc/self/fd/{copy.fileno()}"), path)
+            return _open(Path(f"/proc/self/fd/{copy.fileno()}"), path, on_gpu)
     except OSError as error:
         raise ArtifactError(
             f"{path}: the variant {variant.manifest.target} cannot be copied to be opened: {error}."
@@ -91,14 +108,18 @@ def _nameless() -> BinaryIO:
         return cast("BinaryIO", tempfile.TemporaryFile())
 
 
-def _open(library: Path, shown: Path) -> Any:
+def _open(library: Path, shown: Path, on_gpu: bool) -> Any:
+    if on_gpu:
+        ffi()
+        gpu.load_runtime()
     load = ffi().get_global_func("ffi.Module.load_from_file.so")  # whatever the file is called
     keep = ffi().get_global_func("ffi.ModuleGlobalsAdd")
     try:
         module = load(_fresh_name(library), "so")
         keep(module)  # tensors and functions of the library may outlive the virtual machine
         vm = module["vm_load_executable"]()
-        vm["vm_initialization"](_CPU, 0, _POOLED)
+        places = [*((*gpu.DEVICE, _POOLED) if on_gpu else ()), _CPU, 0, _POOLED]
+        vm["vm_initialization"](*places)
     except (RuntimeError, AttributeError) as error:
         raise ArtifactError(f"{shown}: the TVM runtime refuses it: {error}") from error
     return vm

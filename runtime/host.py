@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nybble import cpuinfo, tiles
 from nybble.errors import ArtifactError
+from nybble.runtime import gpu
 from nybble.runtime.manifest import Manifest
 
 VARIANT = "NYBBLE_VARIANT"
@@ -84,12 +85,12 @@ def check(manifest: Manifest) -> None:
 
 
 def choose(variants: Sequence[Manifest]) -> int:
-    """Which variant of a file to run: the last one whose features this CPU has.
+    """Which variant of a file to run: the last one that this machine's CPU, or its GPU, can run.
 
     ``NYBBLE_VARIANT`` names the one to take of a file with several; it must run here all the same.
 
     Args:
-        variants: of one file, the one that needs most last.
+        variants: of one file, the one that needs most last, and those for GPUs behind the others.
 
     Returns:
         Its position.
@@ -104,17 +105,33 @@ def choose(variants: Sequence[Manifest]) -> int:
             f"{arch()}. Compile the model again with target='native' here."
         )
     allowed = _forced(variants) if len(variants) > 1 else range(len(variants))
-    fitting = [i for i in allowed if not missing(variants[i])]
+    refusals = {i: _refusal(variants[i]) for i in allowed}
+    fitting = [i for i, refusal in refusals.items() if refusal is None]
     if fitting:
         return fitting[-1]
+    lacking = "; ".join(filter(None, refusals.values()))
+    on_gpu = any(variants[i].device for i in allowed)
+    raise ArtifactError(f"{lacking}. Compile the model again with {_instead(on_gpu)}.")
+
+
+def _refusal(manifest: Manifest) -> str | None:
+    """Why this machine cannot run a library, None if it can."""
+    lacking = missing(manifest)
+    if lacking:
+        names = f"{', '.join(lacking)}{_withheld(manifest)}"
+        return f"Compiled for target {manifest.target!r}; this CPU lacks {names}"
+    refusal = gpu.refusal(manifest.device) if manifest.device else None
+    return refusal and f"Compiled for GPUs, target {manifest.target!r}, but {refusal}"
+
+
+def _instead(on_gpu: bool) -> str:
+    """What to compile for, for this machine; with its GPU if that was meant."""
     named = "x86-64-v3" if features() >= _V3 else "x86-64"
-    instead = f"target='native' here, or target='{named}'" if arch() == "x86_64" else "'native'"
-    lacking = "; ".join(
-        f"Compiled for target {variants[i].target!r}; this CPU lacks "
-        f"{', '.join(missing(variants[i]))}{_withheld(variants[i])}"
-        for i in allowed
-    )
-    raise ArtifactError(f"{lacking}. Compile the model again with {instead}.")
+    found = f"target='native' here, or target='{named}'" if arch() == "x86_64" else "'native'"
+    device = gpu.find() if on_gpu else None
+    if isinstance(device, gpu.Gpu):
+        found = f"target='cuda:sm_{device.capability}', or for the CPU {found}"
+    return found
 
 
 def missing(manifest: Manifest) -> list[str]:

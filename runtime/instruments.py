@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from nybble.errors import ArtifactError
 from nybble.runtime.manifest import Layer, Manifest
 
 Observer = Callable[[Layer, NDArray[Any]], None]
+Give = Callable[[Any], NDArray[Any]]  # a tensor as an array
 GO_ON = 0
 _NOTHING = "vm.builtin.null_value"  # the VM's cheapest function: its time is the instrument's own
 
@@ -33,13 +33,19 @@ class Tracker:
 
     Attributes:
         failure: what the observer raised; C++ between it and the caller loses its type.
+
+    Args:
+        manifest: of the library.
+        observer: called with each layer and its output.
+        give: reads a tensor, wherever it is.
     """
 
-    def __init__(self, manifest: Manifest, observer: Observer):
+    def __init__(self, manifest: Manifest, observer: Observer, give: Give):
         self.failure: BaseException | None = None
         self._layers = called(manifest)
         self._symbols = {layer["symbol"] for layer in self._layers}
         self._observer = observer
+        self._give = give
         self._position = 0
 
     def on_call(self, _function: Any, name: str, before: bool, _result: Any, *args: Any) -> int:
@@ -48,7 +54,7 @@ class Tracker:
             return GO_ON
         try:
             layer = expected(self._layers, self._position, name)
-            output = np.from_dlpack(args[-1])
+            output = self._give(args[-1])
             output.flags.writeable = False
             self._observer(layer, output)
         except BaseException as error:
@@ -63,9 +69,15 @@ class Tracker:
 
 
 class Stopwatch:
-    """Times every layer in one run, without what the instrument itself costs."""
+    """Times every layer in one run, without what the instrument itself costs.
 
-    def __init__(self, manifest: Manifest):
+    Args:
+        manifest: of the library.
+        wait: returns once a device has done what it was told; None where calls do it themselves.
+    """
+
+    def __init__(self, manifest: Manifest, wait: Callable[[], None] | None = None):
+        self._wait = wait
         self._layers = called(manifest)
         self._timed = {layer["symbol"] for layer in self._layers} | {_NOTHING}
         self._names: list[str] = []
@@ -74,6 +86,8 @@ class Stopwatch:
 
     def on_call(self, _function: Any, name: str, before: bool, _result: Any, *_args: Any) -> int:
         """The instrument: reads the clock as the first or as the last thing it does."""
+        if self._wait is not None and name in self._timed:
+            self._wait()
         now = time.perf_counter()
         if name in self._timed:
             if before:

@@ -7,11 +7,11 @@ A file is an ELF shared library with a trailer that the dynamic linker never loo
 The digest covers everything before it. All of it is checked before the library is opened, because
 ``dlopen`` of a damaged file runs damaged code.
 
-Several variants of one network, for several CPUs of one architecture, share a file: the first is
-its ELF, the others stand behind it, each a whole ELF that starts on a page, and the JSON is an
-index::
+Several variants of one network, for CPUs of one architecture and for GPUs beside them, share a
+file: the first is its ELF, the others stand behind it, each a whole ELF that starts on a page, and
+the JSON is an index::
 
-    ELF | ELF | … | {"schema": 2, "variants": [{"target", "features", "offset", "size"}, …],
+    ELF | ELF | … | {"schema": 2, "variants": [{"target", "features", "device", "offset", "size"}…],
                      "manifests": [manifest, …]} | length | SHA-256 | b"NYBBLE01"
 """
 
@@ -129,6 +129,38 @@ class Layer(TypedDict):
     """Where its kernel's decisions are from; None for the defaults."""
 
 
+class KernelUse(TypedDict):
+    """What a kernel takes of a GPU's resources on one architecture."""
+
+    symbol: str
+    """The device function; layers' symbols with a suffix."""
+    arch: str
+    """``sm_80``, ``sm_90a``."""
+    registers: int
+    """Of a thread."""
+    spills: int
+    """Bytes that a thread stores and loads for want of registers."""
+    shared: int
+    """Bytes of a block's shared memory, all in all."""
+
+
+class Device(TypedDict):
+    """The GPUs that a library is for, and its code for them."""
+
+    kind: str
+    """``cuda``."""
+    archs: list[str]
+    """That it holds machine code for: ``sm_80``, ``sm_90a``."""
+    portable: int | None
+    """From which compute capability on drivers compile its portable code, 89; None without."""
+    toolkit: str
+    """The version of ``nvcc``."""
+    graphed: bool
+    """Whether calls launch CUDA graphs."""
+    usage: list[KernelUse]
+    """By kernel and architecture."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a deployed library is, and what it needs to run.
@@ -148,6 +180,7 @@ class Manifest:
         rates: multiply-adds a second that one thread of the compiling machine can do at most, by
             kind of weights; None where nothing was measured.
         hash: SHA-256 of the ELF part in hex, set on export.
+        device: the GPUs that run the layers; None where the CPU does.
     """
 
     inputs: tuple[Port, ...]
@@ -163,6 +196,7 @@ class Manifest:
     float_ops: tuple[str, ...] = ()
     rates: Mapping[str, float] | None = None
     hash: str = ""
+    device: Device | None = None
 
     def to_json(self) -> str:
         """The manifest as one JSON object with its schema number."""
@@ -195,6 +229,8 @@ class Manifest:
                 f"{INDEX_SCHEMA}). Update Nybble, or compile the model again with this version."
             )
         known = {"schema", *(f.name for f in fields(cls))}
+        if schema == SCHEMA:
+            values = {"device": None, **values}  # not there before GPUs were
         if schema != SCHEMA or values.keys() != known:
             raise ArtifactError(f"The manifest is no Nybble manifest of schema {SCHEMA}.")
         values = {name: value for name, value in values.items() if name != "schema"}
@@ -246,6 +282,7 @@ def _index(variants: Sequence[Variant]) -> str:
         {
             "target": variant.manifest.target,
             "features": variant.manifest.features,
+            "device": variant.manifest.device and variant.manifest.device["kind"],
             "offset": variant.offset,
             "size": variant.size,
         }

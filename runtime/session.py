@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nybble.errors import ArtifactError
-from nybble.runtime import engine, host
+from nybble.runtime import engine, gpu, host
 from nybble.runtime.arrays import Binder
 from nybble.runtime.instruments import Observer, Stopwatch, Tracker, called
 from nybble.runtime.manifest import Layer, Manifest, read_all
@@ -57,16 +57,16 @@ class Benchmark:
 def load(path: str | Path, threads: int | None = None) -> Session:
     """Opens a deployed library after checking every byte of it.
 
-    Of a file with several variants the best that this CPU can run is opened, or the one that the
-    environment's ``NYBBLE_VARIANT`` names.
+    Of a file with several variants the best that this machine can run is opened, or the one that
+    the environment's ``NYBBLE_VARIANT`` names: one for its GPU before those for its CPU.
 
     Args:
         path: a file that `nybble.Artifact.save` wrote.
         threads: that kernels run on; None means ``TVM_NUM_THREADS`` or the physical cores.
 
     Raises:
-        ArtifactError: the file is unreadable, foreign, truncated or damaged, this CPU cannot run
-            it, or there are not as many CPUs as ``threads``.
+        ArtifactError: the file is unreadable, foreign, truncated or damaged, this machine's CPU or
+            GPU cannot run it, or there are not as many CPUs as ``threads``.
     """
     most = len(host.cpus())
     count = min(engine.default_threads(), most) if threads is None else threads
@@ -76,8 +76,7 @@ def load(path: str | Path, threads: int | None = None) -> Session:
         )
     variants = read_all(path)
     chosen = variants[host.choose([variant.manifest for variant in variants])]
-    path = Path(path)
-    vm = engine.open_vm(path) if chosen.offset == 0 else engine.open_part(path, chosen)
+    vm = engine.open_variant(Path(path), chosen)
     return Session(vm, chosen.manifest, count)
 
 
@@ -93,9 +92,10 @@ class Session:
         self.manifest = manifest
         self.threads = threads
         self._vm = vm
-        self._main = vm["main"]
+        device = manifest.device
+        self._memory = engine.Memory() if device is None else gpu.Memory(engine.ffi())
+        self._main = vm["graphed" if device and device["graphed"] else "main"]
         self._bind = Binder(manifest.inputs)
-        self._tensor = engine.ffi().from_dlpack
 
     def __call__(self, *inputs: Any) -> NDArray[Any] | dict[str, NDArray[Any]]:
         """Runs the network.
@@ -125,7 +125,7 @@ class Session:
         Raises:
             ArtifactError: the inputs do not fit, or the library's calls are not its manifest's.
         """
-        tracker = Tracker(self.manifest, observer)
+        tracker = Tracker(self.manifest, observer, self._memory.give)
         try:
             self._instrumented(self._tensors(_as_tuple(inputs)), tracker.on_call)
         except RuntimeError:
@@ -151,7 +151,7 @@ class Session:
         _at_least_once(repeats)
         tensors, runs = self._tensors(_as_tuple(inputs)), []
         for _ in range(repeats + 1):
-            watch = Stopwatch(self.manifest)
+            watch = Stopwatch(self.manifest, self._memory.wait if self.manifest.device else None)
             self._instrumented(tensors, watch.on_call)
             runs.append(watch.seconds())
         medians = [statistics.median(times) for times in zip(*runs[1:], strict=True)]
@@ -159,6 +159,8 @@ class Session:
 
     def benchmark(self, inputs: Any, repeats: int = 20, warmup: int = 3) -> Benchmark:
         """Times whole calls, without checks and conversions of the inputs.
+
+        Of GPUs: until the device is done, with inputs and outputs in its memory.
 
         Args:
             inputs: an array, a tuple of arrays, or a mapping by input name.
@@ -172,28 +174,31 @@ class Session:
         tensors, times = self._tensors(_as_tuple(inputs)), []
         for _ in range(warmup):
             self._run(tensors)
+        self._memory.wait()
         for _ in range(repeats):
             start = time.perf_counter()
             self._run(tensors)
+            self._memory.wait()
             times.append(time.perf_counter() - start)
         return Benchmark(tuple(times), self.threads)
 
     def _tensors(self, inputs: tuple[Any, ...]) -> list[Any]:
-        return [self._tensor(array) for array in self._bind(inputs)]
+        return self._memory.take(self._bind(inputs))
 
-    def _run(self, tensors: list[Any]) -> Any:
-        return engine.run(self.threads, partial(self._main, *tensors))
+    def _run(self, tensors: list[Any], function: Any = None) -> Any:
+        call = partial(function or self._main, *tensors)
+        return engine.run(self.threads, call) if self.manifest.device is None else call()
 
     def _arrays(self, result: Any) -> list[NDArray[Any]]:
         """The outputs as arrays that own their memory through the runtime's tensors."""
         single = len(self.manifest.outputs) == 1 and hasattr(result, "__dlpack__")
-        return [np.from_dlpack(tensor) for tensor in ([result] if single else result)]
+        return [self._memory.give(tensor) for tensor in ([result] if single else result)]
 
     def _instrumented(self, tensors: list[Any], on_call: Callable[..., int]) -> None:
         """One run in which the VM calls ``on_call`` right before and right after every function."""
         self._vm["set_instrument"](engine.ffi().convert(on_call))
         try:
-            self._run(tensors)
+            self._run(tensors, self._vm["main"])  # kernel after kernel, without graphs
         finally:
             self._vm["set_instrument"](None)
 

@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import tvm
 from tvm import relax, tirx
 
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.cuda import build as cuda
+from nybble.schedules.cuda.arch import CudaTarget
+from nybble.schedules.cuda.nvcc import Usage
+from nybble.schedules.target import CpuTarget, Target
 
 Progress = Callable[[int, int | None], None]
 
 
-def build(mod: tvm.IRModule, target: CpuTarget, progress: Progress | None = None) -> Any:
+@dataclass(frozen=True)
+class Built:
+    """A compiled module.
+
+    Attributes:
+        executable: the Relax VM's.
+        usage: what its kernels take of a GPU's resources; empty for CPUs.
+        graphed: there is a second entry, which launches CUDA graphs.
+    """
+
+    executable: Any
+    usage: tuple[Usage, ...] = ()
+    graphed: bool = False
+
+
+def build(mod: tvm.IRModule, target: Target, progress: Progress | None = None) -> Any:
+    """`built`, the executable alone."""
+    return built(mod, target, progress).executable
+
+
+def built(mod: tvm.IRModule, target: Target, progress: Progress | None = None) -> Built:
     """Compiles a scheduled module to a Relax VM executable.
 
     No op is legalized and no function scheduled here: what `lower` wrote is what runs. Reshapes
@@ -21,10 +45,16 @@ def build(mod: tvm.IRModule, target: CpuTarget, progress: Progress | None = None
 
     Args:
         mod: stage ``scheduled``.
-        target: the CPU.
+        target: what it runs on.
         progress: called with (kernels compiled, kernels in all). Compiling them one by one costs
             no more than all at once, and there is something to tell in the meantime.
+
+    Raises:
+        NybbleError: for GPUs, there is no ``nvcc``, or TVM's CUDA runtime does not load.
+        ScheduleError: ``nvcc`` refuses a kernel.
     """
+    if isinstance(target, CudaTarget):
+        return Built(*cuda.build(mod, target, progress), cuda.is_static(mod))
     with target.tvm_target():
         mod = _to_vm(mod)
     functions = dict(mod.functions.items())
@@ -42,7 +72,7 @@ def build(mod: tvm.IRModule, target: CpuTarget, progress: Progress | None = None
         executable = relax.build(rest, target=target.tvm_target(), relax_pipeline=None)
     if progress is not None:
         progress(len(kernels), len(kernels))
-    return executable
+    return Built(executable)
 
 
 def kernel_library(mod: tvm.IRModule, target: CpuTarget) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from nybble.ir import graph, numerics
 from nybble.schedules.group import Group
 from nybble.schedules.kernel import Form, Kernel, Problem
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 
 PREFERRED: tuple[Form, ...] = ("planes", "packed")
 
@@ -40,7 +40,7 @@ class Step:
         return {v for binding in self.group.bindings for v in graph.operands(binding.value)}
 
 
-def agree(steps: Sequence[Step], outputs: set[Any], target: CpuTarget) -> None:
+def agree(steps: Sequence[Step], outputs: set[Any], target: Target) -> None:
     """Gives every tensor below 8 bits the preferred form that all its kernels take.
 
     Args:
@@ -65,7 +65,7 @@ def _is_narrow(dtype: str) -> bool:
     return not dtype.startswith("float") and numerics.width(dtype)[1] < 8
 
 
-def _takes(step: Step, problem: Problem | None, target: CpuTarget) -> bool:
+def _takes(step: Step, problem: Problem | None, target: Target) -> bool:
     if step.kernel is None or problem is None:
         return False
     return step.kernel.refuses(problem, target) is None

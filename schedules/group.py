@@ -14,7 +14,7 @@ from tvm import relax
 from nybble.errors import ScheduleError
 from nybble.ir import graph
 from nybble.schedules.kernel import Epilogue, Extent, Problem, TensorSpec
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Group:
 class Matcher:
     """What the rules need to know about the module around a binding."""
 
-    def __init__(self, mod: tvm.IRModule, target: CpuTarget):
+    def __init__(self, mod: tvm.IRModule, target: Target):
         self.target = target
         self.users = graph.users(mod)
         self.outputs = set(graph.outputs(mod))

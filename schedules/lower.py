@@ -14,11 +14,13 @@ from nybble.errors import ScheduleError
 from nybble.ir import graph
 from nybble.schedules import forms, match, replay
 from nybble.schedules.cpu import float_ops, loops
+from nybble.schedules.cuda import float_ops as cuda_float_ops
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.forms import Step
 from nybble.schedules.group import Group
 from nybble.schedules.kernel import Form, Kernel, Problem, usual
 from nybble.schedules.select import Choice, Planner, Timed, choose
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 
 Progress = Callable[[int, int | None], None]
 
@@ -72,7 +74,7 @@ class Scheduled:
 
 def lower(
     mod: tvm.IRModule,
-    target: CpuTarget,
+    target: Target,
     plan: Planner | None = None,
     progress: Progress | None = None,
 ) -> Scheduled:
@@ -95,7 +97,7 @@ def lower(
 
 
 def plan_steps(
-    mod: tvm.IRModule, target: CpuTarget, plan: Planner, progress: Progress | None = None
+    mod: tvm.IRModule, target: Target, plan: Planner, progress: Progress | None = None
 ) -> list[tuple[Step, Choice | None]]:
     """Every layer with its kernel and the forms of its tensors, and why it was chosen.
 
@@ -118,8 +120,9 @@ def plan_steps(
 class _Lowering:
     """The module under construction."""
 
-    def __init__(self, mod: tvm.IRModule, target: CpuTarget, known: replay.Replay | None):
+    def __init__(self, mod: tvm.IRModule, target: Target, known: replay.Replay | None):
         self.mod, self.target, self.known = mod, target, known
+        self.stock = cuda_float_ops if isinstance(target, CudaTarget) else float_ops
         self.emitter = graph.Emitter(graph.inputs(mod))
         self.replace: dict[Any, Any] = {}
         self.layers: list[Layer] = []
@@ -176,12 +179,12 @@ class _Lowering:
 
     def _add_stock(self, group: Group) -> None:
         call = graph.substitute(group.bindings[0].value, self.replace)
-        func, args = float_ops.legalized(call, str(group.output.name))
+        func, args = self.stock.legalized(call, str(group.output.name))
         key = _structure(func)
         if key not in self.built:
             self.built[key] = self._define(func, graph.op_name(call).rpartition(".")[2])
         self._call(group, self.built[key], args)
-        self.layers.append(self._layer(group, self.built[key], float_ops.NAME))
+        self.layers.append(self._layer(group, self.built[key], self.stock.NAME))
 
     def _define(self, func: Any, op: str) -> Any:
         symbol = f"{op}_{len(self.functions)}"

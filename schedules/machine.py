@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nybble import cpuinfo
-from nybble.schedules.target import CpuTarget, host_features
+from nybble.schedules.target import Target, host_features
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -20,7 +20,7 @@ class Machine:
 
     Attributes:
         arch: ``x86_64``, ``aarch64``.
-        features: CPU features that the code uses, sorted (`CpuTarget.features`).
+        features: CPU features that the code uses, sorted (`Target.features`).
         cpu: the processor's name.
         caches: bytes of its data caches, nearest first.
         compiler: ``llvm``, or ``c`` for kernels written as C.
@@ -33,13 +33,13 @@ class Machine:
     compiler: str = "llvm"
 
     @staticmethod
-    def here(target: CpuTarget) -> Machine:
+    def here(target: Target) -> Machine:
         """This machine, running code for a target."""
         found = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
         return Machine.of(target, cpuinfo.name(found) or platform.machine(), cpuinfo.caches())
 
     @staticmethod
-    def of(target: CpuTarget, cpu: str, caches: Iterable[int]) -> Machine:
+    def of(target: Target, cpu: str, caches: Iterable[int]) -> Machine:
         """A machine somewhere, running code for a target."""
         compiler = "c" if target.is_c else "llvm"
         return Machine(target.arch, tuple(sorted(target.features)), cpu, tuple(caches), compiler)
@@ -56,7 +56,7 @@ class Machine:
         hash(made)
         return made
 
-    def fits(self, target: CpuTarget) -> bool:
+    def fits(self, target: Target) -> bool:
         """Whether it was measured with the code that is made for a target."""
         made = Machine.of(target, self.cpu, self.caches)
         return (self.arch, self.features, self.compiler) == (
@@ -70,6 +70,6 @@ class Machine:
         )  # fmt: skip
 
 
-def runs_here(target: CpuTarget) -> bool:
+def runs_here(target: Target) -> bool:
     """Whether this machine can run code for a target."""
     return target.arch == platform.machine() and target.features <= host_features()

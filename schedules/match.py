@@ -28,12 +28,12 @@ from nybble.schedules.cpu.headroom import flush_of, is_safe
 from nybble.schedules.cpu.scaling import ratios_are_small
 from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import CpuTarget, Target
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def groups(mod: tvm.IRModule, target: CpuTarget) -> list[Group]:
+def groups(mod: tvm.IRModule, target: Target) -> list[Group]:
     """The layers of a module, in an order in which they can run; dead bindings are left out.
 
     Raises:
@@ -76,12 +76,20 @@ def _integer_anchor(matcher: Matcher, binding: relax.VarBinding) -> Group | None
         attrs=_attrs(call),
         weights=TensorSpec(w.shape, dtype),
     )
-    tile_flush = winograd_range.flush_of(problem, w)
-    problem = replace(problem, flush=flush_of(problem, w), tile_flush=tile_flush)
-    problem = replace(problem, safe=is_safe(problem, w))
+    if isinstance(matcher.target, CpuTarget):
+        problem = _with_proofs(problem, w)
     group = Group((binding,), problem, (call.args[0],), {"w": w, "bias": bias})
     rescaled = _with_requantize(matcher, group) or _with_add(matcher, group)
-    return _with_table(matcher, _in_singles(rescaled)) if rescaled else group
+    if rescaled is not None and isinstance(matcher.target, CpuTarget):
+        rescaled = _in_singles(rescaled)
+    return _with_table(matcher, rescaled) if rescaled else group
+
+
+def _with_proofs(problem: Problem, w: NDArray[Any]) -> Problem:
+    """The problem with what its weights prove of sums in 16 bits, which only CPUs' kernels use."""
+    tile_flush = winograd_range.flush_of(problem, w)
+    problem = replace(problem, flush=flush_of(problem, w), tile_flush=tile_flush)
+    return replace(problem, safe=is_safe(problem, w))
 
 
 def _in_singles(group: Group) -> Group:

@@ -10,6 +10,7 @@ from tvm import relax
 
 from nybble.errors import ScheduleError
 from nybble.ir import graph
+from nybble.ir.weight_only import INT8
 from nybble.schedules.group import Group, Matcher, constant_of, spec_of
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from nybble.schedules.match_float import with_sum_and_clamp
@@ -38,9 +39,15 @@ def weight_only(matcher: Matcher, binding: relax.VarBinding) -> Group:
         "weight_only",
         (spec_of(call.args[0]),),
         spec_of(binding.var),
-        (("group", group), ("zero_point", common)),
+        (*_compute(call), ("group", group), ("zero_point", common)),
         TensorSpec((o, k), graph.dtype_of(call.args[1])),
         epilogue=Epilogue("float", -np.inf, np.inf),
     )
     alone = Group((binding,), problem, (call.args[0],), constants)
     return with_sum_and_clamp(matcher, alone)
+
+
+def _compute(call: relax.Call) -> tuple[tuple[str, str], ...]:
+    """Left out where it is the usual one, so that problems of older records stay equal."""
+    found = str(graph.attributes(call)["compute"])
+    return () if found == INT8 else (("compute", found),)

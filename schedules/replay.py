@@ -18,7 +18,7 @@ from nybble.schedules import problems
 from nybble.schedules.kernel import PARALLEL, Kernel, Knobs, Problem, usual
 from nybble.schedules.machine import Machine, runs_here
 from nybble.schedules.records import Decisions, Record, Records
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 
 FAR = 3.0  # octaves: half the resolution and twice the channels
 ELSEWHERE = 0.5  # how far other machines, sources or threads count
@@ -82,7 +82,7 @@ class Replay:
             then counts only where neither it nor the default would start others.
     """
 
-    def __init__(self, records: Records, target: CpuTarget, threads: int | None = None):
+    def __init__(self, records: Records, target: Target, threads: int | None = None):
         self.target, self.threads = target, threads
         self._machine = Machine.here(target) if runs_here(target) else None
         self._exact: dict[Problem, list[Record]] = {}

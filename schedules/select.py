@@ -23,7 +23,7 @@ from nybble.ir import numerics
 from nybble.schedules import problems, table, times
 from nybble.schedules.kernel import Constants, Epilogue, Kernel, Problem
 from nybble.schedules.replay import Default, Replay
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 
 FORCE = "NYBBLE_KERNEL"
 TIE = 1.03  # times this close are equal as far as can be measured: the smaller one wins
@@ -87,7 +87,7 @@ class Choice:
     timed: tuple[Timed, ...] = ()
 
 
-Ruler = Callable[[Sequence[Candidate], CpuTarget], Sequence[float]]
+Ruler = Callable[[Sequence[Candidate], Target], Sequence[float]]
 """Measures candidates for one layer: seconds of a call, each."""
 
 
@@ -105,7 +105,7 @@ class Planner:
             nothing is measured and speed is asked for, one for the very same layer may put another
             kernel in the place of the table's first.
         recorded: without a ruler: times are those of ``replay``, of a machine that is not at hand.
-        kernels: the table.
+        kernels: in place of the table's for the kind of target.
     """
 
     force: str | None = None
@@ -113,15 +113,19 @@ class Planner:
     ruler: Ruler | None = None
     replay: Replay | None = None
     recorded: bool = False
-    kernels: Sequence[Kernel] = table.KERNELS
+    kernels: Sequence[Kernel] | None = None
 
     def __post_init__(self) -> None:
         """Refuses what nothing would honour."""
         if self.prefer not in ("speed", "size"):
             raise NybbleError(f"prefer={self.prefer!r} is neither 'speed' nor 'size'.")
 
+    def table(self, target: Target) -> Sequence[Kernel]:
+        """The kernels to choose from, by preference."""
+        return table.of(target) if self.kernels is None else self.kernels
 
-def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Planner) -> Choice:
+
+def choose(problem: Problem, constants: Constants, target: Target, plan: Planner) -> Choice:
     """The kernel for a layer.
 
     Args:
@@ -167,7 +171,7 @@ def choose(problem: Problem, constants: Constants, target: CpuTarget, plan: Plan
 
 
 def _in_bytes(
-    first: Candidate, problem: Problem, constants: Constants, target: CpuTarget, plan: Planner
+    first: Candidate, problem: Problem, constants: Constants, target: Target, plan: Planner
 ) -> Candidate:
     """The same kernel with narrow weights in whole bytes, where decoding them would cost time."""
     if not first.kernel.decodes or plan.prefer != "speed":
@@ -177,7 +181,7 @@ def _in_bytes(
 
 
 def _recorded(
-    usual: Candidate, problem: Problem, constants: Constants, target: CpuTarget, plan: Planner
+    usual: Candidate, problem: Problem, constants: Constants, target: Target, plan: Planner
 ) -> Candidate:
     """The kernel that beat the usual one in an earlier session, or that one."""
     if plan.replay is None or plan.prefer != "speed":
@@ -185,7 +189,9 @@ def _recorded(
     default = Default(usual.kernel, usual.problem)
     for record in plan.replay.winners(problem, default):
         forms = [f for f in (problem, *widened(problem)) if _dtype(f) == record.weights]
-        kernels = [kernel for kernel in _kernels(problem, plan) if kernel.name == record.kernel]
+        kernels = [
+            kernel for kernel in _kernels(problem, target, plan) if kernel.name == record.kernel
+        ]
         pairs = product(kernels, forms)
         tried = (_attempt(*pair, constants, target, [], recorded=True) for pair in pairs)
         made = next(filter(None, tried), None)
@@ -197,7 +203,7 @@ def _recorded(
 
 
 def _seconds(
-    rivals: Sequence[Candidate], problem: Problem, target: CpuTarget, plan: Planner
+    rivals: Sequence[Candidate], problem: Problem, target: Target, plan: Planner
 ) -> Sequence[float]:
     """Every candidate's time with the best decisions that are known."""
     seen = [Default(rival.kernel, rival.problem) for rival in rivals]
@@ -215,9 +221,9 @@ def _seconds(
     return found
 
 
-def _heard(refusals: Sequence[str], target: CpuTarget, plan: Planner) -> tuple[str, ...]:
+def _heard(refusals: Sequence[str], target: Target, plan: Planner) -> tuple[str, ...]:
     """The refusals without those of kernels for other architectures."""
-    foreign = {k.name for k in plan.kernels if k.arch not in (None, target.arch)}
+    foreign = {k.name for k in plan.table(target) if k.arch not in (None, target.arch)}
     return tuple(line for line in refusals if line.partition(":")[0] not in foreign)
 
 
@@ -230,7 +236,7 @@ def _smallest(candidates: Sequence[Candidate]) -> list[Candidate]:
 def _candidates(
     problem: Problem,
     constants: Constants,
-    target: CpuTarget,
+    target: Target,
     plan: Planner,
     refusals: list[str],
 ) -> Iterator[Candidate]:
@@ -238,7 +244,7 @@ def _candidates(
 
     ``refusals`` gathers the reasons of the others.
     """
-    *kernels, last_resort = _kernels(problem, plan)
+    *kernels, last_resort = _kernels(problem, target, plan)
     forms = [problem, *(widened(problem) if plan.prefer == "speed" else [])]
     taken = False
     for form in forms:
@@ -252,26 +258,27 @@ def _candidates(
         yield made
 
 
-def _kernels(problem: Problem, plan: Planner) -> list[Kernel]:
+def _kernels(problem: Problem, target: Target, plan: Planner) -> list[Kernel]:
     """The kernels for a problem's op that the pattern allows, at least one.
 
     Raises:
         ScheduleError: no kernel has such a name, or the table holds none for the op.
     """
     pattern = plan.force or os.environ.get(FORCE) or "*"
-    named = [kernel for kernel in plan.kernels if fnmatchcase(kernel.name, pattern)]
+    kernels = plan.table(target)
+    named = [kernel for kernel in kernels if fnmatchcase(kernel.name, pattern)]
     if not named:
-        known = ", ".join(sorted({kernel.name for kernel in plan.kernels}))
+        known = ", ".join(sorted({kernel.name for kernel in kernels}))
         raise ScheduleError(f"No kernel is called {pattern!r}. There are: {known}.")
     allowed = [kernel for kernel in named if kernel.op == problem.op]
-    found = allowed or [kernel for kernel in plan.kernels if kernel.op == problem.op]
+    found = allowed or [kernel for kernel in kernels if kernel.op == problem.op]
     if not found:
         raise ScheduleError(f"The table holds no kernel for {problem.op}.")
     return found
 
 
 def _attempt(
-    kernel: Kernel, problem: Problem, constants: Constants, target: CpuTarget, refusals: list[str],
+    kernel: Kernel, problem: Problem, constants: Constants, target: Target, refusals: list[str],
     recorded: bool = False,
 ) -> Candidate | None:  # fmt: skip
     reason = kernel.refuses(problem, target) if recorded else kernel.avoids(problem, target)
@@ -300,7 +307,7 @@ def widened(problem: Problem) -> list[Problem]:
     return [replace(problem, weights=replace(problem.weights, dtype="int8"))]
 
 
-def _in_float(problem: Problem, target: CpuTarget, plan: Planner) -> Iterator[Candidate]:
+def _in_float(problem: Problem, target: Target, plan: Planner) -> Iterator[Candidate]:
     """The same convolution or linear layer in float32: never taken, shown beside the others."""
     weights = problem.weights
     if weights is None or weights.dtype == "float32":
@@ -314,11 +321,14 @@ def _in_float(problem: Problem, target: CpuTarget, plan: Planner) -> Iterator[Ca
     )
     shape = tuple(int(extent) for extent in weights.shape)
     constants = {"w": np.zeros(shape, np.float32), "bias": np.zeros(shape[0], np.float32)}
-    made = (_attempt(kernel, form, constants, target, []) for kernel in _kernels(form, plan)[:-1])
+    made = (
+        _attempt(kernel, form, constants, target, [])
+        for kernel in _kernels(form, target, plan)[:-1]
+    )
     yield from list(filter(None, made))[:1]
 
 
-def _nothing(problem: Problem, target: CpuTarget, plan: Planner, refusals: Sequence[str]) -> str:
+def _nothing(problem: Problem, target: Target, plan: Planner, refusals: Sequence[str]) -> str:
     pattern = plan.force or os.environ.get(FORCE) or "*"
     return (
         f"No kernel among {pattern!r} compiles {problem.op} for {target.name}: "

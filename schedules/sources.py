@@ -31,7 +31,7 @@ def digest(op: str, *names: str) -> str:
     from nybble.schedules import table  # noqa: PLC0415  (holds every kernel; needed here alone)
 
     files = set[Path]()
-    for kernel in table.KERNELS:
+    for kernel in (*table.KERNELS, *table.CUDA):
         if kernel.op == op and kernel.name in names:
             for value in vars(kernel).values():
                 files |= {file for module in _modules(value) for file in _closure(module)}

@@ -1,4 +1,4 @@
-"""Every kernel, by preference: the first one that supports a problem is taken."""
+"""Every kernel, by preference: the first one of its kind of target that supports a problem."""
 
 from __future__ import annotations
 
@@ -25,7 +25,17 @@ from nybble.schedules.cpu import (
     weight_only_generic,
     winograd,
 )
+from nybble.schedules.cuda import bitserial as cuda_bitserial
+from nybble.schedules.cuda import concat as cuda_concat
+from nybble.schedules.cuda import direct as cuda_direct
+from nybble.schedules.cuda import elementwise as cuda_elementwise
+from nybble.schedules.cuda import mma as cuda_mma
+from nybble.schedules.cuda import pooling as cuda_pooling
+from nybble.schedules.cuda import weight_only as cuda_weight_only
+from nybble.schedules.cuda import wgmma as cuda_wgmma
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.kernel import Kernel
+from nybble.schedules.target import Target
 
 KERNELS: tuple[Kernel, ...] = (
     *bitserial.FIRST,
@@ -62,3 +72,20 @@ KERNELS: tuple[Kernel, ...] = (
     pooling.SUM_POOL2D,
     concat.CONCAT,
 )
+
+CUDA: tuple[Kernel, ...] = (
+    *cuda_bitserial.KERNELS,
+    *cuda_wgmma.KERNELS,
+    *cuda_mma.KERNELS,
+    cuda_direct.CONV2D,
+    cuda_direct.LINEAR,
+    *cuda_weight_only.KERNELS,
+    *cuda_elementwise.KERNELS,
+    *cuda_pooling.KERNELS,
+    cuda_concat.CONCAT,
+)
+
+
+def of(target: Target) -> tuple[Kernel, ...]:
+    """The kernels for a target's kind."""
+    return CUDA if isinstance(target, CudaTarget) else KERNELS

@@ -13,6 +13,8 @@ import tvm
 
 from nybble import cpuinfo, tiles
 from nybble.errors import NybbleError
+from nybble.schedules.cuda import arch as cuda
+from nybble.schedules.cuda.arch import CudaTarget
 
 V3 = ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
@@ -53,6 +55,9 @@ class CpuTarget:
         return self.features.issuperset(features)
 
 
+Target = CpuTarget | CudaTarget
+"""What code is generated for."""
+
 _X86, _ARM, _RISCV = (f"{arch}-linux-gnu" for arch in ("x86_64", "aarch64", "riscv64"))
 _NAMED = {
     "x86-64": ("x86-64", _X86, ()),
@@ -66,20 +71,34 @@ _NAMED = {
     "riscv64": ("generic-rv64", _RISCV, ()),
     "riscv64-v": ("generic-rv64", _RISCV, ("v",)),
 }
+_BASELINE = {"x86_64": "x86-64", "aarch64": "aarch64"}  # for the host code of GPUs
 _ATTRIBUTES = {"asimddp": "+dotprod", "i8mm": "+i8mm", "v": "+v"}  # beyond what the CPU's name says
 _MACHINES: dict[str, tuple[tuple[str, Any], ...]] = {  # what LLVM must be told of a whole family
     "riscv64": (("mabi", "lp64d"), ("mattr", ("+m", "+a", "+f", "+d", "+c"))),
 }
 
 
-def resolve(target: str | dict[str, Any]) -> CpuTarget:
-    """Turns ``"native"``, a named level or a TVM target dict into a `CpuTarget`.
+def resolve(target: str | dict[str, Any]) -> Any:  # a `Target`; callers know of which kind
+    """Turns ``"native"``, a named level, ``"cuda:sm_90"`` or a TVM target dict into a `Target`.
 
-    ``native`` is the highest named level that this machine has. ``c`` writes portable C, which the
-    C compiler of this machine (``c-riscv64``: of that architecture) turns into code.
+    ``native`` is the highest named level that this machine's CPU has. ``c`` writes portable C,
+    which the C compiler of this machine (``c-riscv64``: of that architecture) turns into code.
+    ``cuda:`` and architectures of one generation, ``cuda:sm_80+sm_89``, is for GPUs, with host code
+    for any CPU of this machine's architecture.
 
     Raises:
         NybbleError: an unknown name, or a dict that is no LLVM target.
+    """
+    if isinstance(target, str) and target.partition(":")[0] == cuda.KIND:
+        return cuda.named(target, resolve_cpu(_BASELINE.get(platform.machine(), "c")))
+    return resolve_cpu(target)
+
+
+def resolve_cpu(target: str | dict[str, Any]) -> CpuTarget:
+    """`resolve` for CPUs alone.
+
+    Raises:
+        NybbleError: an unknown name, or what is no LLVM target.
     """
     if isinstance(target, dict):
         return _from_dict(target)
@@ -91,8 +110,8 @@ def resolve(target: str | dict[str, Any]) -> CpuTarget:
     if target not in _NAMED:
         raise NybbleError(
             f"Unknown target {target!r}. Use 'native', {', '.join(map(repr, _NAMED))}, 'c', "
-            "'c-' and an architecture, or a TVM target dict such as {'kind': 'llvm', 'mcpu': "
-            "'znver3'}."
+            "'c-' and an architecture, 'cuda:' and an architecture of GPUs ('cuda:sm_90'), or a "
+            "TVM target dict such as {'kind': 'llvm', 'mcpu': 'znver3'}."
         )
     mcpu, triple, features = _NAMED[target]
     arch = triple.split("-")[0]
@@ -104,29 +123,41 @@ def resolve(target: str | dict[str, Any]) -> CpuTarget:
     return CpuTarget(target, tuple(llvm.items()), frozenset(features), arch)
 
 
-def resolve_all(targets: Sequence[str | dict[str, Any]]) -> tuple[CpuTarget, ...]:
-    """Targets that may share a file, the one that needs the fewest features first.
+def resolve_all(targets: Sequence[str | dict[str, Any]]) -> tuple[Target, ...]:
+    """Targets that may share a file: CPUs by what they need, then GPUs by their capability.
 
     Raises:
         NybbleError: none at all, an unknown one, two of one name, or several architectures.
     """
-    found = sorted(map(resolve, targets), key=lambda target: len(target.features))
+    found = sorted(map(resolve, targets), key=_order)
     if not found:
         raise NybbleError("No target: give at least one, such as 'native'.")
     names = [target.name for target in found]
     if len(set(names)) < len(names):
         raise NybbleError(f"Targets {', '.join(names)}: every variant must have its own name.")
-    if len({target.arch for target in found}) > 1:
+    machines = {host_of(target).arch for target in found}
+    if len(machines) > 1:
         raise NybbleError(
             f"Targets {', '.join(names)}: one file holds variants for one architecture. Compile "
-            f"once for each of {', '.join(sorted({target.arch for target in found}))}."
+            f"once for each of {', '.join(sorted(machines))}."
         )
     return tuple(found)
 
 
+def host_of(target: Target) -> CpuTarget:
+    """The CPU that a network's code is loaded on: the target itself, or the GPU's host."""
+    return target if isinstance(target, CpuTarget) else target.host
+
+
+def _order(target: Target) -> tuple[int, int]:
+    if isinstance(target, CpuTarget):
+        return 0, len(target.features)
+    return target.capability, 0
+
+
 def _native() -> CpuTarget:
     arch, have = platform.machine(), host_features()
-    levels = [cpu for cpu in map(resolve, _NAMED) if cpu.arch == arch and cpu.features <= have]
+    levels = [cpu for cpu in map(resolve_cpu, _NAMED) if cpu.arch == arch and cpu.features <= have]
     if not levels:
         raise NybbleError(f"No target is known for this machine ({arch}); give a TVM target dict.")
     return max(levels, key=lambda cpu: len(cpu.features))

@@ -12,6 +12,7 @@ import pytest
 
 import nybble.ir as _ir  # before anything imports torch: TVM then comes without it
 from nybble import known
+from nybble.runtime import gpu
 from nybble.schedules.records import Records
 from nybble.schedules.target import host_features
 
@@ -49,11 +50,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips tests marked ``isa(feature, …)`` where the CPU lacks one of the features."""
+    """Skips tests marked ``isa(feature, …)`` or ``cuda`` where the machine lacks what they need."""
     for mark in item.iter_markers("isa"):
         missing = [name for name in mark.args if name not in host_features()]
         if missing:
             pytest.skip(f"this CPU has no {', '.join(missing)}")
+    if item.get_closest_marker("cuda") and isinstance(why := gpu.find(), str):
+        pytest.skip(f"needs an NVIDIA GPU: {why}")
 
 
 @pytest.fixture(scope="session", autouse=True)

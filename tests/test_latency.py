@@ -75,7 +75,7 @@ def test_an_unknown_preference_is_refused() -> None:
 
 
 def test_eight_bits_stand_in_where_only_the_last_resort_is_left() -> None:
-    wide = [k for k in plan(fake(1.0)).kernels if k.name != "cpu.narrow"]
+    wide = [k for k in plan(fake(1.0)).table(NATIVE) if k.name != "cpu.narrow"]
     choice = choose(select.Planner(kernels=wide))
     assert choice.candidate.kernel.name == "cpu.wide"
     assert choice.candidate.problem.weights == TensorSpec((48, 96), "int8")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nybble.ir import numerics
-from nybble.ir.weight_only import weight_only
+from nybble.ir.weight_only import INT8, Float32, in_half, weight_only
 from nybble.schedules.kernel import Problem, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -27,6 +27,7 @@ class Case:
         zeros: ``common`` zero point, or ``each`` group its own.
         operands: ``random``, or extremes: ``high``, ``low``, ``alternating``.
         symbolic: the leading extent is the shape variable ``n``.
+        compute: as of `nybble.ir.weight_only`.
     """
 
     x: tuple[int, ...]
@@ -36,6 +37,7 @@ class Case:
     zeros: str = "common"
     operands: str = "random"
     symbolic: bool = False
+    compute: str = INT8
 
     @property
     def name(self) -> str:
@@ -62,9 +64,10 @@ class Case:
             return TensorSpec(("n", *shape[1:]) if self.symbolic else shape, "float32")
 
         zero = self.zero_point if self.zeros == "common" else None
+        attrs = () if self.compute == INT8 else (("compute", self.compute),)
         return Problem(
             "weight_only", (spec(self.x),), spec(self.y),
-            (("group", self.group), ("zero_point", zero)),
+            (*attrs, ("group", self.group), ("zero_point", zero)),
             TensorSpec((self.o, self.x[-1]), self.weights),
         )  # fmt: skip
 
@@ -100,8 +103,18 @@ class Case:
 
     def law(self, arrays: Arrays) -> NDArray[np.float32]:
         """What must be stored."""
-        given = {name: values for name, values in arrays.items() if name != "x"}
-        return weight_only(arrays["x"], **given, group=self.group)
+        return weight_only(*operands(arrays), group=self.group)
+
+    def bounded(self, arrays: Arrays) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of half precision: the value, and by how much what is stored may differ."""
+        return in_half(*operands(arrays), group=self.group)
+
+
+def operands(arrays: Arrays) -> tuple[Float32, NDArray[Any], Float32, NDArray[Any], Float32]:
+    """Of the law, in order."""
+    names = ("x", "w", "scale", "zero_point", "bias")
+    x, w, scale, zero, bias = (arrays[name] for name in names)
+    return x, w, scale, zero, bias
 
 
 WIDTHS = range(2, 9)

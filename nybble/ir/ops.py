@@ -141,8 +141,8 @@ VOCABULARY: dict[str, OpDef] = {
             "(…, K) x (O, K) + bias -> int32 accumulators",
         ),
         OpDef(
-            "weight_only", ("x", "w", "scale", "zero_point", "bias"), {"group": ...},
-            _weight_only, weight_only,
+            "weight_only", ("x", "w", "scale", "zero_point", "bias"),
+            {"group": ..., "compute": "int8"}, _weight_only, weight_only,
             "float32 (…, K) x integers (O, K) with a scale per group + bias -> float32",
         ),
         OpDef(

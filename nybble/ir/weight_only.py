@@ -1,5 +1,7 @@
 """THE LAW of weight-only linear layers: float activations, integer weights, floats out.
 
+CPUs round a row of activations to 8 bits and compute in integers (``compute="int8"``):
+
     y[m, o] = fma(acc, row_scale[m], bias[o])
     acc     = fma(float32(Σ_g q·(w - zero_point)), scale[o, g], acc)     groups g in order, from 0
     q       = round(x · inv), half to even, in -127..127                 a row at a time
@@ -13,6 +15,15 @@ has no scale: all its outputs are NaN.
 
 Error against the float product with the dequantized weights ŵ = scale·(w - zero_point): rounding x
 costs at most (0.5 + 2^-16)·row_scale·Σ|ŵ|, the additions (G + 2)·2^-24·row_scale·Σ|q·ŵ|.
+
+GPUs multiply in half precision and add in float32 (``compute="float16"``), in the order that suits
+their tensor cores, so the law is a value and a bound: `in_half` in float64, and
+
+    |y - in_half| <= HALF_BOUND · (Σ |float16(x)·ŵ| + |bias|)
+
+of which half a step of half precision, 2^-11, is for the scale of a group, and the rest for sums in
+float32. What x loses by being rounded to half precision is part of the value: beyond 65504 it is
+infinite there, and so is, or is NaN, whatever it is added to.
 """
 
 from __future__ import annotations
@@ -24,7 +35,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
+HALF, INT8 = "float16", "int8"  # what `weight_only` computes with
 MOST = 127  # magnitude of a quantized activation
+HALF_BOUND = 1e-3  # relative error of a float16 product, to the sum of magnitudes
 LEAST = np.float32(2.0**-100)  # rows below it count as zero
 
 
@@ -64,8 +77,15 @@ def quantize_rows(x: Float32) -> tuple[NDArray[np.int8], Float32]:
     return q, row_scale
 
 
-def weight_only(
-    x: Float32, w: Array, scale: Float32, zero_point: Array, bias: Float32, *, group: int
+def weight_only(  # noqa: PLR0913
+    x: Float32,
+    w: Array,
+    scale: Float32,
+    zero_point: Array,
+    bias: Float32,
+    *,
+    group: int,
+    compute: str = INT8,
 ) -> Float32:
     """A linear layer with integer weights whose scale belongs to a run of ``group`` of them.
 
@@ -76,10 +96,15 @@ def weight_only(
         zero_point: (O, G) int32 within the limits of the weights' dtype.
         bias: (O,) float32.
         group: weights that share a scale.
+        compute: ``int8``, or ``float16`` for `in_half`.
 
     Returns:
         (…, O) float32.
     """
+    if compute == HALF:
+        with np.errstate(over="ignore"):
+            value, _ = in_half(x, w, scale, zero_point, bias, group=group)
+            return value.astype(np.float32)
     q, row_scale = quantize_rows(x)
     acc = np.zeros((*x.shape[:-1], len(w)), np.float32)
     for g, start in enumerate(range(0, w.shape[1], group)):
@@ -88,3 +113,27 @@ def weight_only(
         sums = q[..., span].astype(np.float64) @ centred.T  # exact: below 2^53
         acc = fma(sums.astype(np.float32), scale[:, g], acc)
     return fma(acc, row_scale, bias)
+
+
+def in_half(
+    x: Float32, w: Array, scale: Float32, zero_point: Array, bias: Float32, *, group: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The product of float16(x) with the dequantized weights, in float64.
+
+    Args:
+        x: as of `weight_only`, like all others.
+        w: (O, K).
+        scale: (O, G).
+        zero_point: (O, G).
+        bias: (O,).
+        group: weights that share a scale.
+
+    Returns:
+        (…, O) values, and by how much a float32 result may differ from each.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        half = x.astype(np.float16).astype(np.float64)
+        of = np.arange(w.shape[1]) // group
+        real = (w.astype(np.float64) - zero_point[:, of]) * scale.astype(np.float64)[:, of]
+        sizes = np.abs(half) @ np.abs(real).T + np.abs(bias.astype(np.float64))
+        return half @ real.T + bias, HALF_BOUND * sizes

@@ -9,7 +9,7 @@ from typing import Any
 
 from nybble.limits import kind_of
 from nybble.report.parity import ParityReport
-from nybble.runtime.manifest import Layer, Manifest, Timed, Tuned
+from nybble.runtime.manifest import Device, Layer, Manifest, Timed, Tuned
 from nybble.runtime.session import LayerTime
 
 
@@ -147,6 +147,7 @@ def facts(manifest: Manifest, threads: int | None = None) -> tuple[tuple[str, st
         ("outputs", ", ".join(f"{p.name}: {p}" for p in manifest.outputs)),
         ("target", f"{manifest.target} ({manifest.arch})"),
         ("CPU features needed", ", ".join(manifest.features) or "none"),
+        ("GPUs", _gpu(manifest)),
         ("recipe", _recipe(manifest)),
         ("kernels' decisions", _decided(manifest)),
         ("rounding", manifest.rounding),
@@ -155,6 +156,20 @@ def facts(manifest: Manifest, threads: int | None = None) -> tuple[tuple[str, st
         ("hash", manifest.hash[:16]),
     ]
     return tuple((what, str(value)) for what, value in pairs if value)
+
+
+def gpus(device: Device) -> str:
+    """``sm_80, sm_89 and later``: which GPUs run a library."""
+    later = " and later" if device["portable"] is not None else ""
+    return ", ".join(device["archs"]) + later
+
+
+def _gpu(manifest: Manifest) -> str:
+    device = manifest.device
+    if device is None:
+        return ""
+    launched = "CUDA graphs" if device["graphed"] else "single launches"
+    return f"{gpus(device)}; CUDA {device['toolkit']}, {launched}"
 
 
 def _decided(manifest: Manifest) -> str:

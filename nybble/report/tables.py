@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -18,6 +19,7 @@ from nybble.runtime.manifest import Manifest
 BAR = 8
 WIDE = 112  # columns of a terminal
 LONGEST_NAME = 32
+_NAMES = ("kernel", "architecture")
 _NUMBERS = ("ratio", "noise", "threads")
 
 
@@ -105,6 +107,23 @@ def decided(rows: Sequence[LayerRow]) -> RenderableType:
     for name, kernel, source, *numbers, _ in found:
         table.add_row(Text(_tail(name, LONGEST_NAME)), kernel, source.partition(":")[0], *numbers)
     table.caption = "ratio: the recorded time by that of the defaults; nearest: of a layer like it"
+    return table
+
+
+def kernels_on_gpu(manifest: Manifest) -> RenderableType:
+    """Registers, spills and shared memory of every kernel; nothing for CPUs."""
+    if manifest.device is None:
+        return Text()
+    table = _table(f"Kernels of {manifest.target}, as ptxas has them")
+    for column in ("kernel", "architecture", "registers", "spills", "shared memory"):
+        justify: Literal["left", "right"] = "left" if column in _NAMES else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
+    for use in manifest.device["usage"]:
+        spills = Text(units.size(use["spills"]) if use["spills"] else units.NONE)
+        spills.stylize("red" if use["spills"] else "green")
+        shared = units.size(use["shared"]) if use["shared"] else units.NONE
+        table.add_row(use["symbol"], use["arch"], str(use["registers"]), spills, shared)
+    table.caption = "registers and spilled bytes of a thread, shared memory of a block"
     return table
 
 

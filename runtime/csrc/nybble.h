@@ -37,6 +37,7 @@ struct Variant {
   std::string target;
   std::string arch;
   std::vector<std::string> features;
+  bool on_gpu = false;
   size_t offset = 0;
   size_t size = 0;
 };
@@ -141,6 +142,8 @@ class Json {
     return value;
   }
 
+  bool IsNull() { return Peek() == 'n'; }
+
   void Skip() {
     char next = Peek();
     if (next == '{') {
@@ -189,6 +192,9 @@ inline void ReadMember(Json& json, const std::string& key, Variant& variant) {
     variant.offset = json.Number();
   } else if (key == "size") {
     variant.size = json.Number();
+  } else if (key == "device") {
+    variant.on_gpu = !json.IsNull();
+    json.Skip();
   } else {
     json.Skip();
   }
@@ -229,6 +235,7 @@ inline std::string Lacking(const Variant& variant, const std::set<std::string>& 
   for (const std::string& feature : variant.features) {
     if (!have.count(feature)) lacking += " " + feature;
   }
+  if (variant.on_gpu) lacking += " a GPU, which only Nybble's Python runtime sets up";
   return lacking;
 }
 

@@ -6,6 +6,7 @@ Products and shifts are done in int64 throughout: 32-bit overflow is undefined i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tvm import te, tirx
 
 from nybble.ir import numerics
 from nybble.schedules.cpu import loops
-from nybble.schedules.kernel import Constants, Epilogue, Extent, Kernel, Knobs, Problem
+from nybble.schedules.kernel import Constants, Epilogue, Extent, Kernel, Problem
 
 NAME = "cpu.generic"
 
@@ -145,8 +146,17 @@ def reader(constants: Mapping[str, te.Tensor], channel: Any) -> Read:
     return read
 
 
-def _build_rescaled(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
-    """Both ops: each input is one branch."""
+def _swept(define: Callable[[Problem], Any], problem: Problem, *_others: Any) -> Any:
+    """The function of a definition, row by row."""
+    sch = define(problem)
+    reads = len(problem.inputs) * loops.static_size(problem.output.shape)
+    lanes = 1 if problem.op == "table" else None
+    loops.rows(sch, sch.get_sblock("out"), reads, lanes)
+    return sch.mod["main"]
+
+
+def define_rescaled(problem: Problem) -> Any:
+    """``requantize`` and ``add``, unscheduled: each input is one branch."""
     symbols, attrs = loops.Symbols(), dict(problem.attrs)
     names = _rescaled_names(problem)
     inputs = [symbols.tensor(spec, f"x{i}") for i, spec in enumerate(problem.inputs)]
@@ -165,28 +175,28 @@ def _build_rescaled(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
         return settled(total, attrs["lo"], attrs["hi"], problem.output.dtype)
 
     out = te.compute(shape, value, "out")
-    sch = loops.function([*inputs, *constants.values(), out])
-    work = len(inputs) * loops.static_size(shape)
-    loops.rows(sch, sch.get_sblock("out"), work)
-    return sch.mod["main"]
+    return loops.function([*inputs, *constants.values(), out])
 
 
 def _rescaled_names(problem: Problem) -> tuple[str, ...]:
     return _SCALES[problem.op]
 
 
-def _pack_rescaled(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+def pack_rescaled(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    """Multiplier and shift of each branch."""
     return [constants[name] for name in _rescaled_names(problem)]
 
 
 # ---------------------------------------------------------------- multiply
 
 
-def _pack_product(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+def pack_product(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    """Multiplier and shift."""
     return [constants["multiplier"], constants["shift"]]
 
 
-def _build_product(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
+def define_product(problem: Problem) -> Any:
+    """``multiply``, unscheduled."""
     symbols, attrs = loops.Symbols(), dict(problem.attrs)
     a, b = (symbols.tensor(spec, name) for spec, name in zip(problem.inputs, "ab", strict=True))
     shape = symbols.extents(problem.output.shape)
@@ -203,28 +213,26 @@ def _build_product(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
         return settled(total, attrs["lo"], attrs["hi"], problem.output.dtype)
 
     out = te.compute(shape, value, "out")
-    sch = loops.function([a, b, *constants.values(), out])
-    loops.rows(sch, sch.get_sblock("out"), 2 * loops.static_size(shape))
-    return sch.mod["main"]
+    return loops.function([a, b, *constants.values(), out])
 
 
 # ---------------------------------------------------------------- table
 
 
-def _pack_table(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+def pack_table(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    """The entries."""
     return [constants["values"]]
 
 
-def _build_table(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
+def define_table(problem: Problem) -> Any:
+    """``table``, unscheduled."""
     symbols, spec = loops.Symbols(), problem.inputs[0]
     x = symbols.tensor(spec, "x")
     shape = symbols.extents(problem.output.shape)
     low, high = numerics.limits(spec.dtype)
     values = te.placeholder((high - low + 1,), loops.stored(problem.output.dtype), "values")
     out = te.compute(shape, lambda *index: values(x(*index).astype("int32") - low), "out")
-    sch = loops.function([x, values, out])
-    loops.rows(sch, sch.get_sblock("out"), loops.static_size(shape), lanes=1)
-    return sch.mod["main"]
+    return loops.function([x, values, out])
 
 
 # ---------------------------------------------------------------- quantize, dequantize
@@ -256,7 +264,8 @@ def axes_of(problem: Problem) -> tuple[int, ...]:
     return tuple(dict(problem.attrs).get("axes", identity))
 
 
-def _build_border(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
+def define_border(problem: Problem) -> Any:
+    """``quantize`` and ``dequantize``, unscheduled."""
     symbols, axes = loops.Symbols(), axes_of(problem)
     x = symbols.tensor(problem.inputs[0], "x")
     shape = symbols.extents(problem.output.shape)
@@ -272,9 +281,7 @@ def _build_border(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
         return dequantized(x(*source), read("scale"), read("zero_point"))
 
     out = te.compute(shape, value, "out")
-    sch = loops.function([x, *constants.values(), out])
-    loops.rows(sch, sch.get_sblock("out"), loops.static_size(shape))
-    return sch.mod["main"]
+    return loops.function([x, *constants.values(), out])
 
 
 def pack_border(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
@@ -286,9 +293,10 @@ def _always(_problem: Problem, _target: Any) -> str | None:
     return None
 
 
-REQUANTIZE = Kernel(NAME, "requantize", _always, _pack_rescaled, _build_rescaled)
-MULTIPLY = Kernel(NAME, "multiply", _always, _pack_product, _build_product)
-TABLE = Kernel(NAME, "table", _always, _pack_table, _build_table)
-ADD = Kernel(NAME, "add", _always, _pack_rescaled, _build_rescaled)
+_build_rescaled, _build_border = partial(_swept, define_rescaled), partial(_swept, define_border)
+REQUANTIZE = Kernel(NAME, "requantize", _always, pack_rescaled, _build_rescaled)
+MULTIPLY = Kernel(NAME, "multiply", _always, pack_product, partial(_swept, define_product))
+TABLE = Kernel(NAME, "table", _always, pack_table, partial(_swept, define_table))
+ADD = Kernel(NAME, "add", _always, pack_rescaled, _build_rescaled)
 QUANTIZE = Kernel(NAME, "quantize", _always, pack_border, _build_border)
 DEQUANTIZE = Kernel(NAME, "dequantize", _always, pack_border, _build_border)

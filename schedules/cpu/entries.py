@@ -14,7 +14,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
 from nybble.schedules.kernel import FEW_ENTRIES, Problem
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 
 _SHUFFLES = {
     16: "llvm.x86.ssse3.pshuf.b.128",
@@ -23,7 +23,7 @@ _SHUFFLES = {
 }
 
 
-def pays(index: str, target: CpuTarget) -> bool:
+def pays(index: str, target: Target) -> bool:
     """Whether a table of integers of dtype ``index`` is better fused than a pass of its own."""
     return _is_short(index) or not target.has("avx2")
 

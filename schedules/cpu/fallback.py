@@ -41,17 +41,17 @@ def _groups(problem: Problem) -> int:
     return int(problem.attr("groups")) if problem.op == "conv2d" else 1
 
 
-def pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+def pack(problem: Problem, constants: Constants, width: int | None = None) -> list[NDArray[Any]]:
     """Weights as [O/L][KH][KW][C/groups][L] (linear: [O/L][K][L]), bias, epilogue constants.
 
-    Weights below 8 bits are packed: [O/L][bytes].
+    Weights below 8 bits are packed: [O/L][bytes]. L is `lanes`, or ``width``.
     """
     assert problem.weights is not None
-    w, width = constants["w"], lanes(problem)
+    w, width = constants["w"], width or lanes(problem)
     missing = -w.shape[0] % width
     padded = np.pad(w, ((0, missing), *[(0, 0)] * (w.ndim - 1)))
     blocked = np.moveaxis(padded.reshape(-1, width, *w.shape[1:]), 1, -1).copy()
-    if bits.is_narrow(problem.weights.dtype):
+    if is_packed(problem):
         blocked = bits.pack_rows(blocked.reshape(len(blocked), -1), problem.weights.dtype)
     names = ("bias", *elementwise.epilogue_names(problem.epilogue))
     return [blocked, *[constants[name] for name in names]]
@@ -59,20 +59,37 @@ def pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
 
 def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
     """The scheduled function of `pack`'s layout."""
+    sch = define(problem)
+    _schedule(sch, problem)
+    return sch.mod["main"]
+
+
+def has_padding(problem: Problem) -> bool:
+    """Whether `define` has a block ``padded``."""
+    return problem.op == "conv2d" and any(problem.attr("padding"))
+
+
+def is_packed(problem: Problem) -> bool:
+    """Whether `define` has a block ``unpacked``."""
     assert problem.weights is not None
-    symbols, width = loops.Symbols(), lanes(problem)
+    return bits.is_narrow(problem.weights.dtype)
+
+
+def define(problem: Problem, width: int | None = None) -> Any:
+    """The function of `pack`'s layout unscheduled: ``padded``, ``unpacked``, ``acc``, ``out``."""
+    assert problem.weights is not None
+    symbols, width = loops.Symbols(), width or lanes(problem)
     out_channels = problem.weights.shape[0]
     x = symbols.tensor(problem.inputs[0], "x")
     other = symbols.optional(problem.epilogue.other, "other")
-    given, weights = _weights(problem)
+    given, weights = _weights(problem, width)
     is_float = problem.inputs[0].dtype == "float32"
     names = ("bias", *elementwise.epilogue_names(problem.epilogue))
     dtypes = {"bias": "float32" if is_float else "int32"}
     constants = elementwise.vectors(names, out_channels, dtypes)
     entries = symbols.optional(problem.entries, "entries")
     lead = symbols.extents(problem.output.shape[:-1])
-    padded = _padded(problem, x)
-    acc = _accumulate(problem, lead, padded, weights)
+    acc = _accumulate(problem, lead, _padded(problem, x), weights)
 
     def value(*index: Any) -> Any:
         read = elementwise.reader(constants, index[-1])
@@ -84,18 +101,16 @@ def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
 
     out = te.compute([*lead, out_channels], value, "out")
     tensors = [x, other, given, *constants.values(), entries, out]
-    sch = loops.function([tensor for tensor in tensors if tensor is not None])
-    _schedule(sch, problem, padded is not x, weights is not given)
-    return sch.mod["main"]
+    return loops.function([tensor for tensor in tensors if tensor is not None])
 
 
-def _weights(problem: Problem) -> tuple[te.Tensor, te.Tensor]:
+def _weights(problem: Problem, width: int) -> tuple[te.Tensor, te.Tensor]:
     """The parameter, and the weights one by one: the same tensor unless they are packed."""
     assert problem.weights is not None
-    width, dtype = lanes(problem), problem.weights.dtype
+    dtype = problem.weights.dtype
     out_channels, *inner = (int(extent) for extent in problem.weights.shape)
     shape = (-(-out_channels // width), *inner, width)
-    if not bits.is_narrow(dtype):
+    if not is_packed(problem):
         plain = te.placeholder(shape, loops.stored(dtype), "w")
         return plain, plain
     packed = te.placeholder((shape[0], bits.row_bytes(prod(shape[1:]), dtype)), "uint8", "w")
@@ -110,7 +125,7 @@ def _weights(problem: Problem) -> tuple[te.Tensor, te.Tensor]:
 
 
 def _padded(problem: Problem, x: te.Tensor) -> te.Tensor:
-    if problem.op == "linear" or not any(problem.attr("padding")):
+    if not has_padding(problem):
         return x
     top, left, bottom, right = problem.attr("padding")
     n, h, w, c = x.shape
@@ -145,19 +160,19 @@ def _accumulate(problem: Problem, lead: list[Any], x: te.Tensor, w: te.Tensor) -
     return te.compute([*lead, blocks, width], compute, "acc")
 
 
-def _schedule(sch: Any, problem: Problem, has_padding: bool, is_packed: bool) -> None:
-    if has_padding:
+def _schedule(sch: Any, problem: Problem) -> None:
+    if has_padding(problem):
         loops.rows(sch, sch.get_sblock("padded"), loops.static_size(problem.inputs[0].shape))
     width, lead = lanes(problem), problem.output.shape[:-1]
     tile = loops.divisor_of(lead[-1], COLUMNS)
     *outer, columns, channels = sch.get_loops(sch.get_sblock("out"))
     column, inner = sch.split(columns, [None, tile])
     block, lane = sch.split(channels, [None, width])
-    head = [block, *outer] if is_packed else [*outer, block]
+    head = [block, *outer] if is_packed(problem) else [*outer, block]
     sch.reorder(*head, column, inner, lane)
     acc = sch.get_sblock("acc")
     sch.compute_at(acc, column, preserve_unit_loops=True)
-    if is_packed:
+    if is_packed(problem):
         sch.compute_at(sch.get_sblock("unpacked"), block)
     # Around acc now: …, column, then lead (all 1 but the tile), block, lane, reduction.
     nested = sch.get_loops(acc)[len(outer) + 2 :]
@@ -169,7 +184,7 @@ def _schedule(sch: Any, problem: Problem, has_padding: bool, is_packed: bool) ->
     sch.set_scope(acc, 0, "local")
     if int(problem.output.shape[-1]) % width == 0:
         sch.vectorize(lane)
-    loops.parallel(sch, [block] if is_packed else head, problem.macs)
+    loops.parallel(sch, [block] if is_packed(problem) else head, problem.macs)
     sch.decompose_reduction(acc, steps[0])
 
 

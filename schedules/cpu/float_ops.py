@@ -19,7 +19,13 @@ NAME = "cpu.stock"
 
 
 def legalized(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
-    """TVM's function for one call, scheduled.
+    """TVM's function for one call, scheduled; arguments, result and errors as of `defined`."""
+    func, args = defined(call, name)
+    return scheduled(func), args
+
+
+def defined(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
+    """TVM's function for one call, unscheduled.
 
     Args:
         call: a call of a Relax op on variables and constants.
@@ -48,19 +54,25 @@ def legalized(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
         )
     symbol, args = calls[0].value.args
     given = {variable: param for param, variable in plain.items()}
-    return scheduled(mod[symbol]), [given.get(arg, arg) for arg in args.fields]
+    return mod[symbol], [given.get(arg, arg) for arg in args.fields]
 
 
 def scheduled(func: Any) -> Any:
     """The generic schedule of a function whose blocks are element-wise or reductions."""
+    sch = inlined(func)
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        _schedule_block(sch, block)
+    return sch.mod["main"]
+
+
+def inlined(func: Any) -> Any:
+    """A schedule in which element-wise stages have joined their readers, as far as they can."""
     sch = tvm.s_tir.Schedule(func)
     blocks = sch.get_child_blocks(sch.get_sblock("root"))
     for block in blocks[:-1]:
         if not _reduces(sch, block) and not _reduces_any(sch, sch.get_consumers(block)):
             _try_inline(sch, block)
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
-        _schedule_block(sch, block)
-    return sch.mod["main"]
+    return sch
 
 
 def _try_inline(sch: Any, block: Any) -> None:
@@ -71,6 +83,7 @@ def _try_inline(sch: Any, block: Any) -> None:
 
 
 def _reduces(sch: Any, block: Any) -> bool:
+    """Whether a block has a reduction axis."""
     return any(int(v.iter_type) == REDUCE for v in sch.get(block).iter_vars)
 
 

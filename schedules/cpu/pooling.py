@@ -18,6 +18,14 @@ def pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
 
 def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
     """The scheduled function: one vector of channels over the whole window at a time."""
+    sch, window = define(problem), problem.attr("pool_size")
+    work = window[0] * window[1] * loops.static_size(problem.output.shape)
+    _schedule(sch, problem.epilogue.kind != "none", work)
+    return sch.mod["main"]
+
+
+def define(problem: Problem) -> Any:
+    """The function unscheduled: a block ``pooled``, and behind it ``out`` with an epilogue."""
     symbols, attrs = loops.Symbols(), dict(problem.attrs)
     x = symbols.tensor(problem.inputs[0], "x")
     shape = symbols.extents(problem.output.shape)
@@ -32,10 +40,7 @@ def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
 
     is_fused = problem.epilogue.kind != "none"
     out = te.compute(shape, value, "out") if is_fused else pooled
-    sch = loops.function([x, *constants.values(), *([] if entries is None else [entries]), out])
-    window = attrs["pool_size"][0] * attrs["pool_size"][1]
-    _schedule(sch, is_fused, window * loops.static_size(shape))
-    return sch.mod["main"]
+    return loops.function([x, *constants.values(), *([] if entries is None else [entries]), out])
 
 
 def _pool(problem: Problem, x: te.Tensor, shape: list[Any], attrs: dict[str, Any]) -> te.Tensor:

@@ -19,7 +19,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.errors import ScheduleError
 from nybble.ir import numerics
-from nybble.ir.weight_only import MOST
+from nybble.ir.weight_only import INT8, MOST
 from nybble.schedules.cpu import gemv_template, weight_only_rows
 from nybble.schedules.cpu.buffers import declare, load, product, store
 from nybble.schedules.cpu.epilogue import floats
@@ -63,6 +63,8 @@ def _supports(isa: str, bits: int, problem: Problem, target: Any) -> str | None:
     if target.arch != "x86_64" or not target.has(*dot.features):
         return f"needs {', '.join(dot.features)}"
     assert problem.weights is not None
+    if dict(problem.attrs).get("compute", INT8) != INT8:
+        return f"computes in {INT8} only"
     if problem.weights.dtype.startswith("float") or (
         numerics.width(problem.weights.dtype)[1] != bits
     ):

@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from nybble.ir.weight_only import LEAST, MOST
+from nybble.ir.weight_only import INT8, LEAST, MOST
 from nybble.schedules.cpu import elementwise
 from nybble.schedules.cpu.buffers import declare, load, product, store
 from nybble.schedules.cpu.epilogue import floats
@@ -132,6 +132,8 @@ def _int(value: int) -> Any:
 
 def _supports(problem: Problem, _target: Any) -> str | None:
     assert problem.weights is not None
+    if dict(problem.attrs).get("compute", INT8) != INT8:
+        return f"computes in {INT8} only"
     longest = min(int(problem.attr("group")), int(problem.weights.shape[1]))
     return None if longest <= LONGEST else f"groups of more than {LONGEST} could exceed 32 bits"
 

@@ -17,7 +17,8 @@ import tvm
 from numpy.typing import NDArray
 from tvm import tirx
 
-from nybble.runtime import artifact, engine, host
+from nybble import compilers
+from nybble.runtime import engine, host
 from nybble.schedules.build import kernel_library
 from nybble.schedules.kernel import Kernel, Knobs
 from nybble.schedules.target import CpuTarget
@@ -92,7 +93,7 @@ def machine(arch: str, folder: Path) -> Machine:
 @cache
 def _tools(arch: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if arch == host.arch():
-        return tuple(artifact.find_compiler(arch)), ()
+        return tuple(compilers.find_compiler(arch)), ()
     gcc = f"{arch}-linux-gnu-gcc"
     name, cpu = QEMU[arch]
     qemu = shutil.which(name) or shutil.which(f"{name}-static")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nybble.ir.weight_only import LEAST, fma, quantize_rows, weight_only
+from nybble.ir.weight_only import LEAST, fma, in_half, quantize_rows, weight_only
 
 HARD = np.array(
     [0.0, -0.0, 1.0, -1.0, 1 + 2**-23, 1 - 2**-24, 2**-126, 2**-149, -(2.0**-149), 3.4028235e38,
@@ -116,3 +116,30 @@ def test_sums_of_a_group_are_exact() -> None:
     one, none = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
     y = weight_only(x, w, one, np.full((1, 1), 127, np.int32), none, group=600)
     assert y[0, 0] == np.float32(-600 * 127 * 255)
+
+
+# ---------------------------------------------------------------- half precision
+
+
+def test_in_half_precision_weights_are_exact_and_activations_rounded_once() -> None:
+    x = np.array([[1 + 2**-11, -(1 + 3 * 2**-11), 2.0, 3.0]], np.float32)  # ties go to even
+    w, zero = np.array([[3, -1, 7, 0]], np.int8), np.array([[1, 2]], np.int32)
+    scale, bias = np.array([[1 / 3, 0.1]], np.float32), np.array([0.5], np.float32)
+    value, bound = in_half(x, w, scale, zero, bias, group=2)
+    thirds, tenths = (float(s) for s in scale[0])
+    want = thirds * (2 * 1 - 2 * -(1 + 2**-9)) + tenths * (2 * 5 + 3 * -2) + 0.5
+    sizes = thirds * (2 * 1 + 2 * (1 + 2**-9)) + tenths * (2 * 5 + 3 * 2) + 0.5
+    assert value[0, 0] == pytest.approx(want, rel=1e-15)
+    assert bound[0, 0] == pytest.approx(1e-3 * sizes, rel=1e-12)
+    got = weight_only(x, w, scale, zero, bias, group=2, compute="float16")
+    assert got.dtype == np.float32
+    assert got[0, 0] == np.float32(want)
+
+
+def test_beyond_half_precision_is_infinite() -> None:
+    x = np.array([[65519.0], [65520.0]], np.float32)
+    w, one = np.array([[1], [-2], [0]], np.int8), np.ones((3, 1), np.float32)
+    zero, bias = np.zeros((3, 1), np.int32), np.zeros(3, np.float32)
+    value, _ = in_half(x, w, one, zero, bias, group=1)
+    np.testing.assert_array_equal(value[0], [65504, -131008, 0])
+    np.testing.assert_array_equal(value[1], [np.inf, -np.inf, np.nan])

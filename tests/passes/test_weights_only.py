@@ -105,3 +105,15 @@ def test_symmetric_groups_are_channels_of_their_own():
     assert q.tolist() == [[7, -4, 0, 7, 4, -4, 7]]
     np.testing.assert_allclose(scale, [[1, 0.5 / 7, 2 / 7]], rtol=1e-6)
     assert not zero.any()
+
+
+def test_gpus_multiply_in_half_precision():
+    _, simulated, integer = rounded(Recipe(4, "float", group=32))
+    on_gpu = pipeline.for_gpu(integer)
+    assert {graph.attributes(call_of(integer, n))["compute"] for n in ("first", "last")} == {"int8"}
+    calls = [call_of(on_gpu, name) for name in ("first", "last")]
+    assert [graph.attributes(call)["compute"] for call in calls] == ["float16", "float16"]
+    assert [graph.attributes(call)["group"] for call in calls] == [32, 12]
+    x = images(3, 6, 6)
+    rough, halves, bytes_ = (interpreter.run(m, [x])[0] for m in (simulated, on_gpu, integer))
+    assert np.abs(halves - rough).max() < 0.2 * np.abs(bytes_ - rough).max()

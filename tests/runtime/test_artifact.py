@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from nybble import compilers
 from nybble.errors import ArtifactError
 from nybble.runtime import artifact, host
 from nybble.runtime.manifest import read
@@ -117,9 +118,9 @@ def test_no_compiler_says_what_to_install(
 def test_cross_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ArtifactError, match=r"aarch64-linux-gnu-gcc.*gcc-aarch64-linux-gnu"):
-        artifact.find_compiler("aarch64")
+        compilers.find_compiler("aarch64")
     (tmp_path / "aarch64-linux-gnu-gcc").touch(mode=0o755)
-    assert artifact.find_compiler("aarch64") == ["aarch64-linux-gnu-gcc"]
+    assert compilers.find_compiler("aarch64") == ["aarch64-linux-gnu-gcc"]
 
 
 def test_cross_compiled_library(tmp_path: Path) -> None:

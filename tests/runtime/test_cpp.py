@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from nybble.runtime import artifact, engine, host
+from nybble.runtime.manifest import Device
 from nybble.runtime.session import load
 from tests.runtime.tiny import tiny_executable, tiny_manifest
 
@@ -73,6 +74,10 @@ def test_variants(program: Path, tmp_path: Path) -> None:
         (tiny_executable(factor=i + 1), tiny_manifest(target=name, features=features))
         for i, (name, features) in enumerate(needs.items())
     ]
+    device = Device(
+        kind="cuda", archs=["sm_80"], portable=80, toolkit="13", graphed=False, usage=[]
+    )
+    parts.append((tiny_executable(factor=9), tiny_manifest(target="gpu", device=device)))
     fat = tmp_path / "fat.so"
     artifact.export_all(parts, fat)
     for env, factor in (({}, 2), ({"NYBBLE_VARIANT": "low"}, 1)):
@@ -81,6 +86,8 @@ def test_variants(program: Path, tmp_path: Path) -> None:
         assert output == ((np.arange(1, 5, dtype=np.float32) * factor) ** 2).tobytes()
     code, errors, _ = both(program, fat, tmp_path, NYBBLE_VARIANT="high")
     assert (code, "the variant high needs feature9" in errors) == (1, True)
+    code, errors, _ = both(program, fat, tmp_path, NYBBLE_VARIANT="gpu")
+    assert (code, "the variant gpu needs a GPU, which only" in errors) == (1, True)
     code, errors, _ = both(program, fat, tmp_path, NYBBLE_VARIANT="none")
     assert (code, "holds no variant none" in errors) == (1, True)
 

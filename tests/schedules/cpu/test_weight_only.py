@@ -204,3 +204,10 @@ def test_refuses_in_words() -> None:
     arrays["zero_point"][3] = 9
     with pytest.raises(ScheduleError, match="zero point"):
         kernel.pack(dataclasses.replace(case, zeros="each").problem(), arrays)
+
+
+def test_half_precision_is_left_to_gpus() -> None:
+    case = dataclasses.replace(CASES[0], compute="float16")
+    for kernel in (family("avx2", case)[0], weight_only_generic.WEIGHT_ONLY):
+        reason = kernel.refuses(case.problem(), resolve("x86-64-v3"))
+        assert reason == "computes in int8 only"

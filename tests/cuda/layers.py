@@ -1,0 +1,61 @@
+"""Runs a kernel for a row of `tests.cases` through the interpreter, against the law."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nybble import simt
+from nybble.ir import numerics
+from nybble.schedules.cuda.arch import CudaTarget
+from nybble.schedules.kernel import Kernel, Knobs, Problem
+from nybble.schedules.target import resolve
+from tests.cases import Arrays, Case
+
+
+def gpu(arch: str) -> CudaTarget:
+    """A target of one architecture."""
+    found = resolve(f"cuda:{arch}")
+    assert isinstance(found, CudaTarget)
+    return found
+
+
+def check(
+    kernel: Kernel,
+    case: Case,
+    arch: str,
+    knobs: Knobs | None = None,
+    problem: Problem | None = None,
+) -> simt.Report:
+    """Builds, interprets, and compares with the law bit for bit.
+
+    Args:
+        kernel: the family.
+        case: the layer.
+        arch: ``sm_80``.
+        knobs: decisions; the defaults when omitted.
+        problem: the case's, if tensors are stored in another form.
+    """
+    problem, arrays = problem or case.problem(), case.data()
+    function = kernel.build(problem, gpu(arch), knobs or Knobs())
+    function = function.with_attr("global_symbol", "layer")
+    wanted = stored(case.law(arrays), problem.output.dtype, problem.output.form)
+    got = np.zeros_like(wanted)
+    report = simt.run(function, [*arguments(kernel, problem, arrays), got], target=f"cuda:{arch}")
+    np.testing.assert_array_equal(got, wanted, err_msg=f"{kernel.name} {case.name}")
+    return report
+
+
+def arguments(kernel: Kernel, problem: Problem, arrays: Arrays) -> list[NDArray[Any]]:
+    """Activations and packed constants in the order of the parameters."""
+    constants = {name: values for name, values in arrays.items() if name not in ("x", "b")}
+    specs = [*problem.inputs, *([problem.epilogue.other] if problem.epilogue.other else [])]
+    names = ("x", "b")[: len(specs)]
+    given = [stored(arrays[n], s.dtype, s.form) for n, s in zip(names, specs, strict=True)]
+    return [*given, *map(np.ascontiguousarray, kernel.constants(problem, constants))]
+
+
+def stored(values: NDArray[Any], dtype: str, form: str) -> NDArray[Any]:
+    """A tensor as memory holds it."""
+    found = numerics.pack(values, dtype) if form == "packed" else values
+    return np.ascontiguousarray(found)

@@ -1,0 +1,237 @@
+"""Weight-only kernels keep the bound of the law, for every width, group, shape and choice."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tvm import relax
+
+from nybble import simt
+from nybble.ir import graph, numerics, ops, specs
+from nybble.ir.weight_only import HALF, HALF_BOUND
+from nybble.passes import pipeline
+from nybble.schedules.cuda import stream_plan
+from nybble.schedules.cuda.weight_only import KERNELS, work_of
+from nybble.schedules.kernel import Epilogue, Kernel, Knobs, Problem
+from nybble.schedules.lower import lower
+from tests.cuda.layers import gpu
+from tests.cuda.opcodes import check_registers, code_of
+from tests.weight_only_cases import Arrays, Case
+
+slow = pytest.mark.slow
+ARCHS = ("sm_75", "sm_80", "sm_90")
+
+
+def half(*shape: Any, **given: Any) -> Case:
+    """A row of `tests.weight_only_cases` in half precision."""
+    return dataclasses.replace(Case(*shape, **given), compute=HALF)
+
+
+def family(case: Case) -> Kernel:
+    """The kernel of a case's width."""
+    name = f"cuda.w{numerics.width(case.weights)[1]}"
+    return next(kernel for kernel in KERNELS if kernel.name == name)
+
+
+def run(
+    case: Case, arch: str, arrays: Arrays, decisions: Any = (), problem: Problem | None = None
+) -> NDArray[np.float32]:
+    """What the kernel stores, as the interpreter has it."""
+    kernel, problem = family(case), problem or case.problem()
+    function = kernel.build(problem, gpu(arch), Knobs(dict(decisions)))
+    function = function.with_attr("global_symbol", "layer")
+    inputs = [arrays[name] for name in ("x", "other") if name in arrays]
+    unpacked = {name: v for name, v in arrays.items() if name not in ("x", "other")}
+    packed = [np.ascontiguousarray(a) for a in kernel.constants(problem, unpacked)]
+    y = np.zeros(case.y, np.float32)
+    report = simt.run(function, [*inputs, *packed, y], target=f"cuda:{arch}")
+    assert report.conflicts == 0, "lanes meet in a bank of shared memory"
+    return y
+
+
+def check(case: Case, arch: str, decisions: Any = ()) -> None:
+    """Within the bound where the law is finite, and not finite where it is not."""
+    arrays = case.data()
+    got, (value, bound) = run(case, arch, arrays, decisions), case.bounded(arrays)
+    finite = np.isfinite(value)
+    assert (np.isfinite(got) == finite).all()
+    far = np.abs(got[finite] - value[finite])
+    worst = np.max(far / bound[finite], initial=0) * HALF_BOUND
+    assert worst <= HALF_BOUND, f"{case.name}: relative error {worst:.1e}"
+
+
+CASES = (
+    *(half((1, 200), 33, 64, f"int{bits}") for bits in (2, 3, 4, 6)),
+    *(half((3, 131), 41, 32, f"uint{bits}", zeros="each") for bits in (3, 8)),
+    *(half((2, 300), 20, group, "int4", zeros="each") for group in (7, 48, 256, 1000)),
+    *(half((m, 130), 34, 64, "int4") for m in (2, 17)),
+    half((1, 63), 17, 128, "int3", operands="low"),
+    half((1, 513), 17, 128, "int3", operands="high"),
+    half((2, 3, 96), 48, 32, "int2"),
+    half((1, 192), 70, 64, "uint4", symbolic=True),
+    half((19, 128), 40, 1000, "uint4", zeros="each", symbolic=True),
+)  # fmt: skip
+MORE_CASES = (
+    *(half((1, 200), 33, 64, f"int{bits}") for bits in (5, 7, 8)),
+    *(half((3, 131), 41, 32, f"uint{bits}", zeros="each") for bits in (2, 4, 6)),
+    *(half((2, 300), 20, group, "int4", zeros="each") for group in (20, 64, 96, 128, 192)),
+    *(half((m, 130), 34, 64, "int4") for m in (8, 9, 33)),
+    half((1, 1), 17, 128, "int3", operands="high"),
+    half((1, 65), 17, 128, "int3", operands="alternating"),
+)
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[case.name for case in CASES])
+def test_keeps_the_bound(index: int) -> None:
+    check(CASES[index], ARCHS[index % len(ARCHS)])
+
+
+@slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("case", [*CASES, *MORE_CASES], ids=lambda case: str(case.name))
+def test_keeps_the_bound_everywhere(case: Case, arch: str) -> None:
+    check(case, arch)
+
+
+@slow
+@pytest.mark.parametrize("m", [1, 5, 16, 40, 64, 65, 130])
+@pytest.mark.parametrize("weights", ["int2", "int3", "int4", "uint8"])
+def test_many_rows(m: int, weights: str) -> None:
+    check(
+        half((m, 520), 100, 128, weights, zeros="each" if weights == "uint8" else "common"), "sm_80"
+    )
+
+
+# ---------------------------------------------------------------- choices
+
+WHOLE = half((11, 448), 72, 64, "int4")
+CHOICES = (
+    {"operands": 1, "across": 2, "along": 4, "stages": 2, "splits": 1},
+    {"operands": 8, "across": 1, "along": 2, "stages": 4, "splits": 2},
+)
+MORE = (
+    {"operands": 2, "across": 4, "along": 1, "stages": 4, "splits": 4},
+    {"operands": 4, "across": 2, "along": 2, "stages": 2, "splits": 2},
+)
+
+
+def whole_numbers(case: Case) -> Arrays:
+    """Operands whose sums are exact in any order."""
+    rng, arrays = np.random.default_rng(1), case.data()
+    arrays["x"] = rng.integers(-8, 9, case.x).astype(np.float32)
+    arrays["scale"] = np.exp2(rng.integers(-3, 1, arrays["scale"].shape)).astype(np.float32)
+    arrays["bias"] = rng.integers(-9, 9, case.o).astype(np.float32)
+    return arrays
+
+
+@pytest.mark.parametrize("decisions", [*CHOICES, *(pytest.param(d, marks=slow) for d in MORE)])
+def test_every_choice_gives_the_same_bits(decisions: dict[str, int]) -> None:
+    arrays = whole_numbers(WHOLE)
+    got = run(WHOLE, "sm_80", arrays, decisions.items())
+    np.testing.assert_array_equal(got, WHOLE.bounded(arrays)[0])
+
+
+def test_activations_in_several_chunks() -> None:
+    arrays, decisions = whole_numbers(WHOLE), {"along": 2, "splits": 1, "operands": 2}
+    plan = KERNELS[2].plan(WHOLE.problem(), gpu("sm_80"), Knobs(dict(decisions)))
+    assert plan.chunks > 1
+    got = run(WHOLE, "sm_80", arrays, decisions.items())
+    np.testing.assert_array_equal(got, WHOLE.bounded(arrays)[0])
+
+
+def test_clamp_and_second_branch() -> None:
+    case = half((3, 70), 18, 32)
+    arrays = whole_numbers(case)
+    arrays["other"] = np.random.default_rng(2).integers(-30, 30, case.y).astype(np.float32)
+    given = case.problem()
+    epilogue = Epilogue("float", -20.0, 6.0, other=given.output)
+    got = run(case, "sm_80", arrays, problem=dataclasses.replace(given, epilogue=epilogue))
+    want = np.clip(case.bounded(arrays)[0] + arrays["other"], -20, 6)
+    np.testing.assert_array_equal(got, want)
+    assert {-20.0, 6.0} < set(got.flat)
+
+
+def test_what_is_beyond_half_precision_is_infinite_and_a_nan_stays() -> None:
+    case = half((3, 64), 16, 64)
+    arrays = whole_numbers(case)
+    arrays["w"][:] = 1
+    arrays["x"][0, 5], arrays["x"][1, 5] = 7e4, np.nan
+    got = run(case, "sm_80", arrays)
+    assert np.isposinf(got[0]).all()
+    assert np.isnan(got[1]).all()
+    assert np.isfinite(got[2]).all()
+
+
+def test_scales_of_a_channel_may_lie_far_apart() -> None:
+    case = half((2, 96), 16, 32)
+    arrays = case.data()
+    arrays["scale"] *= np.array([1.0, 2.0**-26, 2.0**-12], np.float32)
+    arrays["x"][:, :32] = 0  # what remains is as exact as if it were alone
+    value, bound = case.bounded(arrays)
+    assert (np.abs(run(case, "sm_80", arrays) - value) <= bound).all()
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_only_half_precision_is_computed() -> None:
+    case = Case((1, 64), 16, 64)
+    assert family(case).refuses(case.problem(), gpu("sm_80")) == "computes in half precision only"
+
+
+def test_the_width_is_in_the_name() -> None:
+    case = half((1, 64), 16, 64, "int3")
+    refusals = [kernel.refuses(case.problem(), gpu("sm_80")) for kernel in KERNELS]
+    assert refusals.count(None) == 1
+    assert refusals[0] == "weights are int3"
+
+
+def test_a_network_gets_the_kernels_of_its_width() -> None:
+    x = relax.Var("x", relax.TensorType((1, 96), "float32"))
+    emitter, case = graph.Emitter([x]), half((1, 96), 18, 32)
+    kept = {specs.KEPT_FLOAT: ["relu: weights alone are quantized"]}
+    names = ("w", "scale", "zero_point", "bias")
+    constants = [graph.constant(case.data()[n], case.weights if n == "w" else None) for n in names]
+    y = emitter.emit(ops.call("weight_only", [x, *constants], group=32), "layer")
+    clamped = emitter.emit(relax.op.nn.relu(y), "relu")
+    module = pipeline.for_gpu(emitter.finish([clamped], ["relu"], "integer", kept))
+    (layer,) = lower(module, gpu("sm_90")).layers
+    assert (layer.op, layer.kernel, layer.stored) == ("weight_only+relu", "cuda.w4", "int4")
+
+
+# ---------------------------------------------------------------- machine code
+
+ROWS = {1: "m1", 16: "m16", 64: "m64"}
+LARGE = [(bits, m) for bits in (2, 3, 4, 8) for m in ROWS]
+
+
+def inspect(bits: int, m: int, arch: str) -> None:
+    """The wanted instructions, no conversions of integers, no local memory."""
+    case = half((m, 4096), 4096, 128, f"int{bits}")
+    kernel, target = family(case), gpu(arch)
+    plan = kernel.plan(case.problem(), target, Knobs())
+    code = code_of(kernel.build(case.problem(), target, Knobs()), arch)
+    slots = stream_plan.slots(work_of(case.problem()), target, plan)
+    check_registers(code, 32 * plan.warps, slots)
+    shape = "1688" if arch == "sm_75" else "16816"
+    scaled = "HADD2" if bits == 8 else "HFMA2"  # bytes lie where they need no scaling
+    wanted = [rf"HMMA\.{shape}\.F32", scaled, r"LOP3", r"LDS.*\.128"]
+    wanted.append(r"LDG\.E\.128" if arch == "sm_75" else r"LDGSTS\.E(\.BYPASS)?(\.128|\.64)")
+    for pattern in wanted:
+        assert code.has(pattern), (pattern, code.counts)
+    assert not code.has("I2F"), code.counts
+    narrow = bits == 3 and m > 16  # 6 words of a lane: loads of 8 bytes
+    assert narrow or arch == "sm_75" or code.has(r"LDGSTS.*\.128"), code.counts
+
+
+def test_machine_code() -> None:
+    inspect(4, 1, "sm_90")
+
+
+@slow
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90"])
+@pytest.mark.parametrize(("bits", "m"), LARGE)
+def test_machine_code_everywhere(bits: int, m: int, arch: str) -> None:
+    inspect(bits, m, arch)
