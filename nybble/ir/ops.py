@@ -16,7 +16,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from nybble.ir import numerics
+from nybble.ir import numerics, rows
 from nybble.ir.graph import attributes
 from nybble.ir.weight_only import weight_only
 
@@ -107,6 +107,11 @@ def _table(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], str
     return types[0].shape, str(types[1].dtype)
 
 
+def _matmul(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    columns = types[1].shape[-2 if attrs["transpose_b"] else -1]
+    return [*list(types[0].shape)[:-1], columns], "int32"
+
+
 def along(vector: Any, axis: int, ndim: int) -> Any:
     """Reshapes a scalar or a vector so that it broadcasts along ``axis`` of an ndim tensor."""
     if vector.ndim == 0:
@@ -115,6 +120,7 @@ def along(vector: Any, axis: int, ndim: int) -> Any:
 
 
 _WINDOW = {"strides": ..., "padding": ...}
+_NORMALISED = {"shift": ..., "dtype": ..., "lo": ..., "hi": ..., "zero_point": 0}
 _REQUANTIZED = {"dtype": ..., "lo": ..., "hi": ..., "zero_point": 0, "rounding": "half_up"}
 
 VOCABULARY: dict[str, OpDef] = {
@@ -173,6 +179,25 @@ VOCABULARY: dict[str, OpDef] = {
         OpDef(
             "sum_pool2d", ("x",), {**_WINDOW, "pool_size": ..., "pad_value": 0},
             _sum_pool2d, numerics.sum_pool2d, "sum over windows in int32",
+        ),
+        OpDef(
+            "matmul", ("a", "b"), {"zero_point_a": 0, "zero_point_b": 0, "transpose_b": False},
+            _matmul, rows.matmul,
+            "(…, M, K) x (…, K, N), or (…, N, K) transposed -> int32 accumulators",
+        ),
+        OpDef(
+            "softmax", ("x", "multiplier", "shift"), {"dtype": ...}, _same_shape, rows.softmax,
+            "along the last axis, in steps of 2^-bits; multiplier and shift: one int32 each",
+        ),
+        OpDef(
+            "layer_norm", ("x", "multiplier", "offset", "epsilon"), _NORMALISED,
+            _same_shape, rows.layer_norm,
+            "mean 0 and variance 1 along the last axis, then an affine step for each channel",
+        ),
+        OpDef(
+            "rms_norm", ("x", "multiplier", "offset", "epsilon"),
+            {**_NORMALISED, "zero_point_in": 0}, _same_shape, rows.rms_norm,
+            "mean square 1 along the last axis, then an affine step for each channel",
         ),
     )
 }  # fmt: skip
