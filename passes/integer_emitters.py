@@ -216,7 +216,7 @@ def dyadic(name: str, ratio: NDArray[np.float64]) -> tuple[Any, Any]:
 
 
 def _is_one(ratio: NDArray[np.float64]) -> bool:
-    return ratio.size == 1 and abs(float(ratio.item()) - 1) < SAME_SCALE
+    return bool(np.all(np.abs(ratio - 1) < SAME_SCALE))
 
 
 def _moved(name: str, call: Any, x: Any, leaf: Leaf) -> Any:

@@ -46,6 +46,22 @@ def canonicalize(mod: tvm.IRModule) -> tvm.IRModule:
     return run(mod, [(p.name, p) for p in CANONICALIZE], "float", "float")
 
 
+CANONICALIZE_QUANTIZED: tuple[Pass[Any], ...] = (
+    drop_identities,
+    channels_last,
+    drop_identities,
+    spell_out_ceil_mode,
+    fold_padding,
+    spell_out_global_pool,
+    drop_identities,
+)
+
+
+def canonicalize_quantized(mod: tvm.IRModule) -> tvm.IRModule:
+    """Quantized as imported -> quantized canonical: nothing is folded, the borders stay."""
+    return run(mod, [(p.name, p) for p in CANONICALIZE_QUANTIZED], "quantized", "quantized")
+
+
 def quantize(mod: tvm.IRModule, ranges: Ranges, recipe: Recipe) -> tvm.IRModule:
     """Float canonical -> quantized.
 
@@ -61,8 +77,13 @@ def insert(settled: Settled) -> tvm.IRModule:
     return run(settled.module, steps, "float", "quantized")
 
 
-def to_integer(mod: tvm.IRModule, recipe: Recipe) -> tvm.IRModule:
+def to_integer(mod: tvm.IRModule, recipe: Recipe | None) -> tvm.IRModule:
     """Quantized -> integer.
+
+    Args:
+        mod: of stage ``quantized``.
+        recipe: how it was quantized; None for a module that was imported so, where every float op
+            that stays is listed in ``kept_float``.
 
     Raises:
         StageError: an accumulator could overflow, or a scale ratio has no dyadic form.

@@ -92,7 +92,7 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
         computed = len(sources) == len(graph.operands(call))
         return ("concat", "") if computed else ("float", "joins a constant")
     if op in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
-        return _pool(call, op)
+        return pool_kind(call, op)
     if op in AFFINE:
         return _arithmetic(view, name, kinds)
     return _shuffle(call, op)
@@ -126,7 +126,8 @@ def clamp_bounds(call: Any) -> tuple[float, float]:
     return float(graph.plain(call.args[1])), float(graph.plain(call.args[2]))
 
 
-def _pool(call: Any, op: str) -> tuple[str, str]:
+def pool_kind(call: Any, op: str) -> tuple[str, str]:
+    """max_pool or avg_pool, or float with the reason."""
     attrs = graph.attributes(call)
     if attrs["layout"] != "NHWC" or attrs["ceil_mode"]:
         return "float", f"layout {attrs['layout']}, ceil_mode {attrs['ceil_mode']}"

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nybble.ir import graph, ops
+from nybble.ir import graph, numerics, ops
 from nybble.passes.fold_batch_norm import affine
 from nybble.passes.grids import Grid
-from nybble.passes.plan import ACTIVATIONS, clamp_bounds, pads_zeros
+from nybble.passes.plan import ACTIVATIONS, clamp_bounds, pads_zeros, pool_kind
 from nybble.passes.pointwise import functions
 from nybble.passes.view import View, per_channel
 
@@ -59,6 +59,10 @@ class Accumulators:
     bias: NDArray[np.float64]
 
 
+SAME_STEP = 1e-5  # relative: a bias's scale is a rounded product of two
+LEAF_BITS = 16  # of activations; accumulators that a model shows as int32 are none
+TABLE_BITS = 8  # of the index
+PRODUCT_BITS = 30  # of both factors: products stay within 32 bits
 ANY_GRID = Grid(1.0, "int8")  # until the quantize is known
 Operand = Leaf | Accumulators
 
@@ -121,7 +125,7 @@ class Matcher:
     def _tabled(self, name: str, out: Grid) -> Region | None:
         function, view = self.functions[name], self.view
         leaf = self.leaf(function.root)
-        if leaf is None:
+        if leaf is None or numerics.width(leaf.grid.dtype)[1] > TABLE_BITS:
             return None
         steps = tuple((view.variables[step], view.calls[step]) for step in function.steps)
         return Region(name, view.calls[name], (leaf,), out, steps=steps)
@@ -134,7 +138,7 @@ class Matcher:
         leaf = self.leaf(name)
         if leaf is not None:
             return Region(name, None, (leaf,))
-        if op in GATHERS and (op != "relax.nn.pad" or pads_zeros(call)):
+        if op in GATHERS and gathers(call):
             leaves = tuple(self.leaf(source) for source in self.view.sources(name))
             known = tuple(leaf for leaf in leaves if leaf is not None)
             return Region(name, call, known) if len(known) == len(graph.operands(call)) else None
@@ -146,12 +150,16 @@ class Matcher:
 
     def _product(self, name: str, call: Any) -> Region | None:
         left, right = (self.leaf(source) for source in self.view.sources(name))
-        return None if left is None or right is None else Region(name, call, (left, right))
+        if left is None or right is None or len(left.shape) != len(right.shape):
+            return None
+        is_wide = sum(numerics.width(leaf.grid.dtype)[1] for leaf in (left, right)) > PRODUCT_BITS
+        return None if is_wide else Region(name, call, (left, right))
 
     def _residual(self, name: str, call: Any) -> Region | None:
-        branches = [self.accumulators(s) or self.leaf(s) for s in self.view.sources(name)]
-        left, right = branches
-        if left is None or right is None:
+        sources = self.view.sources(name)
+        left, right = (self.accumulators(s) or self.leaf(s) for s in sources)
+        is_same = self.view.shape(sources[0]) == self.view.shape(sources[1])
+        if left is None or right is None or not is_same:
             return None
         if isinstance(right, Accumulators):
             left, right = right, left
@@ -173,7 +181,9 @@ class Matcher:
             return None
         q, scale, zero_point = self.view.calls[name].args
         on = None if graph.is_constant(q) else single_grid(scale, zero_point, graph.dtype_of(q))
-        return None if on is None else Leaf(name, on, graph.shape_of(q))
+        if on is None or numerics.width(on.dtype)[1] > LEAF_BITS:
+            return None
+        return Leaf(name, on, graph.shape_of(q))
 
     def accumulators(self, name: str) -> Accumulators | None:
         """The integer convolution or matmul behind ``name``, which may be its bias add."""
@@ -185,7 +195,7 @@ class Matcher:
         if len(sources) != 2:  # float weights are constants
             return None
         leaf, weights = self.leaf(sources[0]), self._weights(sources[1], self.view.op(name))
-        if leaf is None or weights is None:
+        if leaf is None or weights is None or not is_channels_last(self.view.calls[name]):
             return None
         zeros = np.zeros(len(weights[0]))
         return Accumulators(name, self.view.calls[name], leaf, *weights, zeros)
@@ -195,7 +205,10 @@ class Matcher:
         addends = [v for t in graph.operands(self.view.calls[name]) if (v := self._value(t))]
         found = self.accumulators(sums[0]) if len(sums) == len(addends) == 1 else None
         bias = per_channel(addends[0], len(found.bias)) if found else None
-        return replace(found, bias=found.bias + bias) if found and bias is not None else None
+        if found is None or bias is None:
+            return None
+        exact = self._integers(name, found)
+        return replace(found, bias=found.bias + (bias if exact is None else exact))
 
     def _value(self, expr: Any) -> Any:
         """A constant operand, dequantized if need be; None for a computed one."""
@@ -211,6 +224,20 @@ class Matcher:
         law = ops.VOCABULARY["dequantize"].law
         return graph.constant(law(*map(graph.numpy_of, call.args), **graph.attributes(call)))
 
+    def _integers(self, add: str, acc: Accumulators) -> NDArray[np.float64] | None:
+        """A bias that is stored as integers in steps of the accumulators, to the last bit."""
+        found = (s for s in self.view.sources(add) if self._constant(s) is not None)
+        addend = next(found, None)
+        if addend is None:
+            return None
+        q, scale, zero_point = self.view.calls[addend].args
+        step = acc.scale * acc.x.grid.scale
+        given = per_channel(scale, len(step))
+        values = None if np.any(graph.numpy_of(zero_point)) else per_channel(q, len(step))
+        if given is None or values is None or not np.allclose(given, step, SAME_STEP, 0):
+            return None
+        return values * step
+
     def _weights(self, name: str, op: str) -> tuple[NDArray[Any], str, NDArray[np.float64]] | None:
         """Integer weights with output channels first, their width, and one scale per channel."""
         if self._constant(name) is None:
@@ -218,12 +245,40 @@ class Matcher:
         call = self.view.calls[name]
         q, scale, zero_point = map(graph.numpy_of, call.args)
         axis = 0 if op == "relax.nn.conv2d" else 1
-        along = graph.attributes(call)["axis"] % q.ndim
-        if np.any(zero_point) or (scale.size > 1 and along != axis):
+        attrs, dtype = graph.attributes(call), graph.dtype_of(call.args[0])
+        is_row = scale.size == 1 or (attrs["axis"] % q.ndim == axis and not attrs["block"])
+        if not is_row or q.ndim != (4 if axis == 0 else 2):
             return None
+        if np.any(zero_point):
+            q, dtype = centred(q, ops.along(zero_point, axis, q.ndim))
         q = np.ascontiguousarray(np.moveaxis(q, axis, 0))
-        dtype = graph.dtype_of(call.args[0])
         return q, dtype, np.broadcast_to(scale.astype(np.float64).reshape(-1), (len(q),))
+
+
+def centred(q: NDArray[Any], zero_point: NDArray[Any]) -> tuple[NDArray[Any], str]:
+    """Integers without their zero points, in 8 bits where they fit, else in 16."""
+    values = q.astype(np.int32) - zero_point.astype(np.int32)
+    lo, hi = numerics.limits("int8")
+    dtype = "int8" if lo <= values.min(initial=0) and values.max(initial=0) <= hi else "int16"
+    return values.astype(dtype), dtype
+
+
+def gathers(call: Any) -> bool:
+    """Whether integers can be computed as the floats are: zero padding, NHWC images."""
+    op = graph.op_name(call)
+    if op == "relax.nn.pad":
+        return pads_zeros(call)
+    if op in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
+        return pool_kind(call, op)[0] != "float"
+    return True
+
+
+def is_channels_last(call: Any) -> bool:
+    """Whether a layer is a matmul, or a convolution of NHWC images."""
+    attrs = graph.attributes(call)
+    return graph.op_name(call) == "relax.matmul" or (
+        (attrs["data_layout"], attrs["kernel_layout"]) == ("NHWC", "OHWI")
+    )
 
 
 def single_grid(scale: Any, zero_point: Any, dtype: str) -> Grid | None:

@@ -9,6 +9,7 @@ import tvm
 from nybble.ir import graph, specs
 from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
+from nybble.passes.drop_identities import drop_unread
 from nybble.passes.integer_emitters import Lowering
 from nybble.passes.regions import Accumulators, Matcher, Region
 from nybble.passes.view import View, with_attribute
@@ -16,7 +17,7 @@ from nybble.recipe import Recipe
 
 
 @module_pass
-def lower_to_integers(mod: tvm.IRModule, recipe: Recipe) -> tvm.IRModule:
+def lower_to_integers(mod: tvm.IRModule, recipe: Recipe | None) -> tvm.IRModule:
     """Computes in integers between the borders; what cannot be is listed in ``kept_float``.
 
     before: quantize(relu(add(conv2d(dequantize(x), dequantize(w)), b)))
@@ -24,14 +25,23 @@ def lower_to_integers(mod: tvm.IRModule, recipe: Recipe) -> tvm.IRModule:
     after: nybble.requantize(nybble.conv2d(x, w, b in steps), multiplier, shift, lo=0)
     """
     lowered = graph.rewrite(mod, _Visitor(View(mod), recipe).visit, "integer")
+    lowered = drop_unread(lowered)
     kept = [str(line) for line in mod["main"].attrs.get(specs.KEPT_FLOAT, [])]
     known = {line.split(":", 1)[0] for line in kept}
-    kept += [
-        f"{name}: {op}: matches no integer kernel"
-        for name, op in specs.between_borders(lowered)
-        if name not in known
-    ]
+    inside = dict(specs.between_borders(lowered))
+    kept += [f"{n}: {op}: matches no integer kernel" for n, op in inside.items() if n not in known]
+    if specs.KEPT_FLOAT not in mod["main"].attrs:  # imported: nothing has listed its float ops
+        kept += [
+            f"{b.var.name}: {graph.op_name(b.value)}: is float in the source model"
+            for b in graph.bindings(lowered)
+            if specs.is_float_op(b) and not _is_silent(b.value) and str(b.var.name) not in inside
+        ]
     return with_attribute(lowered, specs.KEPT_FLOAT, kept)
+
+
+def _is_silent(call: Any) -> bool:
+    op = graph.op_name(call)
+    return op in specs.STRUCTURAL or op == "nybble.weight_only"
 
 
 class _Visitor:
@@ -44,12 +54,12 @@ class _Visitor:
         integers: binding of the old module -> integer variable of the new one.
     """
 
-    def __init__(self, view: View, recipe: Recipe):
+    def __init__(self, view: View, recipe: Recipe | None):
         self.integers: dict[str, Any] = {}
         self.regions: dict[str, Region] = {}
         self.leaving: dict[str, Accumulators] = {}
         self.absorbed: set[str] = set()
-        self.lowering = Lowering(recipe.rounding, self.integers)
+        self.lowering = Lowering(recipe.rounding if recipe else "half_up", self.integers)
         self._plan(view, Matcher(view))
 
     def _plan(self, view: View, matcher: Matcher) -> None:

@@ -23,6 +23,7 @@ from nybble.ir import numerics
 
 OUTPUT_NAMES = "output_names"
 STAGE = "stage"
+RECIPE = "recipe"  # JSON of the recipe that a file of Nybble's own was quantized by
 
 
 def bindings(mod: tvm.IRModule) -> list[relax.VarBinding]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax
 
@@ -99,8 +100,16 @@ def _quantize_law(x: Any, scale: Any, zero_point: Any, *, dtype: str, axis: int)
     return numerics.quantize(x, along(scale, axis, x.ndim), along(zero_point, axis, x.ndim), dtype)
 
 
-def _dequantize_law(q: Any, scale: Any, zero_point: Any, *, axis: int) -> Any:
+def _dequantize_law(q: Any, scale: Any, zero_point: Any, *, axis: int, block: int = 0) -> Any:
+    if block:
+        scale, zero_point = (_spread(t, q.shape[axis], axis, block) for t in (scale, zero_point))
+        return numerics.dequantize(q, scale, zero_point)
     return numerics.dequantize(q, along(scale, axis, q.ndim), along(zero_point, axis, q.ndim))
+
+
+def _spread(blocks: Any, extent: int, axis: int, block: int) -> Any:
+    """One entry for each element, from one for each block along an axis."""
+    return np.take(blocks, np.arange(extent) // block, axis=axis)
 
 
 def _table(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
@@ -132,9 +141,10 @@ VOCABULARY: dict[str, OpDef] = {
             "float32 -> integer; scale float32 and zero_point int32, scalars or along axis",
         ),
         OpDef(
-            "dequantize", ("q", "scale", "zero_point"), {"axis": -1},
+            "dequantize", ("q", "scale", "zero_point"), {"axis": -1, "block": 0},
             _dequantized, _dequantize_law,
-            "integer -> float32; scale float32 and zero_point int32, scalars or along axis",
+            "integer -> float32; scale float32 and zero_point int32, scalars, vectors along axis, "
+            "or (of constants) one for each block of so many integers along axis",
         ),
         OpDef(
             "conv2d", ("x", "w", "bias"),
