@@ -21,6 +21,7 @@ LONGEST_ROW = 1 << 16
 RECIPROCAL_BITS = 30
 NORM_BITS = 16  # fractional bits of a normalised value
 NEWTON_STEPS = 4
+ROOT_START = 2405181686  # 1.12 with 31 fractional bits
 
 
 def matmul(
@@ -74,7 +75,7 @@ def softmax(x: Array, multiplier: Array, shift: Array, *, dtype: str) -> Array:
     octaves = np.minimum(octaves, MOST_OCTAVES << OCTAVE_BITS)
     powers = _power(octaves, bits)
     reciprocal = (np.int64(1) << (bits + RECIPROCAL_BITS)) // powers.sum(axis=-1, keepdims=True)
-    shares = scaled(powers, reciprocal, np.int64(bits + RECIPROCAL_BITS - out), "half_up")
+    shares = scaled(powers, reciprocal, np.asarray(bits + RECIPROCAL_BITS - out), "half_up")
     return settle(shares, *limits(dtype), dtype)
 
 
@@ -175,7 +176,7 @@ def reciprocal_root(square: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArr
     length = length - ((np.int64(1) << np.minimum(length - 1, 62)) > square)  # rounded up to 2^n
     left = (62 - length) & -2
     v = (square << left) >> 30
-    y = np.int64(2405181686) - ((v * 85) >> 8)  # 1.12 - v / 6
+    y = ROOT_START - ((v * 85) >> 8)  # 1.12 - v / 6
     for _ in range(NEWTON_STEPS):
         error = (v * ((y * y) >> 32)) >> 30
         y = (y * ((np.int64(3) << 30) - error)) >> 31

@@ -1,0 +1,122 @@
+"""Softmax in integers, row by row: `nybble.ir.rows.softmax`.
+
+pass 1    the largest value
+pass 2    2^-t of every value into a scratch row, and their sum
+pass 3    times the reciprocal of the sum
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from nybble.ir import numerics, rows
+from nybble.schedules.cpu import rowwise, scaling
+from nybble.schedules.cpu.buffers import Buffers, declare
+from nybble.schedules.cpu.dot import AVX2, AVX512
+from nybble.schedules.cpu.elementwise import NAME
+from nybble.schedules.cpu.rowwise import Lanes
+from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
+
+WORK = 16  # operations for a value
+SIGN = 1 << 31
+
+
+def _supports(lanes: int, features: tuple[str, ...], problem: Problem, target: Any) -> str | None:
+    if features and (target.arch != "x86_64" or not target.has(*features)):
+        return f"needs {', '.join(features)}"
+    length = problem.output.shape[-1]
+    if not isinstance(length, int) or length > rows.LONGEST_ROW:
+        return f"rows of {length} values"
+    return f"{length} values fill no vector" if length < lanes else None
+
+
+def _pack(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    """Beyond what difference everything is 0, then left shift, multiplier, rounding, right."""
+    m, c = (int(np.asarray(constants[name]).item()) for name in ("multiplier", "shift"))
+    enough = -(-(rows.MOST_OCTAVES << rows.OCTAVE_BITS) << c) // m + 1 if m else SIGN
+    factor = scaling.dyadic_rows(np.array([m]), np.array([c]))
+    cap = min(enough, (SIGN - 1) >> int(factor[0][0]))
+    return [np.array([cap, *(int(row[0]) for row in factor)], np.int32)]
+
+
+def _build(lanes: int, problem: Problem, _target: Any, _knobs: Knobs) -> tirx.PrimFunc:
+    symbols: dict[str, Any] = {}
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_attr({"tirx.noalias": True})
+        buffers = declare(problem, (TensorSpec((5,), "int32"),), symbols)
+        factor = [T.Bind(buffers.constants[0][i]) for i in range(5)]
+        row = partial(_row, problem, lanes, buffers, factor)
+        rowwise.tasks(problem.output.shape, WORK, symbols, row)
+    return builder.get()
+
+
+def _row(problem: Problem, lanes: int, buffers: Buffers, factor: list[Any], first: Any) -> None:
+    length = int(problem.output.shape[-1])
+    bits, out = rows.power_bits(length), numerics.width(problem.output.dtype)[1]
+    largest = rowwise.Total("int32", lanes, -SIGN, tirx.max, "smax")
+    rowwise.along(
+        length, lanes, lambda at, n: largest.add(n.load(buffers.x, first + at), n)
+    )  # fmt: skip
+    most = largest.result()
+    powers = T.alloc_buffer((length,), "int32", layout=None)
+    total = rowwise.added("int32", lanes)
+
+    def raised(at: Any, n: Lanes) -> None:
+        below = _below(most, n.load(buffers.x, first + at), factor[0], n)
+        power = _power(n.rescaled(below, factor[1], factor[2:]), bits, n)
+        n.store(powers, at, power)
+        total.add(power, n)
+
+    rowwise.along(length, lanes, raised)
+    numerator = tirx.const(1 << (bits + rows.RECIPROCAL_BITS), "int64")
+    reciprocal = tirx.truncdiv(numerator, total.result().astype("int64")).astype("int32")
+    right = bits + rows.RECIPROCAL_BITS - out - 32
+    shares = T.Bind(reciprocal), 1 << (right - 1), right
+
+    def shared(at: Any, n: Lanes) -> None:
+        value = n.rescaled(n.load(powers, at), None, shares)
+        n.store(buffers.output, first + at, tirx.min(value, n.all((1 << out) - 1)))
+
+    rowwise.along(length, lanes, shared)
+
+
+def _below(most: Any, value: Any, cap: Any, n: Lanes) -> Any:
+    """min(most - value, cap): as unsigned numbers, since the difference of two int32 is one."""
+    sign = n.all(tirx.const(SIGN, "uint32"))
+    unsigned = n.dtype("uint32")
+    largest = T.reinterpret(unsigned, n.all(most)) ^ sign
+    below = largest - (T.reinterpret(unsigned, value) ^ sign)
+    return T.reinterpret(n.dtype("int32"), tirx.min(below, n.all(cap.astype("uint32"))))
+
+
+def _power(octaves: Any, bits: int, n: Lanes) -> Any:
+    """`nybble.ir.rows._power`."""
+    c1, c2, c3 = (n.all(c) for c in rows.POWER)
+    half, by = n.all(1 << 14), n.all(15)
+    f = T.Bind(octaves & n.all(0x7FFF))
+    inner = T.Bind(c2 - T.shift_right(f * c3 + half, by))
+    inner = T.Bind(c1 - T.shift_right(f * inner + half, by))
+    fraction = n.all(1 << 15) - T.shift_right(f * inner + half, by)
+    doubled = T.shift_right(T.shift_left(fraction, n.all(bits - 14)), T.shift_right(octaves, by))
+    return T.Bind(T.shift_right(doubled + n.all(1), n.all(1)))
+
+
+KERNELS = tuple(
+    Kernel(
+        NAME if lanes == 1 else f"cpu.rows.{name}",
+        "softmax",
+        partial(_supports, lanes, features),
+        _pack,
+        partial(_build, lanes),
+        arch="x86_64" if features else None,
+    )
+    for name, lanes, features in (("avx512", 16, AVX512), ("avx2", 8, AVX2), ("", 1, ()))
+)
+"""By preference; the last one compiles for every target."""
