@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nybble.ir import graph, numerics, ops
 from nybble.passes.fold_batch_norm import affine
+from nybble.passes.fold_stored import values_of
 from nybble.passes.grids import Grid
 from nybble.passes.plan import ACTIVATIONS, clamp_bounds, pads_zeros, pool_kind
 from nybble.passes.pointwise import functions
@@ -62,7 +63,35 @@ class Accumulators:
 SAME_STEP = 1e-5  # relative: a bias's scale is a rounded product of two
 LEAF_BITS = 16  # of activations; accumulators that a model shows as int32 are none
 TABLE_BITS = 8  # of the index
+WEIGHT_BITS = 8  # of weights between floats
 PRODUCT_BITS = 30  # of both factors: products stay within 32 bits
+
+
+@dataclass(frozen=True)
+class WeightOnly:
+    """A matmul (with bias) of floats with stored integers (`nybble.ir.weight_only`).
+
+    Attributes:
+        name: of the matmul.
+        source: binding of the floats.
+        weights: (O, K) integers.
+        dtype: their width.
+        scale: (O, G).
+        zero_point: (O, G).
+        bias: (O,) in float.
+        group: of inputs that share a scale.
+    """
+
+    name: str
+    source: str
+    weights: NDArray[Any]
+    dtype: str
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int32]
+    bias: NDArray[np.float64]
+    group: int
+
+
 ANY_GRID = Grid(1.0, "int8")  # until the quantize is known
 Operand = Leaf | Accumulators
 
@@ -210,6 +239,40 @@ class Matcher:
         exact = self._integers(name, found)
         return replace(found, bias=found.bias + (bias if exact is None else exact))
 
+    def weight_only(self, name: str) -> WeightOnly | None:
+        """The matmul of floats with stored integers behind ``name``, or behind its bias add."""
+        sources = self.view.sources(name)
+        if self.view.op(name) == "relax.add":
+            sums = [s for s in sources if self._constant(s) is None]
+            addends = [v for t in graph.operands(self.view.calls[name]) if (v := self._value(t))]
+            both = len(sums) == len(addends) == 1 and self.view.sole_reader(sums[0]) == name
+            found = self.weight_only(sums[0]) if both else None
+            bias = per_channel(addends[0], len(found.bias)) if found else None
+            return replace(found, bias=bias) if found and bias is not None else None
+        if self.view.op(name) != "relax.matmul" or len(sources) != 2 or self.leaf(sources[0]):
+            return None
+        stored = self._groups(sources[1])
+        if stored is None or len(self.view.shape(sources[0])) < 2:
+            return None
+        zeros = np.zeros(len(stored[0]))
+        return WeightOnly(name, sources[0], *stored[:-1], zeros, stored[-1])
+
+    def _groups(self, name: str) -> tuple[Any, str, Any, Any, int] | None:
+        """(O, K) integers, their width, (O, G) scales and zero points, and the group."""
+        if self._constant(name) is None or len(self.view.shape(name)) != 2:
+            return None
+        call = self.view.calls[name]
+        q, scale, zero_point = map(graph.numpy_of, call.args)
+        attrs, dtype = graph.attributes(call), graph.dtype_of(call.args[0])
+        axis, block = attrs["axis"] % 2, attrs["block"]
+        if numerics.width(dtype)[1] > WEIGHT_BITS or (scale.ndim and (axis == 0) != bool(block)):
+            return None
+        shape = (-1, q.shape[1]) if scale.ndim else (1, 1)
+        tables = [np.broadcast_to(t.reshape(shape), (t.size // q.shape[1] or 1, q.shape[1]))
+                  for t in (scale, zero_point)]  # fmt: skip
+        rows = [np.ascontiguousarray(t.T) for t in (q, *tables)]
+        return rows[0], dtype, rows[1], rows[2], block or q.shape[0]
+
     def _value(self, expr: Any) -> Any:
         """A constant operand, dequantized if need be; None for a computed one."""
         return expr if graph.is_constant(expr) else self._constant(str(expr.name))
@@ -219,10 +282,8 @@ class Matcher:
         if self.view.op(name) != "nybble.dequantize":
             return None
         call = self.view.calls[name]
-        if not all(graph.is_constant(arg) for arg in call.args):
-            return None
-        law = ops.VOCABULARY["dequantize"].law
-        return graph.constant(law(*map(graph.numpy_of, call.args), **graph.attributes(call)))
+        is_stored = all(graph.is_constant(arg) for arg in call.args)
+        return graph.constant(values_of(call)) if is_stored else None
 
     def _integers(self, add: str, acc: Accumulators) -> NDArray[np.float64] | None:
         """A bias that is stored as integers in steps of the accumulators, to the last bit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import tvm
@@ -10,8 +11,9 @@ from nybble.ir import graph, specs
 from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
 from nybble.passes.drop_identities import drop_unread
-from nybble.passes.integer_emitters import Lowering
-from nybble.passes.regions import Accumulators, Matcher, Region
+from nybble.passes.fold_stored import fold_stored
+from nybble.passes.integer_emitters import Lowering, overflow
+from nybble.passes.regions import Accumulators, Matcher, Operand, Region, WeightOnly
 from nybble.passes.view import View, with_attribute
 from nybble.recipe import Recipe
 
@@ -24,13 +26,17 @@ def lower_to_integers(mod: tvm.IRModule, recipe: Recipe | None) -> tvm.IRModule:
     --->
     after: nybble.requantize(nybble.conv2d(x, w, b in steps), multiplier, shift, lo=0)
     """
-    lowered = graph.rewrite(mod, _Visitor(View(mod), recipe).visit, "integer")
-    lowered = drop_unread(lowered)
+    visitor = Visitor(mod, recipe)
+    lowered = drop_unread(fold_stored(graph.rewrite(mod, visitor.visit, "integer")))
     kept = [str(line) for line in mod["main"].attrs.get(specs.KEPT_FLOAT, [])]
     known = {line.split(":", 1)[0] for line in kept}
     inside = dict(specs.between_borders(lowered))
-    kept += [f"{n}: {op}: matches no integer kernel" for n, op in inside.items() if n not in known]
-    if specs.KEPT_FLOAT not in mod["main"].attrs:  # imported: nothing has listed its float ops
+    kept += [
+        f"{name}: {op}: {visitor.reasons.get(name, 'matches no integer kernel')}"
+        for name, op in inside.items()
+        if name not in known
+    ]
+    if visitor.is_imported:  # nothing has listed its float ops
         kept += [
             f"{b.var.name}: {graph.op_name(b.value)}: is float in the source model"
             for b in graph.bindings(lowered)
@@ -44,22 +50,33 @@ def _is_silent(call: Any) -> bool:
     return op in specs.STRUCTURAL or op == "nybble.weight_only"
 
 
-class _Visitor:
+class Visitor:
     """What becomes of each binding.
 
     Attributes:
+        is_imported: whether the module came quantized, so that no plan has listed what is float.
+        reasons: why a layer that could be integers stays float.
         regions: quantize binding -> what it ends.
         leaving: float binding -> the accumulators that it equals, which leave as float.
+        weight_only: binding -> the matmul of floats with stored integers that it equals.
         absorbed: bindings that only regions read; they vanish.
+        equals: quantize binding -> the binding of the new module with its integers.
+        floats: matmul of the old module -> its float operand in the new one.
         integers: binding of the old module -> integer variable of the new one.
     """
 
-    def __init__(self, view: View, recipe: Recipe | None):
+    def __init__(self, mod: tvm.IRModule, recipe: Recipe | None):
+        self.is_imported = specs.KEPT_FLOAT not in mod["main"].attrs
+        self.reasons: dict[str, str] = {}
+        self.weight_only: dict[str, WeightOnly] = {}
+        self.equals: dict[str, str] = {}
+        self.floats: dict[str, Any] = {}
         self.integers: dict[str, Any] = {}
         self.regions: dict[str, Region] = {}
         self.leaving: dict[str, Accumulators] = {}
         self.absorbed: set[str] = set()
         self.lowering = Lowering(recipe.rounding if recipe else "half_up", self.integers)
+        view = View(mod)
         self._plan(view, Matcher(view))
 
     def _plan(self, view: View, matcher: Matcher) -> None:
@@ -68,23 +85,41 @@ class _Visitor:
             readers = view.readers[name]
             if view.op(name) == "nybble.quantize":
                 region = matcher.region(name)
-                if region is not None:
+                if region is not None and self._fits(region.operands):
                     self.regions[name] = region
                     satisfied.add(name)
             elif readers and name not in view.outputs and satisfied.issuperset(readers):
                 self.absorbed.add(name)
                 satisfied.add(name)
-            elif (found := matcher.accumulators(name)) is not None:
+            elif (found := matcher.accumulators(name)) is not None and self._fits((found,)):
                 self.leaving[name] = found
                 satisfied.add(name)
+            elif (layer := matcher.weight_only(name)) is not None:
+                self.weight_only[name] = layer
+
+    def _fits(self, operands: Iterable[Operand]) -> bool:
+        """Whether accumulators keep within 32 bits, of imported layers; others must."""
+        if not self.is_imported:
+            return True
+        sums = [operand for operand in operands if isinstance(operand, Accumulators)]
+        found = {acc.name: why for acc in sums if (why := overflow(acc))}
+        self.reasons |= found
+        return not found
 
     def visit(self, emitter: Emitter, name: str, call: Any) -> Any:
+        """The expression in a binding's place; None where it stays as it is."""
         if graph.op_name(call) == "nybble.dequantize" and not graph.is_constant(call.args[0]):
             self.integers[name] = call.args[0]
         if name in self.regions:
-            return self.lowering.region(emitter, self.regions[name])
+            found = self.lowering.region(emitter, self.regions[name])
+            self.equals[name] = str(found.name)
+            return found
         if name in self.leaving:
             return self.lowering.leave(emitter, self.leaving[name])
+        if name in self.weight_only:
+            layer = self.weight_only[name]
+            x = self.floats.setdefault(layer.name, call.args[0])  # the matmul comes before its bias
+            return self.lowering.weight_only(layer, x)
         if name in self.absorbed:
             return emitter.params[0]  # stands for a variable that nobody reads any more
         return None

@@ -1,0 +1,103 @@
+"""Networks that ONNX Runtime's own tool has quantized: integer-only, and the same answers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+import nybble
+from nybble.ir import specs
+from tests import models
+from tests.quantized import ort
+from tests.quantized.parity import units_apart
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Four residual convolutions, batch norms folded as the tool's own preprocessing does."""
+    folder = tmp_path_factory.mktemp("resnet")
+    net = models.settled(lambda: models.ResNet(models.BasicBlock, (1, 1), 8, 10), (3, SIZE, SIZE))
+    data = models.export_onnx(net, torch.zeros(1, 3, SIZE, SIZE))
+    (folder / "source.onnx").write_bytes(data)
+    quant_pre_process(folder / "source.onnx", folder / "folded.onnx")
+    return (folder / "folded.onnx").read_bytes()
+
+
+def imported(data: bytes) -> nybble.QuantizedModel:
+    model = nybble.load_onnx(data)
+    assert isinstance(model, nybble.QuantizedModel)
+    return model
+
+
+TOOLS: dict[str, dict[str, Any]] = {
+    "QDQ U8S8": {"types": (ort.U8, ort.S8)},
+    "QDQ S8S8": {"types": (ort.S8, ort.S8)},
+    "QOperator U8S8": {"form": ort.QOPERATOR, "types": (ort.U8, ort.S8)},
+    "QOperator S8S8": {"form": ort.QOPERATOR, "types": (ort.S8, ort.S8)},
+    "U8U8 asymmetric": {"types": (ort.U8, ort.U8), "per_channel": False},
+    "U16S8": {"types": (ort.U16, ort.S8)},
+    "S16S8": {"types": (ort.S16, ort.S8)},
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_resnet(resnet: bytes, tool: str, tmp_path: Path) -> None:
+    images = models.images(8, (3, SIZE, SIZE), seed=5)
+    data = ort.quantized(resnet, images, tmp_path, **TOOLS[tool])
+    model, x = imported(data), models.images(16, (3, SIZE, SIZE), seed=9)
+    assert specs.between_borders(model.integer) == []
+    assert model.integer["main"].attrs["kept_float"] == []
+    y = ort.reference(data, x)
+    np.testing.assert_allclose(model.simulate(x), y, atol=1e-4 * np.abs(y).max())
+    law: Any = model.run(x)
+    np.testing.assert_array_equal(law.argmax(-1), y.argmax(-1))
+    apart = units_apart(model.module, [x])
+    assert len(apart) >= 11
+    assert max(apart.values()) <= 1, apart
+
+
+@pytest.mark.parametrize("tool", ["QDQ U8S8", "U8U8 asymmetric", "S16S8"])
+def test_the_deployed_library_equals_the_law(resnet: bytes, tool: str, tmp_path: Path) -> None:
+    images = models.images(8, (3, SIZE, SIZE), seed=5)
+    model = imported(ort.quantized(resnet, images, tmp_path, **TOOLS[tool]))
+    session = nybble.load(nybble.compile(model).save(tmp_path / "net.so"))
+    assert session.manifest.recipe is None
+    assert session.manifest.float_ops == ()
+    np.testing.assert_array_equal(session(images), model.run(images))
+
+
+def test_calibration_is_refused(resnet: bytes, tmp_path: Path) -> None:
+    images = models.images(2, (3, SIZE, SIZE))
+    model = imported(ort.quantized(resnet, images, tmp_path))
+    with pytest.raises(nybble.errors.CalibrationError, match="quantized already"):
+        nybble.quantize(model, images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["QDQ U8S8", "QDQ S8S8"])
+def test_efficientnet_lite0(tool: str, tmp_path: Path) -> None:
+    """Top-1 within 0.3 points of the reference evaluation of the same file."""
+    folder = Path(os.environ.get("NYBBLE_DATA", "")) / "imagenet_500"
+    if not folder.is_dir():
+        pytest.skip("NYBBLE_DATA holds no imagenet_500")
+    pytest.importorskip("efficientnet_lite_pytorch")
+    from benchmarks.accuracy import answers, efficientnet_lite0  # noqa: PLC0415
+
+    task = efficientnet_lite0(folder)
+    data = ort.quantized(task.exported(), task.calibration, tmp_path, **TOOLS[tool])
+    model = imported(data)
+    assert specs.between_borders(model.integer) == []
+    session = nybble.load(nybble.compile(model).save(tmp_path / "net.so"))
+    deployed = np.mean(answers(session, task.images) == task.labels)
+    wanted = np.mean(answers(lambda x: ort.reference(data, x), task.images) == task.labels)
+    assert abs(deployed - wanted) <= 0.003
+    apart = units_apart(model.module, [task.images[:2]])
+    assert max(apart.values()) <= 1, apart
