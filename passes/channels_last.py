@@ -11,14 +11,15 @@ from tvm import relax
 from nybble.ir import graph, ops, specs
 from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
+from nybble.passes.pointwise import FUNCTIONS
 from nybble.passes.view import View
 
 LAST = (0, 2, 3, 1)  # NHWC axis i is NCHW axis LAST[i]
 FIRST = (0, 3, 1, 2)
 ELEMENTWISE = {
     "relax.add", "relax.subtract", "relax.multiply", "relax.divide", "relax.maximum",
-    "relax.minimum", "relax.nn.relu", "relax.nn.leakyrelu", "relax.clip", "relax.sigmoid",
-    "relax.tanh", "relax.exp", "relax.nn.silu", *specs.BORDERS,
+    "relax.minimum", "relax.nn.relu", "relax.clip",
+    *FUNCTIONS, *specs.BORDERS,
 }  # fmt: skip
 POOLS = {
     "relax.nn.max_pool2d": relax.op.nn.max_pool2d,

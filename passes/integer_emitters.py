@@ -52,6 +52,7 @@ class Lowering:
             return self._requantize(emitter, region, self._term(emitter, operand, region))
         if op == "relax.nn.avg_pool2d":
             return self._requantize(emitter, region, self._summed(emitter, operand, region))
+        assert isinstance(operand, Leaf)
         x = self.integers[operand.name]
         stays = region.call is None or op in _SCALES
         moved = x if stays else _moved(region.name, region.call, x, operand)
@@ -104,6 +105,7 @@ class Lowering:
         if isinstance(operand, Leaf):
             ratio = np.asarray(operand.grid.scale / region.out.scale, np.float64)
             return Term(self.integers[operand.name], ratio, operand.grid.zero_point)
+        assert isinstance(operand, Accumulators)
         acc = self._accumulate(emitter, operand)
         ratio = operand.scale * operand.x.grid.scale / region.out.scale
         silent = ~(operand.weights.reshape(len(ratio), -1).any(axis=1) | (operand.bias != 0))

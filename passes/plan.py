@@ -16,6 +16,7 @@ import tvm
 
 from nybble.errors import NybbleError
 from nybble.ir import graph
+from nybble.passes import rows
 from nybble.passes.fold_batch_norm import AFFINE, affine, is_linear
 from nybble.passes.pointwise import CLAMPS, functions
 from nybble.passes.view import View
@@ -23,12 +24,14 @@ from nybble.passes.widths import activation_bits, layer_widths
 from nybble.recipe import Recipe, Weights
 
 ACTIVATIONS = CLAMPS
-SHUFFLES = {"relax.reshape", "relax.permute_dims"}
+SHUFFLES = {"relax.reshape", "relax.permute_dims", "relax.strided_slice"}
+AT_THE_END = ("table", "inner", "softmax")  # float where no quantized layer follows
 TAKES_CLAMP = {"linear", "bias", "add", "product", "activation", "avg_pool"}
 NON_NEGATIVE = {"relax.nn.relu", "relax.sigmoid", "relax.nn.softmax", "relax.exp"}
 KEEPS_SIGN = {
     "relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.reshape", "relax.permute_dims",
     "relax.nn.pad", "relax.concat", "relax.add", "relax.multiply", "relax.mean",
+    "relax.strided_slice",
 }  # fmt: skip
 
 
@@ -65,7 +68,7 @@ def plan(mod: tvm.IRModule, recipe: Recipe) -> Plan:
     view = View(mod)
     kinds, kept = classify(view, recipe)
     leaving = _leaving(view, kinds)
-    for name in [n for n in leaving if kinds[n] in ("table", "inner")]:
+    for name in [n for n in leaving if kinds[n] in AT_THE_END]:
         kinds[name], kept[name] = "float", "follows the last quantized layer"
     points = _points(view, kinds, leaving)
     outside = {name for name in leaving if view.op(name) in SHUFFLES}
@@ -80,7 +83,8 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
 
     Returns:
         (kind, reason): linear, bias, activation, add, product, concat, max_pool, avg_pool, through,
-        scale; or float with the reason in words. Tables are found by `nybble.passes.pointwise`.
+        scale, matmul, softmax, norm; or float with the reason in words. Tables are found by
+        `nybble.passes.pointwise`.
     """
     call, op = view.calls[name], view.op(name)
     sources = view.sources(name)
@@ -95,7 +99,7 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
         return pool_kind(call, op)
     if op in AFFINE:
         return _arithmetic(view, name, kinds)
-    return _shuffle(call, op)
+    return rows.kind_of(view, name) or _shuffle(call, op)
 
 
 def _shuffle(call: Any, op: str) -> tuple[str, str]:
@@ -217,7 +221,7 @@ def _leaving(view: View, kinds: dict[str, str]) -> set[str]:
     """Shuffles and float layers that no quantized layer follows: outside the borders."""
     leaving: set[str] = set()
     for name in reversed(list(view.calls)):
-        outside = kinds[name] in ("through", "float", "table", "inner")
+        outside = kinds[name] in ("through", "float", *AT_THE_END)
         if outside and all(reader in leaving for reader in view.readers[name]):
             leaving.add(name)
     return leaving
@@ -248,7 +252,7 @@ def _absorbed(view: View, kinds: dict[str, str], name: str, inside: set[str]) ->
     if reader not in inside:
         return False
     is_clamp = kinds[reader] == "activation" and kinds[name] in TAKES_CLAMP
-    return is_clamp or kinds[reader] == "bias"
+    return is_clamp or kinds[reader] == "bias" or rows.is_absorbed(view, kinds, name, reader)
 
 
 def _fused_into_add(view: View, kinds: dict[str, str], inside: set[str]) -> set[str]:

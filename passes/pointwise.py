@@ -21,10 +21,16 @@ from nybble.passes.view import View
 
 FUNCTIONS = {
     "relax.sigmoid", "relax.tanh", "relax.exp", "relax.nn.silu", "relax.nn.leakyrelu",
+    "relax.nn.gelu", "relax.nn.gelu_tanh", "relax.nn.softplus", "relax.erf", "relax.log",
+    "relax.sqrt", "relax.rsqrt", "relax.abs", "relax.negative", "relax.square", "relax.sin",
+    "relax.cos", "relax.floor", "relax.ceil", "relax.round", "relax.sign",
 }  # fmt: skip
 CLAMPS = {"relax.nn.relu", "relax.clip"}
 SCALES = {"relax.multiply", "relax.divide"}
-ARITHMETIC = SCALES | {"relax.add", "relax.subtract", "relax.maximum", "relax.minimum"}
+ARITHMETIC = SCALES | {
+    "relax.add", "relax.subtract", "relax.maximum", "relax.minimum", "relax.power", "relax.where",
+    "relax.greater", "relax.greater_equal", "relax.less", "relax.less_equal", "relax.equal",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class _Members:
         if op == "relax.add" and not inherits and self._is_bias(sources):
             return
         self.roots[name] = root
-        scales = op in CLAMPS or (op in SCALES and len(sources) == 1)
+        scales = op in CLAMPS or (op in SCALES and _is_scale(self.view.calls[name]))
         if not scales or any(source in self.worth for source in sources):
             self.worth.add(name)
 
@@ -145,6 +151,14 @@ class _Members:
                 wanted.add(one)
                 left += self.view.sources(one)
         return tuple(step for step in self.view.calls if step in wanted)
+
+
+def _is_scale(call: Any) -> bool:
+    """Whether a product or quotient is by a positive constant, or one for each channel."""
+    left, right = graph.operands(call)
+    if graph.is_constant(left) and graph.op_name(call) == "relax.multiply":
+        left, right = right, left
+    return graph.is_constant(right) and bool(np.all(graph.numpy_of(right) > 0))
 
 
 def _is_one_number(constant: Any) -> bool:

@@ -18,7 +18,7 @@ from nybble.passes.view import View, per_channel
 
 GATHERS = {
     "relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.nn.max_pool2d", "relax.concat",
-    "relax.nn.avg_pool2d",
+    "relax.nn.avg_pool2d", "relax.strided_slice",
 }  # fmt: skip
 
 
@@ -92,8 +92,25 @@ class WeightOnly:
     group: int
 
 
+@dataclass(frozen=True)
+class Products:
+    """A product of two integer tensors.
+
+    Attributes:
+        name: of the matmul.
+        a: (…, M, K).
+        b: (…, K, N).
+        factor: what it is multiplied by.
+    """
+
+    name: str
+    a: Leaf
+    b: Leaf
+    factor: float = 1.0
+
+
 ANY_GRID = Grid(1.0, "int8")  # until the quantize is known
-Operand = Leaf | Accumulators
+Operand = Leaf | Accumulators | Products
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
 from nybble.passes.drop_identities import drop_unread
 from nybble.passes.fold_stored import fold_stored
-from nybble.passes.integer_emitters import Lowering, overflow
+from nybble.passes.integer_emitters import overflow
 from nybble.passes.regions import Accumulators, Matcher, Operand, Region, WeightOnly
+from nybble.passes.row_emitters import RowLowering
+from nybble.passes.row_regions import RowMatcher
 from nybble.passes.view import View, with_attribute
 from nybble.recipe import Recipe
 
@@ -75,9 +77,9 @@ class Visitor:
         self.regions: dict[str, Region] = {}
         self.leaving: dict[str, Accumulators] = {}
         self.absorbed: set[str] = set()
-        self.lowering = Lowering(recipe.rounding if recipe else "half_up", self.integers)
+        self.lowering = RowLowering(recipe.rounding if recipe else "half_up", self.integers)
         view = View(mod)
-        self._plan(view, Matcher(view))
+        self._plan(view, RowMatcher(view))
 
     def _plan(self, view: View, matcher: Matcher) -> None:
         satisfied: set[str] = set()  # bindings that do not need their float operands

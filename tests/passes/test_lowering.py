@@ -93,7 +93,7 @@ def test_logits_leave_as_accumulators():
     canonical, _, integer = walk(mod, x)
     assert op_names(integer)[-3:] == ["nybble.linear", "nybble.dequantize", "nn.softmax"]
     assert graph.shape_of(call_of(integer, "fc.dequantize").args[1]) == (10,)
-    assert kept(integer) == ["soft: relax.nn.softmax: has no integer form yet"]
+    assert kept(integer) == ["soft: relax.nn.softmax: follows the last quantized layer"]
     assert specs.between_borders(integer) == []
     real, exact = interpreter.run(canonical, [x])[0], interpreter.run(integer, [x])[0]
     assert np.abs(exact - real).max() < 0.02

@@ -1,0 +1,47 @@
+"""Regions of ops on whole rows: what `nybble.passes.regions` does not know."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from nybble.passes import rows
+from nybble.passes.fold_batch_norm import affine
+from nybble.passes.regions import Leaf, Matcher, Products, Region
+
+
+class RowMatcher(Matcher):
+    """Matches products of two tensors, softmax and norms too."""
+
+    def _computation(self, name: str) -> Region | None:
+        call, op = self.view.calls.get(name), self.view.op(name)
+        if op in rows.NORMS and rows.refuse_norm(call) is None:
+            leaf = self.leaf(self.view.sources(name)[0])
+            return None if leaf is None else Region(name, call, (leaf,))
+        if op == rows.SOFTMAX and rows.refuse_softmax(call) is None:
+            return self._softmax(name, call)
+        found = self.products(name)
+        if found is not None:
+            return Region(name, call, (found,))
+        return super()._computation(name)
+
+    def _softmax(self, name: str, call: Any) -> Region | None:
+        source = self.view.sources(name)[0]
+        operand: Products | Leaf | None = self.products(source) or self.leaf(source)
+        return None if operand is None else Region(name, call, (operand,))
+
+    def products(self, name: str) -> Products | None:
+        """The product of two integer tensors behind ``name``, maybe times a positive number."""
+        call, sources = self.view.calls.get(name), self.view.sources(name)
+        if self.view.op(name) == "relax.matmul" and len(sources) == 2:
+            a, b = (self.leaf(source) for source in sources)
+            if a is None or b is None or rows.refuse_matmul(call):
+                return None
+            return Products(name, a, b)
+        step = affine(call) if call is not None and len(sources) == 1 else None
+        if step is None or np.any(step[1]) or np.ptp(step[0]) or step[0][0] <= 0:
+            return None
+        found = self.products(sources[0])
+        return replace(found, factor=found.factor * float(step[0][0])) if found else None

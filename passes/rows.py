@@ -1,0 +1,79 @@
+"""Which ops on whole rows have an integer form: products of two tensors, softmax, norms.
+
+matmul(a, b) [· c]             accumulators, rescaled once
+softmax(matmul(a, b) · c)      reads the accumulators themselves
+layer_norm(x), rms_norm(x)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nybble.ir import graph, rows
+from nybble.passes.view import View
+
+SOFTMAX = "relax.nn.softmax"
+NORMS = {"relax.nn.layer_norm", "relax.nn.rms_norm"}
+
+
+def kind_of(view: View, name: str) -> tuple[str, str] | None:
+    """(kind, why float) of a product of two tensors, a softmax or a norm; None for other ops."""
+    call, op = view.calls[name], view.op(name)
+    if op == "relax.matmul" and len(view.sources(name)) == 2:
+        why = refuse_matmul(call)
+        return ("float", why) if why else ("matmul", "")
+    if op == SOFTMAX:
+        why = refuse_softmax(call)
+        return ("float", why) if why else ("softmax", "")
+    if op in NORMS:
+        why = refuse_norm(call)
+        return ("float", why) if why else ("norm", "")
+    return None
+
+
+def is_absorbed(view: View, kinds: Mapping[str, str], name: str, reader: str) -> bool:
+    """Whether a product's reader computes it from the accumulators: its scale, or a softmax."""
+    if kinds[reader] == "scale":
+        return kinds[name] == "matmul"
+    if kinds[reader] != "softmax":
+        return False
+    is_scaled = kinds[name] == "scale" and kinds.get(view.sources(name)[0]) == "matmul"
+    if is_scaled:
+        return view.sole_reader(view.sources(name)[0]) == name
+    return kinds[name] == "matmul"
+
+
+def refuse_matmul(call: Any) -> str | None:
+    """Why a product of two tensors has no integer form."""
+    left, right = (graph.shape_of(arg) for arg in call.args)
+    if len(left) < 3 or left[:-2] != right[:-2]:
+        return "multiplies matrices whose leading axes differ"
+    if any(isinstance(extent, str) for extent in (*left[-2:], *right[-2:])):
+        return "multiplies matrices of a symbolic size"
+    return None
+
+
+def refuse_softmax(call: Any) -> str | None:
+    """Why a softmax has no integer form."""
+    shape, axis = graph.shape_of(call.args[0]), graph.attributes(call)["axis"]
+    if axis % len(shape) != len(shape) - 1:
+        return "is a softmax over another axis than the last"
+    length = shape[-1]
+    if not isinstance(length, int) or length > rows.LONGEST_ROW:
+        return f"is a softmax of {length} values"
+    return None
+
+
+def refuse_norm(call: Any) -> str | None:
+    """Why a layer norm or RMS norm has no integer form."""
+    shape, attrs = graph.shape_of(call.args[0]), graph.attributes(call)
+    if [axis % len(shape) for axis in attrs["axes"]] != [len(shape) - 1]:
+        return "normalises over other axes than the last"
+    if not isinstance(shape[-1], int):
+        return "normalises a symbolic number of channels"
+    if not (attrs.get("center", True) and attrs.get("scale", True)):
+        return "normalises without its scale or shift"
+    if not all(map(graph.is_constant, call.args[1:])):
+        return "has a scale or shift that the network computes"
+    return None
