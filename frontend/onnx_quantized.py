@@ -17,13 +17,12 @@ from onnx import TensorProto
 from nybble.frontend import quantized
 from nybble.frontend.build import Builder, Value
 from nybble.frontend.extents import Refused
+from nybble.frontend.onnx_nbits import dynamic_quantize_matmul, matmul_nbits
 from nybble.frontend.onnx_node import Node
 from nybble.frontend.onnx_ops import CONVERTERS
 from nybble.frontend.stored import Affine, Stored, affine, stored
 
 Convert = Callable[[Node, Builder], Value]
-NEWEST = 28  # opset up to which QuantizeLinear and DequantizeLinear are known here
-MICROSOFT = "com.microsoft."
 
 
 def _affine(node: Node, index: int, axis: int = 0, block: int = 0) -> Affine:
@@ -168,6 +167,8 @@ QUANTIZED: dict[str, Convert] = {
     "MatMulInteger": _matmul_integer,
     "com.microsoft.QuantizeLinear": _quantize_linear,
     "com.microsoft.DequantizeLinear": _dequantize_linear,
+    "com.microsoft.MatMulNBits": matmul_nbits,
+    "com.microsoft.DynamicQuantizeMatMul": dynamic_quantize_matmul,
     "com.microsoft.QGemm": _qgemm,
     "com.microsoft.QLinearAdd": partial(_qlinear_binary, "Add"),
     "com.microsoft.QLinearMul": partial(_qlinear_binary, "Mul"),

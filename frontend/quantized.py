@@ -55,6 +55,8 @@ def quantize(build: Builder, x: Value, on: Affine, dtype: str, name: str) -> Val
 
 def _constants(x: Any, on: Affine) -> list[Any]:
     sizes = extents.shape(x)
+    if not (on.scale > 0).all():
+        raise Refused("a scale of its activations is not positive")
     if not on.is_single:
         if not -len(sizes) <= on.axis < len(sizes):
             raise Refused(f"its axis {on.axis} is none of {extents.words(sizes)}")

@@ -42,11 +42,11 @@ def affine(scale: Any, zero_point: Any = None, axis: int = 0, block: int = 0) ->
     """An `Affine` from a file's arrays: 16-bit scales widened, single numbers as scalars.
 
     Raises:
-        Refused: a scale that is not positive and finite, or a zero point of another shape.
+        Refused: a scale that is not finite, or a zero point of another shape.
     """
     steps = np.asarray(scale).astype(np.float32)
-    if not (np.isfinite(steps).all() and (steps > 0).all()):
-        raise Refused("a scale is not positive and finite")
+    if not np.isfinite(steps).all():
+        raise Refused("a scale is not finite")
     zeros = np.zeros(steps.shape, np.int32) if zero_point is None else _int32(zero_point)
     if zeros.size == 1:
         zeros = np.broadcast_to(zeros.reshape(()), steps.shape)
@@ -129,20 +129,26 @@ class Stored:
         return Stored(self.integers.reshape(shape), self.dtype, replace(self.affine, axis=axis))
 
 
-def stored(integers: Any, on: Affine) -> Stored:
-    """A constant of the file: unsigned integers are shifted to signed ones, and types narrowed."""
+def stored(integers: Any, on: Affine, dtype: str | None = None) -> Stored:
+    """A constant of the file: unsigned integers are shifted to signed ones, and types narrowed.
+
+    Args:
+        integers: as the file holds them, unpacked.
+        on: what they stand for.
+        dtype: their width; that of the array unless given.
+    """
     array = np.asarray(integers)
-    signed, bits = numerics.width(integer_type(array))
+    signed, bits = numerics.width(dtype or integer_type(array))
     values, zeros = array.astype(np.int64), on.zero_point.astype(np.int64)
     if not signed:
         half = 1 << (bits - 1)
         values, zeros = values - half, zeros - half
-    dtype = f"int{bits}"
+    held = f"int{bits}"
     if bits <= SINGLE_BITS:
-        dtype = f"int{max(2, needed_bits(values), needed_bits(zeros))}"
+        held = f"int{max(2, needed_bits(values), needed_bits(zeros))}"
     _check_shape(array.shape, on)
     centred = replace(on, zero_point=zeros.astype(np.int32))
-    return Stored(values.astype(numerics.storage(dtype)), dtype, centred)
+    return Stored(values.astype(numerics.storage(held)), held, centred)
 
 
 def needed_bits(values: Array) -> int:

@@ -161,7 +161,7 @@ class Matcher:
             # clip(clip(x, a, b), lo, hi): the outer bounds apply to the inner ones
             lo, hi = min(max(lo, below), hi), max(min(hi, above), lo)
             first_clamp, source = source, self.view.sources(source)[0]
-        found = self._computation(source)
+        found = self._computation(source, out)
         if found is None:
             return None
         if found.call is None:
@@ -176,7 +176,7 @@ class Matcher:
         steps = tuple((view.variables[step], view.calls[step]) for step in function.steps)
         return Region(name, view.calls[name], (leaf,), out, steps=steps)
 
-    def _computation(self, name: str) -> Region | None:
+    def _computation(self, name: str, out: Grid) -> Region | None:
         call, op = self.view.calls.get(name), self.view.op(name)
         accumulators = self.accumulators(name)
         if accumulators is not None:
@@ -189,7 +189,7 @@ class Matcher:
             known = tuple(leaf for leaf in leaves if leaf is not None)
             return Region(name, call, known) if len(known) == len(graph.operands(call)) else None
         if op == "relax.add" and len(self.view.sources(name)) == 2:
-            return self._residual(name, call)
+            return self._residual(name, call, out)
         if op == "relax.multiply" and len(self.view.sources(name)) == 2:
             return self._product(name, call)
         return self._scaled(name, call)
@@ -201,8 +201,8 @@ class Matcher:
         is_wide = sum(numerics.width(leaf.grid.dtype)[1] for leaf in (left, right)) > PRODUCT_BITS
         return None if is_wide else Region(name, call, (left, right))
 
-    def _residual(self, name: str, call: Any) -> Region | None:
-        sources = self.view.sources(name)
+    def _residual(self, name: str, call: Any, out: Grid) -> Region | None:
+        sources = [self._before_rounding(source, out) for source in self.view.sources(name)]
         left, right = (self.accumulators(s) or self.leaf(s) for s in sources)
         is_same = self.view.shape(sources[0]) == self.view.shape(sources[1])
         if left is None or right is None or not is_same:
@@ -210,6 +210,20 @@ class Matcher:
         if isinstance(right, Accumulators):
             left, right = right, left
         return None if isinstance(right, Accumulators) else Region(name, call, (left, right))
+
+    def _before_rounding(self, name: str, out: Grid) -> str:
+        """What a branch of a sum is rounded from, where the sum itself rounds it so."""
+        q = str(self.view.calls[name].args[0].name) if self._is_activation(name) else ""
+        if self.view.op(q) != "nybble.quantize":
+            return name
+        on = single_grid(*self.view.calls[q].args[1:], graph.dtype_of(self.view.calls[q]))
+        is_step = on is not None and on.dtype == "int32" and on.scale == out.scale
+        return self.view.sources(q)[0] if is_step and not (on and on.zero_point) else name
+
+    def _is_activation(self, name: str) -> bool:
+        """Whether a binding dequantizes computed integers."""
+        is_float = self.view.op(name) == "nybble.dequantize"
+        return is_float and not graph.is_constant(self.view.calls[name].args[0])
 
     def _scaled(self, name: str, call: Any) -> Region | None:
         step = affine(call)
@@ -325,7 +339,7 @@ class Matcher:
         axis = 0 if op == "relax.nn.conv2d" else 1
         attrs, dtype = graph.attributes(call), graph.dtype_of(call.args[0])
         is_row = scale.size == 1 or (attrs["axis"] % q.ndim == axis and not attrs["block"])
-        if not is_row or q.ndim != (4 if axis == 0 else 2):
+        if not is_row or q.ndim != (4 if axis == 0 else 2) or not np.all(scale > 0):
             return None
         if np.any(zero_point):
             q, dtype = centred(q, ops.along(zero_point, axis, q.ndim))
