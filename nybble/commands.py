@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,13 +66,8 @@ def compile_to_file(job: CompileJob) -> None:
     """
     recipe = job.recipe.recipe()
     is_calibrated = not job.keep_float and recipe.activations != FLOAT
-    if (job.calibration is not None) != is_calibrated:
-        raise NybbleError(
-            "Give --calibration FILE to quantize (some dozens of representative inputs as .npy, "
-            ".npz or a folder of them), or --float to compile without quantizing, or --activations "
-            "float to quantize weights only; just one of them."
-        )
-
+    if job.calibration is not None and not is_calibrated:
+        raise NybbleError(HOW)
     if job.onnx is not None and job.keep_float:
         raise NybbleError("--onnx writes the quantized network; it does not go with --float.")
     if job.allocation is not None and not is_calibrated:
@@ -87,7 +82,10 @@ def compile_to_file(job: CompileJob) -> None:
     with step(f"import {job.model.name}"):
         model = load_model(job.model)
     network: Any = model
-    if not job.keep_float:
+    is_quantized = check_calibration(model, job, is_calibrated, HOW)
+    if is_quantized and job.drop:
+        raise NybbleError("--max-drop chooses widths; the network is quantized already.")
+    if not job.keep_float and not is_quantized:
         with step("calibrate and quantize", len(samples)) as advance:
             network = nybble.quantize(
                 model, samples, recipe, progress=advance, records=records, threads=job.threads,
@@ -115,6 +113,51 @@ def compile_to_file(job: CompileJob) -> None:
     console.print(tables.exceptions(artifact.manifest))
     written = units.size(job.output.stat().st_size)
     console.print(Text(f"{job.output}: {written}, {time.perf_counter() - start:.1f} s"))
+
+
+HOW = (
+    "Give --calibration FILE to quantize (some dozens of representative inputs as .npy, .npz or a "
+    "folder of them), or --float to compile without quantizing, or --activations float to "
+    "quantize weights only; just one of them."
+)
+
+
+class Asked(Protocol):
+    """What the commands that quantize have in common."""
+
+    @property
+    def model(self) -> Path:
+        """The file of the network."""
+
+    @property
+    def calibration(self) -> Path | None:
+        """Its calibration data."""
+
+    @property
+    def recipe(self) -> RecipeOptions:
+        """How to quantize it."""
+
+    @property
+    def keep_float(self) -> bool:
+        """Or not at all."""
+
+
+def check_calibration(model: nybble.Model, job: Asked, is_calibrated: bool, how: str) -> bool:
+    """Whether a network is quantized already, so that it takes neither data nor a recipe.
+
+    Raises:
+        NybbleError: calibration data is missing, or given for a network that is quantized.
+    """
+    if not isinstance(model, nybble.QuantizedModel):
+        if is_calibrated and job.calibration is None:
+            raise NybbleError(how)
+        return False
+    if job.calibration is not None or job.keep_float or job.recipe != RecipeOptions():
+        raise NybbleError(
+            f"{job.model}: the network is quantized already, by its own scales. Leave out "
+            "--calibration, --float and what describes a recipe, or give the float network."
+        )
+    return True
 
 
 def writable(path: Path) -> None:
