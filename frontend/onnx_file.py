@@ -16,9 +16,18 @@ from onnx import numpy_helper
 from tvm import relax
 
 from nybble.errors import ImportModelError
-from nybble.frontend.build import not_finite
+from nybble.frontend.build import is_sound, not_finite
 
 OLDEST_OPSET = 7
+INPUTS = {
+    onnx.TensorProto.FLOAT: "float32",
+    **{onnx.TensorProto.DataType.Value(f"{kind}{bits}"): f"{kind.lower()}{max(bits, 8)}"
+       for kind in ("INT", "UINT") for bits in (2, 4, 8, 16)},
+    **{onnx.TensorProto.DataType.Value(name.upper()): name
+       for name in ("bool", "int32", "int64", "uint32", "uint64", "float16")},
+    onnx.TensorProto.DOUBLE: "float64",
+}  # fmt: skip
+"""Types of inputs, and the dtypes in which callers hand them over: below 8 bits one in a byte."""
 Shapes = Mapping[str, Sequence[int | None]]
 
 
@@ -38,6 +47,11 @@ class Source:
         """The version of the default operator set."""
         versions = [o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")]
         return max(versions, default=0)
+
+    def property(self, key: str) -> str:
+        """An entry of the model's metadata, "" without it."""
+        found = (p.value for p in self.model.metadata_props if p.key == key)
+        return next(found, "")
 
 
 def read(source: str | Path | bytes | onnx.ModelProto) -> Source:
@@ -99,7 +113,7 @@ def array(tensor: onnx.TensorProto, source: Source, name: str) -> NDArray[Any]:
     except (OSError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         advice = " Keep the data file next to the model." if external else ""
         raise ImportModelError(f"Weight '{name}': cannot be read: {error}.{advice}") from error
-    if values.dtype.kind == "f" and values.ndim and not np.isfinite(values).all():
+    if values.ndim and not is_sound(values):
         raise ImportModelError(not_finite(values, f"weight '{name}'"))
     return values
 
@@ -128,11 +142,11 @@ def inputs(source: Source, shapes: Shapes | None) -> list[relax.Var]:
 
 def _input(info: onnx.ValueInfoProto, given: Sequence[int | None] | None, batch: Any) -> relax.Var:
     kind = info.type.tensor_type
-    if kind.elem_type != onnx.TensorProto.FLOAT:
+    if kind.elem_type not in INPUTS:
         known = onnx.TensorProto.DataType.keys()[kind.elem_type]
         raise ImportModelError(
-            f"Input '{info.name}': its dtype is {known}; only float32 inputs are supported. "
-            "Export the model in float32."
+            f"Input '{info.name}': its dtype is {known}; floats of 16 to 64 bits, integers and "
+            "bool are supported. Export the model in float32."
         )
     declared = _declared(info)
     if declared is None and given is None:
@@ -149,7 +163,7 @@ def _input(info: onnx.ValueInfoProto, given: Sequence[int | None] | None, batch:
     if any(size is not None and size <= 0 for size in sizes):
         raise ImportModelError(f"Input '{info.name}': an extent of {sizes} is not positive.")
     extents = [batch if size is None else size for size in sizes]
-    return relax.Var(info.name, relax.TensorType(extents, "float32"))
+    return relax.Var(info.name, relax.TensorType(extents, INPUTS[kind.elem_type]))
 
 
 def _declared(info: onnx.ValueInfoProto) -> list[int | None] | None:
@@ -178,7 +192,8 @@ def _merged(
 
 def inferred_types(model: onnx.ModelProto, params: Sequence[relax.Var]) -> dict[str, Any]:
     """Types of float tensors as ONNX infers them; only to look behind an unsupported node."""
-    batches = [p.ty.shape[0] for p in params if not isinstance(p.ty.shape[0], tvm.tirx.IntImm)]
+    leading = [size for p in params for size in list(p.ty.shape.values)[:1]]
+    batches = [size for size in leading if not isinstance(size, tvm.tirx.IntImm)]
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except (onnx.shape_inference.InferenceError, ValueError):

@@ -156,6 +156,7 @@ OPS: dict[str, Law] = {
     "relax.floor_mod": _quiet(np.mod),
     "relax.mod": _quiet(truncated_remainder),
     "relax.where": np.where,
+    "relax.einsum": lambda *xs, subscripts: np.einsum(str(subscripts), *xs),
     "relax.astype": lambda x, *, dtype: x.astype(str(dtype)),
     "relax.nn.gelu": gelu,
     "relax.nn.gelu_tanh": gelu_tanh,
