@@ -66,12 +66,7 @@ def compile_to_file(job: CompileJob) -> None:
     """
     recipe = job.recipe.recipe()
     is_calibrated = not job.keep_float and recipe.activations != FLOAT
-    if job.calibration is not None and not is_calibrated:
-        raise NybbleError(HOW)
-    if job.onnx is not None and job.keep_float:
-        raise NybbleError("--onnx writes the quantized network; it does not go with --float.")
-    if job.allocation is not None and not is_calibrated:
-        raise NybbleError("--allocation-out needs a network with integer activations.")
+    _check(job, is_calibrated)
     start = time.perf_counter()
     for path in filter(None, (job.output, job.onnx, job.allocation)):
         writable(path)
@@ -83,8 +78,6 @@ def compile_to_file(job: CompileJob) -> None:
         model = load_model(job.model)
     network: Any = model
     is_quantized = check_calibration(model, job, is_calibrated, HOW)
-    if is_quantized and job.drop:
-        raise NybbleError("--max-drop chooses widths; the network is quantized already.")
     if not job.keep_float and not is_quantized:
         with step("calibrate and quantize", len(samples)) as advance:
             network = nybble.quantize(
@@ -113,6 +106,16 @@ def compile_to_file(job: CompileJob) -> None:
     console.print(tables.exceptions(artifact.manifest))
     written = units.size(job.output.stat().st_size)
     console.print(Text(f"{job.output}: {written}, {time.perf_counter() - start:.1f} s"))
+
+
+def _check(job: CompileJob, is_calibrated: bool) -> None:
+    """Refuses what cannot go together whatever the network is."""
+    if job.calibration is not None and not is_calibrated:
+        raise NybbleError(HOW)
+    if job.onnx is not None and job.keep_float:
+        raise NybbleError("--onnx writes the quantized network; it does not go with --float.")
+    if job.allocation is not None and not is_calibrated:
+        raise NybbleError("--allocation-out needs a network with integer activations.")
 
 
 HOW = (
@@ -152,10 +155,12 @@ def check_calibration(model: nybble.Model, job: Asked, is_calibrated: bool, how:
         if is_calibrated and job.calibration is None:
             raise NybbleError(how)
         return False
-    if job.calibration is not None or job.keep_float or job.recipe != RecipeOptions():
+    given = (job.calibration, job.keep_float, getattr(job, "drop", None))
+    if any(given) or job.recipe != RecipeOptions():
         raise NybbleError(
             f"{job.model}: the network is quantized already, by its own scales. Leave out "
-            "--calibration, --float and what describes a recipe, or give the float network."
+            "--calibration, --float, --max-drop and what describes a recipe, or give the float "
+            "network."
         )
     return True
 

@@ -90,7 +90,7 @@ class Visitor:
                 if region is not None and self._fits(region.operands):
                     self.regions[name] = region
                     satisfied.add(name)
-            elif readers and name not in view.outputs and satisfied.issuperset(readers):
+            elif self._is_inner(view, name) and satisfied.issuperset(readers):
                 self.absorbed.add(name)
                 satisfied.add(name)
             elif (found := matcher.accumulators(name)) is not None and self._fits((found,)):
@@ -98,6 +98,15 @@ class Visitor:
                 satisfied.add(name)
             elif (layer := matcher.weight_only(name)) is not None:
                 self.weight_only[name] = layer
+
+    def _is_inner(self, view: View, name: str) -> bool:
+        """Whether a binding holds floats that something reads and nobody outside sees.
+
+        Integers that are not computed here, such as an input of them, are what its ``dequantize``
+        leaves to the integer kernels.
+        """
+        is_float = graph.dtype_of(view.variables[name]) == "float32"
+        return is_float and bool(view.readers[name]) and name not in view.outputs
 
     def _fits(self, operands: Iterable[Operand]) -> bool:
         """Whether accumulators keep within 32 bits, of imported layers; others must."""

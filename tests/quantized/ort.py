@@ -57,11 +57,20 @@ def quantized(
     return target.read_bytes()
 
 
-def reference(data: bytes, *inputs: Any) -> Any:
-    """The first output, every operator computed as it stands in the file."""
+def opened(data: bytes) -> Any:
+    """A session that computes every operator as it stands in the file."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def first(session: Any, *inputs: Any) -> Any:
+    """The first output of a session."""
     names = [port.name for port in session.get_inputs()]
     return session.run(None, dict(zip(names, inputs, strict=True)))[0]
+
+
+def reference(data: bytes, *inputs: Any) -> Any:
+    """The first output of a file."""
+    return first(opened(data), *inputs)

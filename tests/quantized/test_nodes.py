@@ -82,9 +82,7 @@ def test_every_case_is_here() -> None:
 def test_node(name: str) -> None:
     data, x, wanted = specialized(cases()[f"test_{name}"])
     if any(kind in name for kind in FLOATS):
-        with pytest.raises(
-            (UnsupportedOpError, nybble.errors.ImportModelError), match=r"(?i)float[48]"
-        ):
+        with pytest.raises(UnsupportedOpError, match=r"(?i)float[48]"):
             nybble.load_onnx(data)
         return
     model = nybble.load_onnx(data)
