@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+from numpy.typing import NDArray
 
 from nybble.errors import NybbleError
 from nybble.ir import graph
@@ -26,7 +27,7 @@ from nybble.recipe import Recipe, Weights
 ACTIVATIONS = CLAMPS
 SHUFFLES = {"relax.reshape", "relax.permute_dims", "relax.strided_slice"}
 AT_THE_END = ("table", "inner", "softmax")  # float where no quantized layer follows
-TAKES_CLAMP = {"linear", "bias", "add", "product", "activation", "avg_pool"}
+TAKES_CLAMP = {"linear", "bias", "add", "shift", "product", "activation", "avg_pool"}
 NON_NEGATIVE = {"relax.nn.relu", "relax.sigmoid", "relax.nn.softmax", "relax.exp"}
 KEEPS_SIGN = {
     "relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.reshape", "relax.permute_dims",
@@ -83,7 +84,7 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
 
     Returns:
         (kind, reason): linear, bias, activation, add, product, concat, max_pool, avg_pool, through,
-        scale, matmul, softmax, norm; or float with the reason in words. Tables are found by
+        scale, shift, matmul, softmax, norm; or float with the reason in words. Tables are found by
         `nybble.passes.pointwise`.
     """
     call, op = view.calls[name], view.op(name)
@@ -144,22 +145,39 @@ def pool_kind(call: Any, op: str) -> tuple[str, str]:
 
 
 def _arithmetic(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
-    op, sources = view.op(name), view.sources(name)
+    call, sources = view.calls[name], view.sources(name)
     if len(sources) == 2:
-        return _of_two(view, name, op, sources)
-    step = affine(view.calls[name])
+        return _of_two(view, name, view.op(name), sources)
+    step, source = affine(call), view.calls.get(sources[0])
+    follows_float = kinds.get(sources[0]) == "float"
+    if step is not None:
+        is_bias = view.op(name) == "relax.add" and source is not None and is_linear(source)
+        if is_bias and view.sole_reader(sources[0]) == name and not follows_float:
+            return "bias", ""  # also one of zeros
+        scale, offset = step
+        if not np.any(offset) and np.ptp(scale) == 0 and scale[0] > 0:
+            return "scale", ""
+    if shift_of(call) is not None and not follows_float:
+        return "shift", ""
     if step is None:
         return "float", "a constant operand does not vary per channel only"
-    source = view.calls.get(sources[0])
-    is_bias = op == "relax.add" and source is not None and is_linear(source)
-    if is_bias and view.sole_reader(sources[0]) == name and kinds.get(sources[0]) != "float":
-        return "bias", ""  # also one of zeros
-    scale, offset = step
-    if not np.any(offset) and np.ptp(scale) == 0 and scale[0] > 0:
-        return "scale", ""
-    if kinds.get(sources[0]) == "float":
-        return "float", "follows a layer that stays float"
-    return "float", "scales or shifts channels behind no convolution"
+    alone = "scales channels behind no convolution"
+    return "float", "follows a layer that stays float" if follows_float else alone
+
+
+def shift_of(call: Any) -> NDArray[np.float64] | None:
+    """The constant that a sum or difference adds to a tensor of its own shape, else None."""
+    op, sign = graph.op_name(call), -1.0 if graph.op_name(call) == "relax.subtract" else 1.0
+    if op not in ("relax.add", "relax.subtract"):
+        return None
+    x, constant = call.args
+    if graph.is_constant(x) and op == "relax.add":
+        x, constant = constant, x
+    if graph.is_constant(x) or not graph.is_constant(constant):
+        return None
+    if graph.shape_of(x) != graph.shape_of(call):
+        return None
+    return sign * graph.numpy_of(constant).astype(np.float64)
 
 
 def _of_two(view: View, name: str, op: str, sources: list[str]) -> tuple[str, str]:

@@ -13,8 +13,10 @@ from nybble.ir.graph import Emitter
 from nybble.passes import rows as kinds
 from nybble.passes.grids import Grid, share_grid
 from nybble.passes.integer_emitters import ACCUMULATOR_LIMIT, Lowering, Term, clamp, dyadic
+from nybble.passes.plan import shift_of
 from nybble.passes.regions import Leaf, Products, Region
 
+FINER = 12  # bits of a constant that is added, below the result's steps
 FINEST = 14  # fractional bits of a norm's affine step
 OFFSET_LIMIT = 2.0**29
 EPSILON_LIMIT = 2.0**59
@@ -34,6 +36,9 @@ class RowLowering(Lowering):
             acc = self._matmul(emitter, operand)
             ratio = np.asarray(step_of(operand) / region.out.scale, np.float64)
             return self._requantize(emitter, region, Term(acc, ratio, 0))
+        shift = shift_of(region.call) if region.call is not None and not region.steps else None
+        if shift is not None and isinstance(operand, Leaf) and len(region.operands) == 1:
+            return self._shift(emitter, region, shift)
         return super().region(emitter, region)
 
     def _matmul(self, emitter: Emitter, products: Products) -> Any:
@@ -67,6 +72,23 @@ class RowLowering(Lowering):
             return found
         ratio = np.asarray(shares.scale / region.out.scale, np.float64)
         return self._requantize(emitter, region, Term(found, ratio, 0))
+
+    def _shift(self, emitter: Emitter, region: Region, shift: NDArray[np.float64]) -> Any:
+        """A sum with a constant, whose integers are finer than the result's steps."""
+        (x,) = region.operands
+        assert isinstance(x, Leaf)
+        steps = np.rint(shift / region.out.scale * 2.0**FINER)
+        limit = 2.0**30
+        integers = graph.constant(np.clip(steps, -limit, limit).astype(np.int32))
+        ratio = np.asarray(x.grid.scale / region.out.scale, np.float64)
+        lo, hi = clamp(region)
+        scales = dyadic(region.name, ratio), dyadic(region.name, np.asarray(2.0**-FINER))
+        call = ops.call(
+            "add", [self.integers[x.name], *scales[0], integers, *scales[1]],
+            dtype=region.out.dtype, lo=lo, hi=hi, rounding=self.rounding,
+            zero_point_a=x.grid.zero_point, zero_point=region.out.zero_point,
+        )  # fmt: skip
+        return emitter.emit(call, region.name)
 
     def _norm(self, emitter: Emitter, region: Region) -> Any:
         (x,) = region.operands

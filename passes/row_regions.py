@@ -9,23 +9,33 @@ import numpy as np
 
 from nybble.passes import rows
 from nybble.passes.fold_batch_norm import affine
+from nybble.passes.grids import Grid
+from nybble.passes.plan import shift_of
 from nybble.passes.regions import Leaf, Matcher, Products, Region
 
 
 class RowMatcher(Matcher):
     """Matches products of two tensors, softmax and norms too."""
 
-    def _computation(self, name: str) -> Region | None:
+    def _computation(self, name: str, out: Grid) -> Region | None:
         call, op = self.view.calls.get(name), self.view.op(name)
         if op in rows.NORMS and rows.refuse_norm(call) is None:
             leaf = self.leaf(self.view.sources(name)[0])
             return None if leaf is None else Region(name, call, (leaf,))
         if op == rows.SOFTMAX and rows.refuse_softmax(call) is None:
             return self._softmax(name, call)
-        found = self.products(name)
-        if found is not None:
-            return Region(name, call, (found,))
-        return super()._computation(name)
+        products = self.products(name)
+        if products is not None:
+            return Region(name, call, (products,))
+        found = super()._computation(name, out)
+        return self._shifted(name, call) if found is None else found
+
+    def _shifted(self, name: str, call: Any) -> Region | None:
+        """A sum with a constant."""
+        if call is None or shift_of(call) is None:
+            return None
+        leaf = self.leaf(self.view.sources(name)[0])
+        return None if leaf is None else Region(name, call, (leaf,))
 
     def _softmax(self, name: str, call: Any) -> Region | None:
         source = self.view.sources(name)[0]
