@@ -268,6 +268,7 @@ class Builder:
 
     def concat(self, values: Sequence[Value], axis: int, name: str) -> relax.Var:
         """Concatenation along one axis."""
+        values = [v for v in values if isinstance(v, relax.Var | Stored) or np.size(v)]
         computed = [v for v in values if isinstance(v, relax.Var)]
         rank, dtype = extents.rank(computed[0]), dtype_of(computed[0])
         tensors = [self.tensor(v, name, dtype) for v in values]

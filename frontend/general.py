@@ -44,12 +44,21 @@ def cut(
     }  # fmt: skip
     if not chosen:
         return x
+    if any(isinstance(e, int) and isinstance(b, int) and e <= b for b, e in chosen.values()):
+        return _empty(x, {axis: 0 for axis in chosen})
     begins, ends = ([span[i] for span in chosen.values()] for i in (0, 1))
     call = relax.op.strided_slice(
         x, list(chosen), extents.expressions(begins), extents.expressions(ends),
         [step] * len(chosen),
     )  # fmt: skip
     return build.emit(call, name)
+
+
+def _empty(x: Value, axes: Mapping[int, int]) -> Value:
+    """What is left of a tensor without elements along some axes; joining it changes nothing."""
+    sizes = extents.shape(x)
+    known = [axes.get(i, 1 if isinstance(s, Symbolic) else s) for i, s in enumerate(sizes)]
+    return np.zeros(known, dtype_of(x))
 
 
 def take(build: Builder, x: Value, indices: Value, axis: int, name: str) -> relax.Var:

@@ -18,6 +18,7 @@ from nybble.frontend.extents import Refused
 from nybble.frontend.onnx_node import Node
 from nybble.frontend.onnx_ops import CONVERTERS
 from nybble.frontend.onnx_quantized import QUANTIZED
+from nybble.frontend.quantized import held_in
 from nybble.ir import graph
 
 NEWEST_OPSET = 28
@@ -85,11 +86,14 @@ class _Importer:
         declared = (
             onnx_file.INPUTS.get(code, dtype_of(value)) if code in (0, *onnx_file.INPUTS) else ""
         )
-        if declared not in ("", dtype_of(value), *WIDER):
+        if declared not in ("", held_in(dtype_of(value)), *WIDER):
             declared = ""
         if not declared:
             kind = onnx.TensorProto.DataType.Name(code)
-            raise ImportModelError(f"Output '{info.name}': its dtype {kind} is not supported.")
+            raise ImportModelError(
+                f"Output '{info.name}': the model declares {kind}, and {dtype_of(value)} is what can "
+                "be computed. Cast it, or leave the cast to the caller."
+            )
         return (
             self.build.cast(value, declared, f"{info.name}.{declared}")
             if declared in WIDER

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from tvm import relax
 
-from nybble.errors import ImportModelError
+from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
 from nybble.frontend.build import is_sound, not_finite
 
 OLDEST_OPSET = 7
+BATCH = "batch"
 INPUTS = {
     onnx.TensorProto.FLOAT: "float32",
     **{onnx.TensorProto.DataType.Value(f"{kind}{bits}"): f"{kind.lower()}{max(bits, 8)}"
@@ -28,7 +29,7 @@ INPUTS = {
     onnx.TensorProto.DOUBLE: "float64",
 }  # fmt: skip
 """Types of inputs, and the dtypes in which callers hand them over: below 8 bits one in a byte."""
-Shapes = Mapping[str, Sequence[int | None]]
+Shapes = Mapping[str, Sequence[int | str | None]]
 
 
 @dataclass
@@ -123,7 +124,8 @@ def inputs(source: Source, shapes: Shapes | None) -> list[relax.Var]:
 
     Args:
         source: the model.
-        shapes: extents by input name where the model leaves them open; None is the batch.
+        shapes: extents by input name where the model leaves them open; None is the batch, a name
+            an extent that stays open: the same one wherever that name stands.
 
     Raises:
         ImportModelError: no inputs, not float32, another dynamic axis, or contradicting shapes.
@@ -136,14 +138,20 @@ def inputs(source: Source, shapes: Shapes | None) -> list[relax.Var]:
     if unknown:
         names = ", ".join(info.name for info in infos)
         raise ImportModelError(f"shapes: no inputs {sorted(unknown)}; the model has {names}.")
-    batch = tvm.tirx.Var("batch", "int64")
-    return [_input(info, given.get(info.name), batch) for info in infos]
+    symbols: dict[str, Any] = {}
+    return [_input(info, given.get(info.name), symbols) for info in infos]
 
 
-def _input(info: onnx.ValueInfoProto, given: Sequence[int | None] | None, batch: Any) -> relax.Var:
+def _input(
+    info: onnx.ValueInfoProto, given: Sequence[int | str | None] | None, symbols: dict[str, Any]
+) -> relax.Var:
     kind = info.type.tensor_type
     if kind.elem_type not in INPUTS:
         known = onnx.TensorProto.DataType.keys()[kind.elem_type]
+        if known.startswith(("FLOAT8", "FLOAT4")):
+            raise UnsupportedOpError(
+                [UnsupportedNode("Input", info.name, f"its dtype {known} has no integer form")]
+            )
         raise ImportModelError(
             f"Input '{info.name}': its dtype is {known}; floats of 16 to 64 bits, integers and "
             "bool are supported. Export the model in float32."
@@ -157,12 +165,16 @@ def _input(info: onnx.ValueInfoProto, given: Sequence[int | None] | None, batch:
     open_axes = [axis for axis, size in enumerate(sizes) if size is None and axis > 0]
     if open_axes:
         raise ImportModelError(
-            f"Input '{info.name}': axes {open_axes} are dynamic; only the batch (axis 0) may be. "
-            f"Pass shapes={{'{info.name}': (…)}} with a number for each of them."
+            f"Input '{info.name}': axes {open_axes} are dynamic. Pass shapes={{'{info.name}': (…)}} "
+            "with a number for each of them, or a name such as 'height' where it shall stay open."
         )
-    if any(size is not None and size <= 0 for size in sizes):
+    if any(isinstance(size, int) and size <= 0 for size in sizes):
         raise ImportModelError(f"Input '{info.name}': an extent of {sizes} is not positive.")
-    extents = [batch if size is None else size for size in sizes]
+    extents = [
+        size if isinstance(size, int)
+        else symbols.setdefault(size or BATCH, tvm.tirx.Var(size or BATCH, "int64"))
+        for size in sizes
+    ]  # fmt: skip
     return relax.Var(info.name, relax.TensorType(extents, INPUTS[kind.elem_type]))
 
 
@@ -174,8 +186,8 @@ def _declared(info: onnx.ValueInfoProto) -> list[int | None] | None:
 
 
 def _merged(
-    name: str, declared: list[int | None] | None, given: Sequence[int | None] | None
-) -> list[int | None]:
+    name: str, declared: list[int | None] | None, given: Sequence[int | str | None] | None
+) -> list[int | str | None]:
     """The declared shape with open extents filled in from the given one."""
     if given is None or declared is None:
         return list(given if declared is None else declared)  # type: ignore[arg-type]

@@ -266,6 +266,8 @@ def _batch_norm(node: Node, build: Builder) -> Value:
 
 
 def _pool_window(node: Node) -> Window:
+    if len(node.attrs["kernel_shape"]) != extents.rank(node.input(0)) - 2:
+        raise Refused(f"kernel_shape {node.attrs['kernel_shape']} is not that of its image")
     return _window(node, node.attrs["kernel_shape"])
 
 

@@ -139,6 +139,10 @@ def rms_normal(node: Node, build: Builder, x: Value, scale: Value, axis: int) ->
     """x / √(mean(x²) + ε) · scale over the axes from ``axis`` on."""
     sizes = extents.shape(x)
     axes = list(range(axis % len(sizes), len(sizes)))
+    if len(axes) == len(sizes):  # nothing is left to run along
+        square = build.mean(node.op("Mul.square", x, x), axes, True, f"{node.name}.mean")
+        root = node.op("Sqrt.root", node.op("Add.epsilon", square, float(node.attr("epsilon", 1e-5))))
+        return node.op("Mul.scale", node.op("Div.normal", x, root), scale)
     if extents.shape(scale) != sizes[axes[0] :]:
         ones = np.ones(sizes[axes[0] :], np.float32)  # type: ignore[arg-type]
         return node.op("Mul.scale", rms_normal(node, build, x, ones, axis), scale)

@@ -126,7 +126,7 @@ def _sliced(build: Builder, x: Value, axis: int, span: tuple[Any, Any, int], nam
         if step < 0:
             return general.take(build, x, np.array(places, np.int64), axis, name)
         if not places:
-            raise Refused("leaves nothing of its operand")
+            return general.cut(build, x, {axis: (0, 0)}, name)
         return general.cut(build, x, {axis: (places[0], places[-1] + 1)}, name, step)
     if step < 1:
         raise Refused("runs backwards along an open size")

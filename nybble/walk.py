@@ -35,15 +35,17 @@ from nybble.schedules.select import Planner
 from nybble.schedules.target import resolve, resolve_all
 
 Target = str | dict[str, Any]
+Shapes = Mapping[str, Sequence[int | str | None]]
 
 
-def load_onnx(source: Any, shapes: Mapping[str, Sequence[int | None]] | None = None) -> Model:
+def load_onnx(source: Any, shapes: Shapes | None = None) -> Model:
     """Imports an ONNX network, float or already quantized.
 
     Args:
         source: a path, the bytes of a model, or a ``ModelProto``; external data is found beside
             the file.
-        shapes: shapes of inputs whose extents the file leaves open; None marks the batch.
+        shapes: shapes of inputs whose extents the file leaves open; None marks the batch, a name
+            (``"height"``) an extent that stays open.
 
     Returns:
         The network; a `QuantizedModel`, ready for `compile`, where the file holds quantized

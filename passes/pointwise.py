@@ -102,6 +102,8 @@ class _Members:
         if len(roots) != 1 or not self._is_elementwise(name, op, sources):
             return
         (root,) = roots
+        if not graph.dtype_of(self.view.variables[root]).startswith("float"):
+            return
         inherits = any(source in self.roots for source in sources)
         if op in CLAMPS and not inherits:
             return  # the kernel in front of it clamps
@@ -131,7 +133,8 @@ class _Members:
     def _drop_useless(self) -> None:
         """Keeps what leads to a binding that needs a table."""
         for name in reversed(list(self.roots)):
-            if name not in self.worth and not self._inner(name):
+            is_float = graph.dtype_of(self.view.variables[name]).startswith("float")
+            if not (name in self.worth and is_float) and not self._inner(name):
                 del self.roots[name]
 
     def _inner(self, name: str) -> bool:
@@ -163,4 +166,4 @@ def _is_scale(call: Any) -> bool:
 
 def _is_one_number(constant: Any) -> bool:
     values = graph.numpy_of(constant)
-    return values.size > 0 and bool(np.ptp(values) == 0)
+    return values.size > 0 and bool(np.all(values == values.flat[0]))

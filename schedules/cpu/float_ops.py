@@ -13,7 +13,7 @@ from tvm import relax
 
 from nybble.errors import ScheduleError
 from nybble.ir import graph
-from nybble.schedules.cpu import float_math, loops
+from nybble.schedules.cpu import float_math, float_order, loops
 
 NAME = "cpu.stock"
 
@@ -38,7 +38,8 @@ def legalized(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
     with builder.function("main", list(plain.values())):
         result = builder.emit(graph.substitute(call, plain))
         builder.emit_func_output(result)
-    ours = float_math.LEGALIZATIONS if graph.dtype_of(result) == "float32" else None
+    is_float = graph.dtype_of(result) == "float32"
+    ours = {**float_order.LEGALIZATIONS, **(float_math.LEGALIZATIONS if is_float else {})}
     mod = relax.transform.LegalizeOps(ours)(builder.get())
     calls = [b for b in graph.bindings(mod) if graph.op_name(b.value) == "relax.call_tir"]
     if len(calls) != 1 or len(graph.bindings(mod)) != 1 or len(calls[0].value.args) != 2:
@@ -53,6 +54,8 @@ def legalized(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
 
 def scheduled(func: Any) -> Any:
     """The generic schedule of a function whose blocks are element-wise or reductions."""
+    if not _has_root(func):  # written as loops by TVM: scatters
+        return func
     sch = tvm.s_tir.Schedule(func)
     blocks = sch.get_child_blocks(sch.get_sblock("root"))
     for block in blocks[:-1]:
@@ -61,6 +64,11 @@ def scheduled(func: Any) -> Any:
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         _schedule_block(sch, block)
     return sch.mod["main"]
+
+
+def _has_root(func: Any) -> bool:
+    block = getattr(func.body, "block", None)
+    return block is not None and str(block.name_hint) == "root"
 
 
 def _try_inline(sch: Any, block: Any) -> None:
