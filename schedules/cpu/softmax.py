@@ -70,7 +70,9 @@ def _row(problem: Problem, lanes: int, buffers: Buffers, factor: list[Any], firs
 
     def raised(at: Any, n: Lanes) -> None:
         below = _below(most, n.load(buffers.x, first + at), factor[0], n)
-        power = _power(n.rescaled(below, factor[1], factor[2:]), bits, n)
+        octaves = n.rescaled(below, factor[1], factor[2:])
+        most_octaves = n.all(rows.MOST_OCTAVES << rows.OCTAVE_BITS)
+        power = _power(T.Bind(tirx.min(octaves, most_octaves)), bits, n)
         n.store(powers, at, power)
         total.add(power, n)
 
