@@ -16,6 +16,7 @@ from nybble.ir.numerics import Array, limits, scaled, settle
 
 OCTAVE_BITS = 15  # fractional bits of softmax's exponents
 MOST_OCTAVES = 22  # e^x below 2^-22 of the largest counts as 0
+POWER_BITS = 20  # of an exponential; the largest of a row is 1
 POWER = (22662, 7575, 1298)  # 2^-f ≈ 1 - c1·f + c2·f² - c3·f³, relative error below 9e-5
 LONGEST_ROW = 1 << 16
 RECIPROCAL_BITS = 30
@@ -47,46 +48,35 @@ def matmul(
 # ---------------------------------------------------------------- softmax
 
 
-def power_bits(length: int) -> int:
-    """Bits of softmax's exponentials: as many as leave the sum of a row below 2^31.
-
-    Raises:
-        ValueError: the row is longer than ``LONGEST_ROW``.
-    """
-    if length > LONGEST_ROW:
-        raise ValueError(f"softmax of {length} values: rows of up to {LONGEST_ROW} are summed")
-    return 15 + min(5, 16 - max(length - 1, 0).bit_length())
-
-
 def softmax(x: Array, multiplier: Array, shift: Array, *, dtype: str) -> Array:
     """2^-t over its sum along the last axis, t = (max - x)·multiplier / 2^shift in 2^-15 octaves.
 
-        t = z + f:   power = 2^bits·2^-f >> z,   y = power·floor(2^(bits+30) / Σ power) >> …
+        t = z + f:   power = 2^20·2^-f >> z,   y = power·floor(2^50 / Σ power) >> 42
 
     Args:
-        x: (…, length) integers: accumulators, or narrower ones.
+        x: (…, length) integers: accumulators, or narrower ones; length up to ``LONGEST_ROW``.
         multiplier: one int32; with ``shift`` the dyadic form of scale·log2(e)·2^15.
         shift: one int32 in 1..62.
         dtype: ``uint1`` to ``uint8``; its b bits hold steps of 2^-b, so 1 is stored as 1 - 2^-b.
     """
-    bits, out = power_bits(x.shape[-1]), limits(dtype)[1].bit_length()
+    right = POWER_BITS + RECIPROCAL_BITS - limits(dtype)[1].bit_length()
     below = x.max(axis=-1, keepdims=True).astype(np.int64) - x.astype(np.int64)
     octaves = scaled(below, multiplier, shift, "half_up")
     octaves = np.minimum(octaves, MOST_OCTAVES << OCTAVE_BITS)
-    powers = _power(octaves, bits)
-    reciprocal = (np.int64(1) << (bits + RECIPROCAL_BITS)) // powers.sum(axis=-1, keepdims=True)
-    shares = scaled(powers, reciprocal, np.asarray(bits + RECIPROCAL_BITS - out), "half_up")
+    powers = power(octaves)
+    reciprocal = (1 << POWER_BITS + RECIPROCAL_BITS) // powers.sum(axis=-1, keepdims=True)
+    shares = scaled(powers, reciprocal, np.asarray(right), "half_up")
     return settle(shares, *limits(dtype), dtype)
 
 
-def _power(octaves: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
-    """2^bits·2^-octaves, octaves with 15 fractional bits; every product is below 2^31."""
+def power(octaves: NDArray[np.int64]) -> NDArray[np.int64]:
+    """2^20·2^-octaves, octaves with 15 fractional bits; every product is below 2^31."""
     f, half = octaves & 0x7FFF, 1 << 14
     c1, c2, c3 = POWER
     inner = c2 - ((f * c3 + half) >> 15)
     inner = c1 - ((f * inner + half) >> 15)
     fraction = (1 << 15) - ((f * inner + half) >> 15)
-    doubled = (fraction << (bits - 14)) >> (octaves >> OCTAVE_BITS)
+    doubled = (fraction << (POWER_BITS - 14)) >> (octaves >> OCTAVE_BITS)
     return np.asarray((doubled + 1) >> 1)
 
 

@@ -109,13 +109,15 @@ class Total:
         cell = self.cells[lanes.count]
         T.buffer_store(cell, self.join(cell[0], value), [0])
 
-    def result(self) -> Any:
-        """All of them joined: a scalar."""
-        found = self.cells[1][0]
+    def result(self, dtype: str = "") -> Any:
+        """All of them joined as ``dtype`` (their own by default): a scalar."""
+        dtype = dtype or self.dtype
+        found = self.cells[1][0].astype(dtype)
         for n, cell in self.cells.items():
             if n > 1:
-                name = f"llvm.vector.reduce.{self.reduce}"
-                found = self.join(found, T.call_llvm_pure_intrin(self.dtype, name, cell[0]))
+                name, value = f"llvm.vector.reduce.{self.reduce}", cell[0]
+                wide = value if dtype == self.dtype else T.Cast(Lanes(n).dtype(dtype), value)
+                found = self.join(found, T.call_llvm_pure_intrin(dtype, name, wide))
         return T.Bind(found)
 
 

@@ -34,6 +34,8 @@ def _supports(lanes: int, features: tuple[str, ...], problem: Problem, target: A
     length = problem.output.shape[-1]
     if not isinstance(length, int) or length > rows.LONGEST_ROW:
         return f"rows of {length} values"
+    if lanes > 1 and length >= lanes << (31 - rows.POWER_BITS):
+        return f"sums of {length} powers may leave 32 bits"
     return f"{length} values fill no vector" if length < lanes else None
 
 
@@ -59,26 +61,26 @@ def _build(lanes: int, problem: Problem, _target: Any, _knobs: Knobs) -> tirx.Pr
 
 def _row(problem: Problem, lanes: int, buffers: Buffers, factor: list[Any], first: Any) -> None:
     length = int(problem.output.shape[-1])
-    bits, out = rows.power_bits(length), numerics.width(problem.output.dtype)[1]
+    bits, out = rows.POWER_BITS, numerics.width(problem.output.dtype)[1]
     largest = rowwise.Total("int32", lanes, -SIGN, tirx.max, "smax")
     rowwise.along(
         length, lanes, lambda at, n: largest.add(n.load(buffers.x, first + at), n)
     )  # fmt: skip
     most = largest.result()
     powers = T.alloc_buffer((length,), "int32", layout=None)
-    total = rowwise.added("int32", lanes)
+    total = rowwise.added("int32" if lanes > 1 else "int64", lanes)
 
     def raised(at: Any, n: Lanes) -> None:
         below = _below(most, n.load(buffers.x, first + at), factor[0], n)
         octaves = n.rescaled(below, factor[1], factor[2:])
         most_octaves = n.all(rows.MOST_OCTAVES << rows.OCTAVE_BITS)
-        power = _power(T.Bind(tirx.min(octaves, most_octaves)), bits, n)
+        power = _power(T.Bind(tirx.min(octaves, most_octaves)), n)
         n.store(powers, at, power)
-        total.add(power, n)
+        total.add(power if lanes > 1 else power.astype("int64"), n)
 
     rowwise.along(length, lanes, raised)
     numerator = tirx.const(1 << (bits + rows.RECIPROCAL_BITS), "int64")
-    reciprocal = tirx.truncdiv(numerator, total.result().astype("int64")).astype("int32")
+    reciprocal = tirx.truncdiv(numerator, total.result("int64")).astype("int32")
     right = bits + rows.RECIPROCAL_BITS - out - 32
     shares = T.Bind(reciprocal), 1 << (right - 1), right
 
@@ -98,15 +100,17 @@ def _below(most: Any, value: Any, cap: Any, n: Lanes) -> Any:
     return T.reinterpret(n.dtype("int32"), tirx.min(below, n.all(cap.astype("uint32"))))
 
 
-def _power(octaves: Any, bits: int, n: Lanes) -> Any:
-    """`nybble.ir.rows._power`."""
+def _power(octaves: Any, n: Lanes) -> Any:
+    """`nybble.ir.rows.power`."""
     c1, c2, c3 = (n.all(c) for c in rows.POWER)
     half, by = n.all(1 << 14), n.all(15)
     f = T.Bind(octaves & n.all(0x7FFF))
     inner = T.Bind(c2 - T.shift_right(f * c3 + half, by))
     inner = T.Bind(c1 - T.shift_right(f * inner + half, by))
     fraction = n.all(1 << 15) - T.shift_right(f * inner + half, by)
-    doubled = T.shift_right(T.shift_left(fraction, n.all(bits - 14)), T.shift_right(octaves, by))
+    doubled = T.shift_right(
+        T.shift_left(fraction, n.all(rows.POWER_BITS - 14)), T.shift_right(octaves, by)
+    )
     return T.Bind(T.shift_right(doubled + n.all(1), n.all(1)))
 
 

@@ -40,6 +40,14 @@ def test_softmax(dtype: str, ratio: float, out: str, length: int) -> None:
     assert made.kernels == [("softmax", "cpu.rows.avx2")]
 
 
+@pytest.mark.parametrize(("length", "kernel"), [(2048, "cpu.rows.avx2"), (16400, "cpu.generic")])
+def test_a_long_row_of_equal_values(length: int, kernel: str) -> None:
+    """The largest sums, beyond 32 bits: in every lane by itself, or in 64 bits."""
+    zeros = np.zeros((1, 3, length), np.int8)
+    made = check_exact(soft("int8", length, 1500.0), resolve(V3), None, zeros)
+    assert made.kernels == [("softmax", kernel)]
+
+
 def norm(name: str, dtype: str, channels: int, shift: int = 9) -> Any:
     rng = np.random.default_rng(channels)
     gamma = C(rng.integers(-(2**31) + 1, 2**31 - 1, channels, np.int32))
