@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto
+from tvm import relax
 
 from nybble.frontend import quantized
-from nybble.frontend.build import Builder, Value
+from nybble.frontend.build import Builder, Value, dtype_of
 from nybble.frontend.extents import Refused
 from nybble.frontend.onnx_nbits import dynamic_quantize_matmul, matmul_nbits
 from nybble.frontend.onnx_node import Node
@@ -69,21 +70,30 @@ def _bias(scales: Sequence[Affine], bias: Any) -> Value | None:
 def _quantize_linear(node: Node, build: Builder) -> Value:
     if isinstance(node.input(0), Stored) and node.attrs.get("block_size", 0):
         raise Refused("quantizes constants again, in blocks")
-    zero, asked = node.constant(2), node.attrs.get("output_dtype", 0)
+    zero, asked = node.input(2), node.attrs.get("output_dtype", 0)
     dtype = "uint8"
     if zero is not None:
-        dtype = str(zero.dtype)
+        dtype = dtype_of(zero) if isinstance(zero, relax.Var) else str(zero.dtype)
     elif asked:
         dtype = TensorProto.DataType.Name(asked).lower()
     dtype = quantized.check_width(dtype)
+    if _is_computed(node, 1):
+        return quantized.quantize_by(build, [node.input(i) for i in range(3)], dtype, node.name)
     on = _affine(node, 1, node.attrs.get("axis", 1), node.attrs.get("block_size", 0))
     return quantized.quantize(build, node.input(0), on, dtype, node.name)
+
+
+def _is_computed(node: Node, index: int) -> bool:
+    """Whether the network computes a scale, or the zero point behind it."""
+    return any(isinstance(node.input(i), relax.Var) for i in (index, index + 1))
 
 
 def _dequantize_linear(node: Node, build: Builder) -> Value:
     q = node.input(0)
     if isinstance(q, np.ndarray):
         quantized.type_of(q)
+    if _is_computed(node, 1):
+        return quantized.dequantize_by(build, [node.input(i) for i in range(3)], node.name)
     on = _affine(node, 1, node.attrs.get("axis", 1), node.attrs.get("block_size", 0))
     return quantized.dequantize(build, q, on, node.name)
 

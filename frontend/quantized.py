@@ -119,6 +119,11 @@ def type_of(value: Value) -> str:
     return dtype
 
 
+def held_in(dtype: str) -> str:
+    """The dtype in which callers see a tensor: integers below 8 bits lie one in a byte."""
+    return str(numerics.storage(dtype)) if dtype.startswith(("int", "uint")) else dtype
+
+
 def check_width(dtype: str) -> str:
     """The dtype, if activations may have it: 1 to 16 bits, or accumulators of 32.
 
@@ -130,3 +135,41 @@ def check_width(dtype: str) -> str:
     if numerics.width(dtype)[1] > 16 and dtype != ACCUMULATORS:
         raise Refused(f"quantizes to {dtype}; activations have at most 16 bits")
     return dtype
+
+
+# ---------------------------------------------------------------- scales that the network computes
+
+
+def quantize_by(build: Builder, operands: Sequence[Value], dtype: str, name: str) -> Value:
+    """Float operators of x / scale + zero_point: where no constant tells the grid.
+
+    Args:
+        build: where it is emitted.
+        operands: x, scale and zero point (or None); one scale for the whole tensor.
+        dtype: of the result.
+        name: of the result.
+    """
+    x, scale, zero_point = operands
+    lo, hi = numerics.limits(dtype)
+    steps = build.binary("divide", x, _scalar(scale), f"{name}.steps")
+    q = build.emit(relax.op.round(steps), f"{name}.round")
+    if zero_point is not None:
+        zero = build.cast(_scalar(zero_point), "float32", f"{name}.zero_point")
+        q = build.binary("add", q, zero, f"{name}.shifted")
+    return build.cast(build.clip(q, lo, hi, f"{name}.clip"), dtype, name)
+
+
+def dequantize_by(build: Builder, operands: Sequence[Value], name: str) -> Value:
+    """(q - zero_point) · scale in float operators, as `quantize_by`."""
+    q, scale, zero_point = operands
+    centred = build.cast(q, "float32", f"{name}.float")
+    if zero_point is not None:
+        zero = build.cast(_scalar(zero_point), "float32", f"{name}.zero_point")
+        centred = build.binary("subtract", centred, zero, f"{name}.centred")
+    return build.binary("multiply", centred, _scalar(scale), name)
+
+
+def _scalar(value: Value) -> Value:
+    if any(size != 1 for size in extents.shape(value)):
+        raise Refused("computes a scale for every channel; only one for the whole tensor is known")
+    return value

@@ -114,7 +114,7 @@ class Lowering:
     def _accumulate(self, emitter: Emitter, acc: Accumulators) -> Any:
         """The convolution or linear layer; its bias in steps of both scales."""
         zero_point = acc.x.grid.zero_point
-        rows, steps = _steps(acc)
+        rows, steps = accumulator_steps(acc)
         _prove(acc, rows, steps)
         w, bias = graph.constant(acc.weights, acc.dtype), graph.constant(steps.astype(np.int32))
         operands = [self.integers[acc.x.name], w, bias]
@@ -263,11 +263,11 @@ def _prove(acc: Accumulators, rows: NDArray[np.int64], steps: NDArray[np.float64
 
 def overflow(acc: Accumulators) -> str | None:
     """How accumulators may leave int32, in words; None where they cannot."""
-    rows, steps = _steps(acc)
+    rows, steps = accumulator_steps(acc)
     return _overflow(acc, rows, steps)
 
 
-def _steps(acc: Accumulators) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def accumulator_steps(acc: Accumulators) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(O, K) weights, and the (O,) bias in accumulator steps with the zero point folded in."""
     rows = acc.weights.reshape(len(acc.weights), -1).astype(np.int64)
     bias = np.rint(acc.bias / (acc.scale * acc.x.grid.scale))

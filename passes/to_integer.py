@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import tvm
@@ -12,6 +12,7 @@ from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
 from nybble.passes.drop_identities import drop_unread
 from nybble.passes.fold_stored import fold_stored
+from nybble.passes.headroom import with_room
 from nybble.passes.integer_emitters import overflow
 from nybble.passes.regions import Accumulators, Matcher, Operand, Region, WeightOnly
 from nybble.passes.row_emitters import RowLowering
@@ -34,9 +35,7 @@ def lower_to_integers(mod: tvm.IRModule, recipe: Recipe | None) -> tvm.IRModule:
     known = {line.split(":", 1)[0] for line in kept}
     inside = dict(specs.between_borders(lowered))
     kept += [
-        f"{name}: {op}: {visitor.reasons.get(name, 'matches no integer kernel')}"
-        for name, op in inside.items()
-        if name not in known
+        f"{name}: {op}: {visitor.why(name)}" for name, op in inside.items() if name not in known
     ]
     if visitor.is_imported:  # nothing has listed its float ops
         kept += [
@@ -87,13 +86,14 @@ class Visitor:
             readers = view.readers[name]
             if view.op(name) == "nybble.quantize":
                 region = matcher.region(name)
-                if region is not None and self._fits(region.operands):
+                region = self._with_room(region) if region else None
+                if region is not None:
                     self.regions[name] = region
                     satisfied.add(name)
             elif self._is_inner(view, name) and satisfied.issuperset(readers):
                 self.absorbed.add(name)
                 satisfied.add(name)
-            elif (found := matcher.accumulators(name)) is not None and self._fits((found,)):
+            elif (found := matcher.accumulators(name)) is not None and self._fits(found):
                 self.leaving[name] = found
                 satisfied.add(name)
             elif (layer := matcher.weight_only(name)) is not None:
@@ -108,14 +108,34 @@ class Visitor:
         is_float = graph.dtype_of(view.variables[name]) == "float32"
         return is_float and bool(view.readers[name]) and name not in view.outputs
 
-    def _fits(self, operands: Iterable[Operand]) -> bool:
-        """Whether accumulators keep within 32 bits, of imported layers; others must."""
+    def _with_room(self, region: Region) -> Region | None:
+        """The region with accumulators that keep within 32 bits; None where there is no such form.
+
+        Of imported layers; others were chosen so, and lowering says where they are not.
+        """
         if not self.is_imported:
-            return True
-        sums = [operand for operand in operands if isinstance(operand, Accumulators)]
-        found = {acc.name: why for acc in sums if (why := overflow(acc))}
-        self.reasons |= found
-        return not found
+            return region
+        operands = list[Operand]()
+        for operand in region.operands:
+            if not isinstance(operand, Accumulators):
+                operands.append(operand)
+            elif (found := with_room(operand, region.out.scale)) is not None:
+                operands.append(found)
+            else:
+                self._fits(operand)  # says why not
+                return None
+        return replace(region, operands=tuple(operands))
+
+    def _fits(self, acc: Accumulators) -> bool:
+        """Whether the accumulators of an imported layer keep within 32 bits; notes why not."""
+        why = overflow(acc) if self.is_imported else None
+        if why is not None:
+            self.reasons[acc.name] = why
+        return why is None
+
+    def why(self, name: str) -> str:
+        """Why a binding is float."""
+        return self.reasons.get(name.removesuffix(".bias"), "matches no integer kernel")
 
     def visit(self, emitter: Emitter, name: str, call: Any) -> Any:
         """The expression in a binding's place; None where it stays as it is."""

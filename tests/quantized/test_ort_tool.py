@@ -78,6 +78,16 @@ def test_the_deployed_library_equals_the_law(resnet: bytes, tool: str, tmp_path:
     np.testing.assert_array_equal(session(images), model.run(images))
 
 
+@pytest.mark.parametrize("tool", ["QDQ U8S8", "U8U8 asymmetric"])
+def test_what_was_imported_is_exported_again(resnet: bytes, tool: str, tmp_path: Path) -> None:
+    images = models.images(4, (3, SIZE, SIZE), seed=5)
+    model = imported(ort.quantized(resnet, images, tmp_path, **TOOLS[tool]))
+    data = model.to_onnx()
+    np.testing.assert_array_equal(imported(data).run(images), model.run(images))
+    y = ort.reference(data, images)
+    np.testing.assert_allclose(model.simulate(images), y, atol=1e-4 * np.abs(y).max())
+
+
 def test_calibration_is_refused(resnet: bytes, tmp_path: Path) -> None:
     images = models.images(2, (3, SIZE, SIZE))
     model = imported(ort.quantized(resnet, images, tmp_path))
