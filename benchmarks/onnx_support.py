@@ -237,29 +237,50 @@ def table(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def known(log: Path | None) -> dict[tuple[str, str], tuple[str, str]]:
+    """(engine, case) -> (operator, outcome) of an earlier run that was interrupted."""
+    if log is None or not log.exists():
+        return {}
+    rows = (line.split("\t") for line in log.read_text().splitlines())
+    return {(engine, name): (op, kind) for engine, kind, op, name, *_ in rows}
+
+
+def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default=".*", help="operators, a regular expression")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--log", type=Path, help="write a line for every case")
+    parser.add_argument("--log", type=Path, help="a line for every case; a second run goes on")
     parser.add_argument("--no-table", action="store_true")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs the cases and writes the table."""
+    args = options()
     import nybble.walk  # noqa: F401, PLC0415  (once, before the forks)
     import tvm.relax.frontend.onnx  # noqa: F401, PLC0415
 
-    work = [(engine, op, case) for op, case in cases(args.only) for engine in args.engines]
+    done = known(args.log)
     results: Results = defaultdict(lambda: {engine: Counter() for engine in ENGINES})
-    log = args.log.open("w") if args.log else None
-    with ThreadPoolExecutor(args.jobs) as pool:
+    for (engine, _), (op, kind) in done.items():
+        results[op][engine][kind] += 1
+    work = [
+        (engine, op, case)
+        for op, case in cases(args.only) for engine in args.engines
+        if (engine, case.name) not in done
+    ]  # fmt: skip
+    with (
+        ThreadPoolExecutor(args.jobs) as pool,
+        (args.log or Path(os.devnull)).open("a") as log,
+    ):
         found = pool.map(lambda item: isolated(item[0], item[2]), work)
-        for done, ((engine, op, case), (kind, why)) in enumerate(zip(work, found, strict=True), 1):
+        for count, ((engine, op, case), (kind, why)) in enumerate(zip(work, found, strict=True), 1):
             results[op][engine][kind] += 1
-            if log is not None:
-                short = " ".join(why.split())[:300]
-                print(engine, kind, op, case.name, short, sep="\t", file=log, flush=True)
-            print(f"\r{done} of {len(work)}", end="", flush=True)  # noqa: T201
+            short = " ".join(why.split())[:300]
+            print(engine, kind, op, case.name, short, sep="\t", file=log, flush=True)
+            print(f"\r{count} of {len(work)}", end="", flush=True)  # noqa: T201
     print()  # noqa: T201
     for engine in args.engines:
         total = sum((r[engine] for r in results.values()), Counter())

@@ -109,8 +109,8 @@ def _gru(cell: Cell, x: Value, state: State) -> State:
     else:
         inner = node.op("Mul.reset", reset, cell.gate(past, 2))
     new = cell.apply(1, node.op("Add.new", cell.gate(x, 2), inner))
-    # (1 - z)·new + z·h
-    return (node.op("Add.hidden", new, node.op("Mul.kept", update, node.op("Sub.step", h, new))),)
+    fresh = node.op("Mul.fresh", node.op("Sub.rest", 1.0, update), new)
+    return (node.op("Add.hidden", fresh, node.op("Mul.kept", update, h)),)
 
 
 def _rnn(cell: Cell, x: Value, state: State) -> State:
@@ -125,7 +125,6 @@ CELLS: dict[str, Callable[[Cell, Value, State], State]] = {"LSTM": _lstm, "GRU":
 
 def _recurrent(node: Node, build: Builder) -> Value:
     """Y (time, directions, batch, hidden), the last hidden state, and an LSTM's last cell."""
-    kind = node.proto.op_type
     x = node.input(0)
     if node.attr("layout", 0):
         x = build.transpose(x, (1, 0, 2), f"{node.name}.time")
@@ -143,7 +142,6 @@ def _recurrent(node: Node, build: Builder) -> Value:
         else:
             last = [state[place - 1] for _, state in found]
             results.append(_stacked(node, build, last, 0 if not node.attr("layout", 0) else 1))
-    del kind
     return tuple(results)
 
 
