@@ -84,11 +84,13 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
 
     Returns:
         (kind, reason): linear, bias, activation, add, product, concat, max_pool, avg_pool, through,
-        scale, shift, matmul, softmax, norm; or float with the reason in words. Tables are found by
-        `nybble.passes.pointwise`.
+        scale, shift, matmul, mask, softmax, norm; or float with the reason in words. Tables are
+        found by `nybble.passes.pointwise`.
     """
     call, op = view.calls[name], view.op(name)
     sources = view.sources(name)
+    if not is_float(view, name):
+        return "float", "holds integers or truth values"
     if is_linear(call):
         return "linear", ""
     if op in ACTIVATIONS:
@@ -98,9 +100,14 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
         return ("concat", "") if computed else ("float", "joins a constant")
     if op in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
         return pool_kind(call, op)
-    if op in AFFINE:
-        return _arithmetic(view, name, kinds)
-    return rows.kind_of(view, name) or _shuffle(call, op)
+    other = _arithmetic(view, name, kinds) if op in AFFINE else _shuffle(call, op)
+    return rows.kind_of(view, name) or other
+
+
+def is_float(view: View, name: str) -> bool:
+    """Whether a binding and all it reads are floats: token numbers and masks are not quantized."""
+    tensors = [view.variables[name], *graph.operands(view.calls[name])]
+    return all(graph.dtype_of(tensor).startswith("float") for tensor in tensors)
 
 
 def _shuffle(call: Any, op: str) -> tuple[str, str]:
@@ -215,6 +222,7 @@ def classify(view: View, recipe: Recipe) -> tuple[dict[str, str], dict[str, str]
             kind, reason = "float", f"the recipe keeps '{pattern}' float"
         source = view.sources(name)[0] if view.sources(name) else ""
         prepares = kind in ("through", "scale") or (name not in tabled and bool(affine(call)))
+        prepares = prepares and is_float(view, name)
         if source in arriving and prepares and view.sole_reader(source) == name:
             kind = "arriving"
             arriving.add(name)

@@ -15,6 +15,7 @@ from nybble.passes.grids import Grid, share_grid
 from nybble.passes.integer_emitters import ACCUMULATOR_LIMIT, Lowering, Term, clamp, dyadic
 from nybble.passes.plan import shift_of
 from nybble.passes.regions import Leaf, Products, Region
+from nybble.passes.row_regions import MaskedRegion
 
 FINER = 12  # bits of a constant that is added, below the result's steps
 FINEST = 14  # fractional bits of a norm's affine step
@@ -67,7 +68,11 @@ class RowLowering(Lowering):
         whole = clamp(region) == numerics.limits(region.out.dtype)
         is_natural = region.out == shares and whole
         shares = shares if is_natural else share_grid()
-        found = emitter.emit(ops.call("softmax", [x, *scale], dtype=shares.dtype), region.name)
+        call = ops.call("softmax", [x, *scale], dtype=shares.dtype)
+        if isinstance(region, MaskedRegion) and region.mask is not None:
+            operands = [x, graph.constant(region.mask), *scale]
+            call = ops.call("masked_softmax", operands, dtype=shares.dtype)
+        found = emitter.emit(call, region.name)
         if is_natural:
             return found
         ratio = np.asarray(shares.scale / region.out.scale, np.float64)

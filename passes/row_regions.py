@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nybble.passes import rows
 from nybble.passes.fold_batch_norm import affine
 from nybble.passes.grids import Grid
 from nybble.passes.plan import shift_of
 from nybble.passes.regions import Leaf, Matcher, Products, Region
+
+
+@dataclass(frozen=True)
+class MaskedRegion(Region):
+    """A softmax.
+
+    Attributes:
+        mask: (M, K) or (1, K), 0 where a value is hidden; None without a mask.
+    """
+
+    mask: NDArray[np.uint8] | None = None
 
 
 class RowMatcher(Matcher):
@@ -39,8 +51,11 @@ class RowMatcher(Matcher):
 
     def _softmax(self, name: str, call: Any) -> Region | None:
         source = self.view.sources(name)[0]
+        mask = rows.mask_of(self.view, source)
+        if mask is not None:
+            (source,) = self.view.sources(source)
         operand: Products | Leaf | None = self.products(source) or self.leaf(source)
-        return None if operand is None else Region(name, call, (operand,))
+        return None if operand is None else MaskedRegion(name, call, (operand,), mask=mask)
 
     def products(self, name: str) -> Products | None:
         """The product of two integer tensors behind ``name``, maybe times a positive number."""

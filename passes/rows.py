@@ -10,16 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nybble.ir import graph, rows
 from nybble.passes.view import View
 
 SOFTMAX = "relax.nn.softmax"
+HIDDEN = -1000.0  # what a mask adds at most where it hides a value; e^-1000 is 0
 NORMS = {"relax.nn.layer_norm", "relax.nn.rms_norm"}
 
 
 def kind_of(view: View, name: str) -> tuple[str, str] | None:
     """(kind, why float) of a product of two tensors, a softmax or a norm; None for other ops."""
     call, op = view.calls[name], view.op(name)
+    if mask_of(view, name) is not None:
+        return "mask", ""
     if op == "relax.matmul" and len(view.sources(name)) == 2:
         why = refuse_matmul(call)
         return ("float", why) if why else ("matmul", "")
@@ -33,15 +39,35 @@ def kind_of(view: View, name: str) -> tuple[str, str] | None:
 
 
 def is_absorbed(view: View, kinds: Mapping[str, str], name: str, reader: str) -> bool:
-    """Whether a product's reader computes it from the accumulators: its scale, or a softmax."""
-    if kinds[reader] == "scale":
-        return kinds[name] == "matmul"
-    if kinds[reader] != "softmax":
+    """Whether a product's reader computes it from the accumulators: scale, mask, softmax."""
+    if kinds[reader] not in ("scale", "mask", "softmax"):
         return False
-    is_scaled = kinds[name] == "scale" and kinds.get(view.sources(name)[0]) == "matmul"
-    if is_scaled:
-        return view.sole_reader(view.sources(name)[0]) == name
+    if kinds[name] in ("scale", "mask"):
+        (source,) = view.sources(name)
+        follows = view.sole_reader(source) == name and is_absorbed(view, kinds, source, name)
+        return follows and kinds[reader] != "scale"
     return kinds[name] == "matmul"
+
+
+def mask_of(view: View, name: str) -> NDArray[np.uint8] | None:
+    """What a sum with a constant hides from the softmax behind it, 0 and 1 of (M, K); else None."""
+    call, reader = view.calls.get(name), view.sole_reader(name) or ""
+    if graph.op_name(call) != "relax.add" or view.op(reader) != SOFTMAX:
+        return None
+    constants = [graph.numpy_of(t) for t in graph.operands(call) if graph.is_constant(t)]
+    if len(constants) != 1 or refuse_softmax(view.calls[reader]) or constants[0].ndim < 1:
+        return None
+    (constant,) = constants
+    hides, shape = constant <= HIDDEN, view.shape(name)
+    if not hides.any() or not np.all(hides | (constant == 0)):
+        return None
+    if any(extent != 1 for extent in constant.shape[:-2]) or hides.all(axis=-1).any():
+        return None
+    rows_of = constant.shape[-2] if constant.ndim > 1 else 1
+    if rows_of not in (1, shape[-2]):
+        return None
+    full = np.broadcast_to(~hides.reshape(rows_of, constant.shape[-1]), (rows_of, int(shape[-1])))
+    return full.astype(np.uint8)
 
 
 def refuse_matmul(call: Any) -> str | None:

@@ -273,6 +273,7 @@ _OTHERS: dict[str, Rule] = {
     "nybble.multiply": _multiply,
     "nybble.table": _table,
     "nybble.softmax": match_rows.softmax,
+    "nybble.masked_softmax": match_rows.masked_softmax,
     "nybble.layer_norm": match_rows.norm,
     "nybble.rms_norm": match_rows.norm,
     "relax.concat": _concat,

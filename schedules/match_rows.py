@@ -1,10 +1,12 @@
 """The rules for ops on whole rows: products of two tensors, softmax and norms.
 
 matmul -> requantize
-softmax | layer_norm | rms_norm
+softmax | masked_softmax | layer_norm | rms_norm
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from tvm import relax
 
@@ -34,6 +36,22 @@ def softmax(_matcher: Matcher, binding: relax.VarBinding) -> Group:
         ScheduleError: the scale is no constant.
     """
     return _rows(binding, {"multiplier": 1, "shift": 1})
+
+
+def masked_softmax(_matcher: Matcher, binding: relax.VarBinding) -> Group:
+    """A softmax with a mask; the attribute ``rows`` is the mask's number of rows.
+
+    Raises:
+        ScheduleError: the mask or the scale is no constant.
+    """
+    name, args = str(binding.var.name), binding.value.args
+    constants = {
+        operand: constant_of(arg, name, operand)
+        for operand, arg in zip(("mask", "multiplier", "shift"), args[1:], strict=True)
+    }
+    problem = _problem(binding, 1)
+    problem = replace(problem, attrs=(*problem.attrs, ("rows", len(constants["mask"]))))
+    return Group((binding,), problem, (args[0],), constants)
 
 
 def norm(_matcher: Matcher, binding: relax.VarBinding) -> Group:

@@ -15,9 +15,13 @@ from tests.models import SEED, settled
 class Encoder(nn.Module):
     """One encoder block: attention and a perceptron, norms before (ViT) or behind them (BERT)."""
 
-    def __init__(self, width: int, heads: int, norm_first: bool, approximate: str = "none") -> None:
+    def __init__(
+        self, width: int, heads: int, norm_first: bool, approximate: str = "none",
+        causal: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.heads, self.norm_first, self.approximate = heads, norm_first, approximate
+        self.causal, self.approximate = causal, approximate
+        self.heads, self.norm_first = heads, norm_first
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -26,7 +30,7 @@ class Encoder(nn.Module):
         n, t, d = x.shape
         qkv = self.qkv(x).reshape(n, t, 3, self.heads, d // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.proj(mixed.transpose(1, 2).reshape(n, t, d))
 
     def perceive(self, x: Tensor) -> Tensor:

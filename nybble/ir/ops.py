@@ -200,6 +200,11 @@ VOCABULARY: dict[str, OpDef] = {
             "along the last axis, in steps of 2^-bits; multiplier and shift: one int32 each",
         ),
         OpDef(
+            "masked_softmax", ("x", "mask", "multiplier", "shift"), {"dtype": ...},
+            _same_shape, rows.masked_softmax,
+            "softmax of what a constant uint8 mask of the last two axes shows",
+        ),
+        OpDef(
             "layer_norm", ("x", "multiplier", "offset", "epsilon"), _NORMALISED,
             _same_shape, rows.layer_norm,
             "mean 0 and variance 1 along the last axis, then an affine step for each channel",

@@ -59,12 +59,28 @@ def softmax(x: Array, multiplier: Array, shift: Array, *, dtype: str) -> Array:
         shift: one int32 in 1..62.
         dtype: ``uint1`` to ``uint8``; its b bits hold steps of 2^-b, so 1 is stored as 1 - 2^-b.
     """
+    return masked_softmax(x, np.ones((1, x.shape[-1]), np.uint8), multiplier, shift, dtype=dtype)
+
+
+def masked_softmax(x: Array, mask: Array, multiplier: Array, shift: Array, *, dtype: str) -> Array:
+    """`softmax` over the values of each row that a mask shows; the others count for nothing.
+
+    Args:
+        x: (…, M, length).
+        mask: (M, length) or (1, length) uint8: 0 hides a value. A row without any gives zeros.
+        multiplier: as of `softmax`.
+        shift: as of `softmax`.
+        dtype: as of `softmax`.
+    """
     right = POWER_BITS + RECIPROCAL_BITS - limits(dtype)[1].bit_length()
-    below = x.max(axis=-1, keepdims=True).astype(np.int64) - x.astype(np.int64)
+    shown, steps = np.broadcast_to(mask != 0, x.shape), x.astype(np.int64)
+    largest = np.where(shown, steps, -(1 << 31)).max(axis=-1, keepdims=True)
+    below = np.where(shown, largest - steps, 1 << 31)
     octaves = scaled(below, multiplier, shift, "half_up")
     octaves = np.minimum(octaves, MOST_OCTAVES << OCTAVE_BITS)
-    powers = power(octaves)
-    reciprocal = (1 << POWER_BITS + RECIPROCAL_BITS) // powers.sum(axis=-1, keepdims=True)
+    powers = np.where(shown, power(octaves), 0)
+    total = np.maximum(powers.sum(axis=-1, keepdims=True), 1)
+    reciprocal = (1 << POWER_BITS + RECIPROCAL_BITS) // total
     shares = scaled(powers, reciprocal, np.asarray(right), "half_up")
     return settle(shares, *limits(dtype), dtype)
 

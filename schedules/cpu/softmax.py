@@ -1,4 +1,4 @@
-"""Softmax in integers, row by row: `nybble.ir.rows.softmax`.
+"""Softmax in integers, row by row: `nybble.ir.rows.softmax` and ``masked_softmax``.
 
 pass 1    the largest value
 pass 2    2^-t of every value into a scratch row, and their sum
@@ -20,7 +20,7 @@ from nybble.ir import numerics, rows
 from nybble.schedules.cpu import rowwise, scaling
 from nybble.schedules.cpu.buffers import Buffers, declare
 from nybble.schedules.cpu.dot import AVX2, AVX512
-from nybble.schedules.cpu.elementwise import NAME
+from nybble.schedules.cpu.elementwise import NAME, i64
 from nybble.schedules.cpu.rowwise import Lanes
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
@@ -45,14 +45,23 @@ def _pack(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     enough = -(-(rows.MOST_OCTAVES << rows.OCTAVE_BITS) << c) // m + 1 if m else SIGN
     factor = scaling.dyadic_rows(np.array([m]), np.array([c]))
     cap = min(enough, (SIGN - 1) >> int(factor[0][0]))
-    return [np.array([cap, *(int(row[0]) for row in factor)], np.int32)]
+    packed = [np.array([cap, *(int(row[0]) for row in factor)], np.int32)]
+    return [*packed, constants["mask"].reshape(-1)] if "mask" in constants else packed
+
+
+def _masks(problem: Problem) -> tuple[TensorSpec, ...]:
+    """The mask, flat, where there is one."""
+    if problem.op == "softmax":
+        return ()
+    rows_of_mask = int(problem.attr("rows"))
+    return (TensorSpec((rows_of_mask * int(problem.output.shape[-1]),), "uint8"),)
 
 
 def _build(lanes: int, problem: Problem, _target: Any, _knobs: Knobs) -> tirx.PrimFunc:
     symbols: dict[str, Any] = {}
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
-        buffers = declare(problem, (TensorSpec((5,), "int32"),), symbols)
+        buffers = declare(problem, (TensorSpec((5,), "int32"), *_masks(problem)), symbols)
         factor = [T.Bind(buffers.constants[0][i]) for i in range(5)]
         row = partial(_row, problem, lanes, buffers, factor)
         rowwise.tasks(problem.output.shape, WORK, symbols, row)
@@ -62,25 +71,29 @@ def _build(lanes: int, problem: Problem, _target: Any, _knobs: Knobs) -> tirx.Pr
 def _row(problem: Problem, lanes: int, buffers: Buffers, factor: list[Any], first: Any) -> None:
     length = int(problem.output.shape[-1])
     bits, out = rows.POWER_BITS, numerics.width(problem.output.dtype)[1]
+    shown = _shown(problem, buffers, first)
     largest = rowwise.Total("int32", lanes, -SIGN, tirx.max, "smax")
-    rowwise.along(
-        length, lanes, lambda at, n: largest.add(n.load(buffers.x, first + at), n)
-    )  # fmt: skip
+
+    def compared(at: Any, n: Lanes) -> None:
+        largest.add(shown(at, n.load(buffers.x, first + at), -SIGN, n), n)
+
+    rowwise.along(length, lanes, compared)
     most = largest.result()
     powers = T.alloc_buffer((length,), "int32", layout=None)
     total = rowwise.added("int32" if lanes > 1 else "int64", lanes)
 
     def raised(at: Any, n: Lanes) -> None:
-        below = _below(most, n.load(buffers.x, first + at), factor[0], n)
+        value = shown(at, n.load(buffers.x, first + at), -SIGN, n)
+        below = _below(most, value, factor[0], n)
         octaves = n.rescaled(below, factor[1], factor[2:])
         most_octaves = n.all(rows.MOST_OCTAVES << rows.OCTAVE_BITS)
-        power = _power(T.Bind(tirx.min(octaves, most_octaves)), n)
+        power = shown(at, _power(T.Bind(tirx.min(octaves, most_octaves)), n), 0, n)
         n.store(powers, at, power)
         total.add(power if lanes > 1 else power.astype("int64"), n)
 
     rowwise.along(length, lanes, raised)
     numerator = tirx.const(1 << (bits + rows.RECIPROCAL_BITS), "int64")
-    reciprocal = tirx.truncdiv(numerator, total.result("int64")).astype("int32")
+    reciprocal = tirx.truncdiv(numerator, tirx.max(total.result("int64"), i64(1))).astype("int32")
     right = bits + rows.RECIPROCAL_BITS - out - 32
     shares = T.Bind(reciprocal), 1 << (right - 1), right
 
@@ -89,6 +102,21 @@ def _row(problem: Problem, lanes: int, buffers: Buffers, factor: list[Any], firs
         n.store(buffers.output, first + at, tirx.min(value, n.all((1 << out) - 1)))
 
     rowwise.along(length, lanes, shared)
+
+
+def _shown(problem: Problem, buffers: Buffers, first: Any) -> Any:
+    """(place, value, number, lanes) -> the values that the mask shows, else the number."""
+    if problem.op == "softmax":
+        return lambda _at, value, _number, _n: value
+    mask, length = buffers.constants[1], int(problem.output.shape[-1])
+    row = tirx.floormod(tirx.floordiv(first, length), int(problem.attr("rows")))
+    begin = T.Bind(row * length)
+
+    def keep(at: Any, value: Any, number: int, n: Lanes) -> Any:
+        seen = n.load(mask, begin + at) != n.all(0)
+        return T.Bind(T.Select(seen, value, n.all(number)))
+
+    return keep
 
 
 def _below(most: Any, value: Any, cap: Any, n: Lanes) -> Any:
@@ -117,12 +145,13 @@ def _power(octaves: Any, n: Lanes) -> Any:
 KERNELS = tuple(
     Kernel(
         NAME if lanes == 1 else f"cpu.rows.{name}",
-        "softmax",
+        op,
         partial(_supports, lanes, features),
         _pack,
         partial(_build, lanes),
         arch="x86_64" if features else None,
     )
     for name, lanes, features in (("avx512", 16, AVX512), ("avx2", 8, AVX2), ("", 1, ()))
+    for op in ("softmax", "masked_softmax")
 )
-"""By preference; the last one compiles for every target."""
+"""By preference; the last ones compile for every target."""

@@ -86,6 +86,17 @@ def product_of_matrices() -> tvm.IRModule:
     return module(body, ((3, 5, 7), "uint8"), ((3, 9, 7), "int8"))
 
 
+def masked() -> tvm.IRModule:
+    """Each row shows one value more than the one before it."""
+    mask = C(np.tri(6, 7, dtype=np.uint8))
+
+    def body(emitter: graph.Emitter, x: Any) -> Any:
+        operands = [x, mask, *scale(1, most=20)]
+        return emitter.emit(ops.call("masked_softmax", operands, dtype="uint8"), "y")
+
+    return module(body, ((5, 6, 7), "int8"))
+
+
 def norm(name: str) -> tvm.IRModule:
     """Seven channels, multipliers of both signs."""
     rng = np.random.default_rng(4)
@@ -114,6 +125,7 @@ EVERY_OP = {
     "sum_pool2d": one("sum_pool2d", [], ((5, 6, 7), "uint8"), pool_size=(5, 6), **WINDOW),
     "matmul": product_of_matrices(),
     "softmax": one("softmax", scale(1, most=20), ((5, 6, 7), "int32"), dtype="uint8"),
+    "masked_softmax": masked(),
     "layer_norm": norm("layer_norm"),
     "rms_norm": norm("rms_norm"),
     "weight_only": one("weight_only", grouped(21, 33, 10), ((33,), "float32"), group=10),

@@ -40,6 +40,20 @@ def test_softmax(dtype: str, ratio: float, out: str, length: int) -> None:
     assert made.kernels == [("softmax", "cpu.rows.avx2")]
 
 
+@pytest.mark.parametrize(("rows", "length"), [(5, 21), (1, 16)])
+def test_masked_softmax(rows: int, length: int) -> None:
+    """What is hidden may be larger than all the rest; a row may be hidden whole."""
+    mask = np.random.default_rng(5).integers(0, 1, (rows, length), np.uint8, endpoint=True)
+    mask[-1] = rows == 1
+    constants = [C(mask), *map(C, numerics.dyadic(np.float64(40.0)))]
+
+    def body(emitter: Any, x: Any) -> Any:
+        return emitter.emit(ops.call("masked_softmax", [x, *constants], dtype="uint8"), "y")
+
+    made = check_exact(module(body, ((3, 5, length), "int32")), resolve(V3))
+    assert made.kernels == [("masked_softmax", "cpu.rows.avx2")]
+
+
 @pytest.mark.parametrize(("length", "kernel"), [(2048, "cpu.rows.avx2"), (16400, "cpu.generic")])
 def test_a_long_row_of_equal_values(length: int, kernel: str) -> None:
     """The largest sums, beyond 32 bits: in every lane by itself, or in 64 bits."""
