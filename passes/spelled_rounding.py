@@ -41,10 +41,10 @@ def quantize_spelled_rounding(mod: tvm.IRModule) -> tvm.IRModule:
 def _rounded(call: Any, made: dict[Any, Any]) -> tuple[Any, Any]:
     """(x, s) of ``round(x / s) * s`` with one positive number s, else (None, None)."""
     step = _number(call, "relax.multiply")
-    rounded = made.get(call.args[0]) if step is not None else None
+    rounded: Any = made.get(call.args[0]) if step is not None else None
     if graph.op_name(rounded) != "relax.round":
         return None, None
-    divided = made.get(rounded.args[0])
+    divided: Any = made.get(rounded.args[0])
     if step is None or _number(divided, "relax.divide") != step or step <= 0:
         return None, None
     return divided.args[0], step

@@ -16,7 +16,7 @@ QDQ, QOPERATOR = QuantFormat.QDQ, QuantFormat.QOperator
 S8, U8, U16, S16 = QuantType.QInt8, QuantType.QUInt8, QuantType.QUInt16, QuantType.QInt16
 
 
-class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+class Reader(CalibrationDataReader):
     """Calibration samples, one by one."""
 
     def __init__(self, images: Iterable[Any], name: str):
