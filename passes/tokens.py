@@ -53,15 +53,15 @@ def _joined(call: Any, made: Mapping[Any, Any]) -> tuple[Any, list[int], NDArray
     computed = [field for field, value in zip(fields, known, strict=True) if value is None]
     if axis == 0 or len(computed) != 1 or len(fields) == 1:
         return None
-    sizes = graph.shape_of(computed[0])
-    if any(isinstance(size, str) for size in sizes[1:]):
+    _, *sizes = graph.shape_of(computed[0])
+    if any(isinstance(size, str) for size in sizes):
         return None
-    zeros = np.zeros((1, *sizes[1:]), np.float32)
+    zeros = np.zeros((1, *map(int, sizes)), np.float32)
     parts = [zeros if value is None else value for value in known]
-    if any(part.shape[0] != 1 or part.ndim != len(sizes) for part in parts):
+    if any(part.shape[0] != 1 or part.ndim != zeros.ndim for part in parts):
         return None
     place = fields.index(computed[0])
-    widths = [0] * (2 * len(sizes))
+    widths = [0] * (2 * zeros.ndim)
     widths[2 * axis] = sum(part.shape[axis] for part in parts[:place])
     widths[2 * axis + 1] = sum(part.shape[axis] for part in parts[place + 1 :])
     return computed[0], widths, np.concatenate(parts, axis=axis).astype(np.float32)
@@ -71,21 +71,21 @@ def _constant(expr: Any, made: Mapping[Any, Any]) -> NDArray[Any] | None:
     """The values of a constant, or of one that is repeated along the batch."""
     if graph.is_constant(expr):
         return graph.numpy_of(expr)
-    call = made.get(expr)
+    call: Any = made.get(expr)
     if graph.op_name(call) != "relax.broadcast_to" or not graph.is_constant(call.args[0]):
         return None
-    shape, values = graph.shape_of(expr), graph.numpy_of(call.args[0])
-    if any(isinstance(size, str) for size in shape[1:]):
+    (_, *sizes), values = graph.shape_of(expr), graph.numpy_of(call.args[0])
+    if any(isinstance(size, str) for size in sizes):
         return None
-    full = values.reshape((1,) * (len(shape) - values.ndim) + values.shape)
-    return np.broadcast_to(full, (full.shape[0], *shape[1:])) if full.shape[0] == 1 else None
+    full = values.reshape((1,) * (1 + len(sizes) - values.ndim) + values.shape)
+    return np.broadcast_to(full, (1, *map(int, sizes))) if full.shape[0] == 1 else None
 
 
 def _merged(call: Any, made: Mapping[Any, Any]) -> Any:
     """A sum of x and two constants that vary over more than channels as one sum."""
     if graph.op_name(call) != "relax.add" or not graph.is_constant(call.args[1]):
         return None
-    inner = made.get(call.args[0])
+    inner: Any = made.get(call.args[0])
     if graph.op_name(inner) != "relax.add" or not graph.is_constant(inner.args[1]):
         return None
     first, second = (graph.numpy_of(one.args[1]) for one in (inner, call))

@@ -13,7 +13,7 @@ RNG = np.random.default_rng(7)
 
 
 def octave_scale(step: float) -> tuple[Any, Any]:
-    return numerics.dyadic(np.float64(step * np.log2(np.e) * 2**rows.OCTAVE_BITS))
+    return numerics.dyadic(np.asarray(step * np.log2(np.e) * 2**rows.OCTAVE_BITS))
 
 
 def shares(q: Any, step: float) -> Any:
@@ -27,7 +27,7 @@ def shares(q: Any, step: float) -> Any:
 def test_softmax_is_right_to_half_a_step(length: int, spread: float) -> None:
     step = spread / 2**14
     q = np.rint(RNG.standard_normal((max(20 - length, 3), length)) * 2**14).astype(np.int32)
-    exact = rows.softmax(q, *octave_scale(step), dtype="uint8")
+    exact: Any = rows.softmax(q, *octave_scale(step), dtype="uint8")
     np.testing.assert_allclose(exact, shares(q, step), atol=0.5 + 256 * 2.0**-12)
 
 

@@ -21,7 +21,7 @@ V3 = "x86-64-v3"
 
 
 def soft(dtype: str, length: int, ratio: float, out: str = "uint8") -> Any:
-    constants = [C(c) for c in numerics.dyadic(np.float64(ratio))]
+    constants = [C(c) for c in numerics.dyadic(np.asarray(ratio))]
 
     def body(emitter: Any, x: Any) -> Any:
         return emitter.emit(ops.call("softmax", [x, *constants], dtype=out), "y")
@@ -45,7 +45,7 @@ def test_masked_softmax(rows: int, length: int) -> None:
     """What is hidden may be larger than all the rest; a row may be hidden whole."""
     mask = np.random.default_rng(5).integers(0, 1, (rows, length), np.uint8, endpoint=True)
     mask[-1] = rows == 1
-    constants = [C(mask), *map(C, numerics.dyadic(np.float64(40.0)))]
+    constants = [C(mask), *map(C, numerics.dyadic(np.asarray(40.0)))]
 
     def body(emitter: Any, x: Any) -> Any:
         return emitter.emit(ops.call("masked_softmax", [x, *constants], dtype="uint8"), "y")
@@ -98,7 +98,7 @@ def product(
         acc = emitter.emit(ops.call("matmul", [x, y], **attrs), "acc")
         if not rescaled:
             return acc
-        scale = [C(c) for c in numerics.dyadic(np.float64(2e-3))]
+        scale = [C(c) for c in numerics.dyadic(np.asarray(2e-3))]
         bounds = {"dtype": "int8", "lo": -128, "hi": 127, "zero_point": 3}
         return emitter.emit(ops.call("requantize", [acc, *scale], **bounds), "y")
 
