@@ -342,9 +342,8 @@ def conv2d(
 def correlate(view: Array, w: Array, groups: int, dtype: type[np.floating]) -> Array:
     """Windows (N, OH, OW, KH, KW, C) times weights (O, KH, KW, C/groups) -> (N, OH, OW, O).
 
-    On integers whose sums fit 32 bits a float64 matrix product is exact: every partial sum of up
-    to 2^21 products of 16 bits is an integer below 2^53, whatever the order of summation. So BLAS
-    may compute the law.
+    On integers of 16 bits a float64 matrix product is exact: partial sums of up to 2^21 products
+    are integers below 2^53, whatever the order of summation. So BLAS may compute the law.
     """
     n, oh, ow, kh, kw, c = view.shape
     out_channels = w.shape[0]
