@@ -364,6 +364,6 @@ def exported(net: nn.Module, example: Example, open_axes: dict[int, str] | None 
     with models.quiet():
         torch.onnx.export(
             net, example, buffer, dynamo=False, opset_version=17, input_names=names,
-            output_names=["y"], dynamic_axes={name: axes for name in (*names, "y")},
+            output_names=["y"], dynamic_axes=dict.fromkeys((*names, "y"), axes),
         )  # fmt: skip
     return bytes(buffer.getvalue())
