@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from rich.text import Text
 import nybble
 from nybble import known
 from nybble.allocated import allocated
+from nybble.commands_quantized import check_calibration
 from nybble.errors import ArtifactError, ImportModelError, NybbleError
 from nybble.options import RecipeOptions
 from nybble.recipe import FLOAT
@@ -123,46 +124,6 @@ HOW = (
     "folder of them), or --float to compile without quantizing, or --activations float to "
     "quantize weights only; just one of them."
 )
-
-
-class Asked(Protocol):
-    """What the commands that quantize have in common."""
-
-    @property
-    def model(self) -> Path:
-        """The file of the network."""
-
-    @property
-    def calibration(self) -> Path | None:
-        """Its calibration data."""
-
-    @property
-    def recipe(self) -> RecipeOptions:
-        """How to quantize it."""
-
-    @property
-    def keep_float(self) -> bool:
-        """Or not at all."""
-
-
-def check_calibration(model: nybble.Model, job: Asked, is_calibrated: bool, how: str) -> bool:
-    """Whether a network is quantized already, so that it takes neither data nor a recipe.
-
-    Raises:
-        NybbleError: calibration data is missing, or given for a network that is quantized.
-    """
-    if not isinstance(model, nybble.QuantizedModel):
-        if is_calibrated and job.calibration is None:
-            raise NybbleError(how)
-        return False
-    given = (job.calibration, job.keep_float, getattr(job, "drop", None))
-    if any(given) or job.recipe != RecipeOptions():
-        raise NybbleError(
-            f"{job.model}: the network is quantized already, by its own scales. Leave out "
-            "--calibration, --float, --max-drop and what describes a recipe, or give the float "
-            "network."
-        )
-    return True
 
 
 def writable(path: Path) -> None:

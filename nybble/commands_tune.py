@@ -11,7 +11,8 @@ from typing import Any
 from rich.text import Text
 
 import nybble
-from nybble.commands import Samples, check_calibration, load_model
+from nybble.commands import Samples, load_model
+from nybble.commands_quantized import check_calibration
 from nybble.errors import NybbleError
 from nybble.options import RecipeOptions
 from nybble.recipe import FLOAT

@@ -82,6 +82,7 @@ def agree(data: bytes, units: float, scale: float, x: Any = X) -> nybble.Quantiz
     return model
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("row", ROWS)
 def test_operator(row: str, kind: str) -> None:

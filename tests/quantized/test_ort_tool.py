@@ -52,6 +52,7 @@ TOOLS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("tool", TOOLS)
 def test_resnet(resnet: bytes, tool: str, tmp_path: Path) -> None:
     images = models.images(8, (3, SIZE, SIZE), seed=5)
@@ -68,6 +69,7 @@ def test_resnet(resnet: bytes, tool: str, tmp_path: Path) -> None:
     assert max(apart.values()) <= 1, apart
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("tool", ["QDQ U8S8", "U8U8 asymmetric", "S16S8"])
 def test_the_deployed_library_equals_the_law(resnet: bytes, tool: str, tmp_path: Path) -> None:
     images = models.images(8, (3, SIZE, SIZE), seed=5)
@@ -78,7 +80,8 @@ def test_the_deployed_library_equals_the_law(resnet: bytes, tool: str, tmp_path:
     np.testing.assert_array_equal(session(images), model.run(images))
 
 
-@pytest.mark.parametrize("tool", ["QDQ U8S8", "U8U8 asymmetric"])
+@pytest.mark.sweep
+@pytest.mark.parametrize("tool", ["U8U8 asymmetric", "QDQ U8S8"])
 def test_what_was_imported_is_exported_again(resnet: bytes, tool: str, tmp_path: Path) -> None:
     images = models.images(4, (3, SIZE, SIZE), seed=5)
     model = imported(ort.quantized(resnet, images, tmp_path, **TOOLS[tool]))

@@ -41,6 +41,7 @@ def tiny() -> nybble.Model:
     return exported(models.tiny_cnn(SIZE), (3, SIZE, SIZE))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("widths", WIDTHS)
 def test_convolutions(tiny: nybble.Model, widths: str) -> None:
     images = models.images(8, (3, SIZE, SIZE), seed=9)
@@ -49,6 +50,7 @@ def test_convolutions(tiny: nybble.Model, widths: str) -> None:
     assert back.integer["main"].attrs["kept_float"] == quantized.integer["main"].attrs["kept_float"]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("row", nets.LAYERS)
 def test_layers(row: str) -> None:
     x = nets.images(*nets.SHAPE)
@@ -56,6 +58,7 @@ def test_layers(row: str) -> None:
     assert_returns(quantized, x)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("group", [None, 32])
 @pytest.mark.parametrize(("weights", "symmetric"), [(4, False), (8, True), ("ternary", True)])
 def test_weights_only(weights: Any, symmetric: bool, group: int | None) -> None:

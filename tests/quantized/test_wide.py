@@ -33,6 +33,7 @@ def compiled(mod: Any, folder: Path) -> nybble.QuantizedModel:
     return quantized
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("grid", [Grid(1e-4, "int16", -5), Grid(2e-4, "uint16", 40_000),
                                   Grid(1e-3, "int32")], ids=str)  # fmt: skip
 def test_borders(grid: Grid, tmp_path: Path) -> None:
@@ -58,6 +59,7 @@ def residual(weights: Any, bias: Any, on: Grid) -> Any:
     return emitter.finish([simulate(emitter, pool, on, "pool")], ["y"], "quantized")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("grid", [Grid(2e-4, "int16", 9), Grid(3e-4, "uint16", 31_000)], ids=str)
 def test_activations_of_16_bits(grid: Grid, tmp_path: Path) -> None:
     weights = RANDOM.integers(-127, 128, (16, 3, 3, 16)).astype(np.int8)
