@@ -84,12 +84,12 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
 
     Returns:
         (kind, reason): linear, bias, activation, add, product, concat, max_pool, avg_pool, through,
-        scale, shift, matmul, mask, softmax, norm; or float with the reason in words. Tables are
-        found by `nybble.passes.pointwise`.
+        scale, shift, matmul, mask, softmax, norm, lookup; or float with the reason in words.
+        Tables are found by `nybble.passes.pointwise`.
     """
     call, op = view.calls[name], view.op(name)
     sources = view.sources(name)
-    if not is_float(view, name):
+    if not is_float(view, name) and not rows.is_lookup(view, name):
         return "float", "holds integers or truth values"
     if is_linear(call):
         return "linear", ""
@@ -261,7 +261,8 @@ def _points(view: View, kinds: dict[str, str], leaving: set[str]) -> list[str]:
     for name in [*view.inputs, *view.calls]:
         readers = view.readers[name]
         if name not in inside:  # a float tensor: a grid only for its quantized readers
-            if any(r in inside for r in readers):
+            is_real = graph.dtype_of(view.variables[name]).startswith("float")
+            if is_real and any(r in inside for r in readers):
                 points.append(name)
         elif kinds[name] == "inner" or name in accumulators or _absorbed(view, kinds, name, inside):
             continue

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tvm import relax
 
 from nybble.errors import StageError
 from nybble.ir import graph, numerics, ops, rows
@@ -28,7 +29,10 @@ class RowLowering(Lowering):
 
     def region(self, emitter: Emitter, region: Region) -> Any:
         """The integer variable that equals the region's quantize."""
-        op, operand = graph.op_name(region.call), region.operands[0]
+        op = graph.op_name(region.call)
+        if op == kinds.LOOKUP:
+            return self._lookup(emitter, region)
+        operand = region.operands[0]
         if op == kinds.SOFTMAX and not region.steps:
             return self._softmax(emitter, region)
         if op in kinds.NORMS and not region.steps:
@@ -77,6 +81,16 @@ class RowLowering(Lowering):
             return found
         ratio = np.asarray(shares.scale / region.out.scale, np.float64)
         return self._requantize(emitter, region, Term(found, ratio, 0))
+
+    def _lookup(self, emitter: Emitter, region: Region) -> Any:
+        """Rows of a table that was rounded once."""
+        out, (table, numbers) = region.out, region.call.args
+        scale, zero = np.asarray(out.scale, np.float32), np.asarray(out.zero_point, np.int32)
+        steps = numerics.quantize(graph.numpy_of(table), scale, zero, out.dtype)
+        clamped = numerics.settle(steps, *clamp(region), out.dtype)
+        integers = graph.constant(clamped, out.dtype)
+        return emitter.emit(relax.Call(region.call.op, [integers, numbers], region.call.attrs),
+                            region.name)  # fmt: skip
 
     def _shift(self, emitter: Emitter, region: Region, shift: NDArray[np.float64]) -> Any:
         """A sum with a constant, whose integers are finer than the result's steps."""

@@ -27,7 +27,7 @@ class MaskedRegion(Region):
 
 
 class RowMatcher(Matcher):
-    """Matches products of two tensors, softmax and norms too."""
+    """Matches products of two tensors, softmax, norms and embeddings too."""
 
     def _computation(self, name: str, out: Grid) -> Region | None:
         call, op = self.view.calls.get(name), self.view.op(name)
@@ -36,6 +36,8 @@ class RowMatcher(Matcher):
             return None if leaf is None else Region(name, call, (leaf,))
         if op == rows.SOFTMAX and rows.refuse_softmax(call) is None:
             return self._softmax(name, call)
+        if rows.is_lookup(self.view, name):
+            return Region(name, call, ())
         products = self.products(name)
         if products is not None:
             return Region(name, call, (products,))

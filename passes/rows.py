@@ -1,4 +1,4 @@
-"""Which ops on whole rows have an integer form: products of two tensors, softmax, norms.
+"""Which ops on whole rows have an integer form: products, softmax, norms, embeddings.
 
 matmul(a, b) [· c]             accumulators, rescaled once
 softmax(matmul(a, b) · c)      reads the accumulators themselves
@@ -17,13 +17,16 @@ from nybble.ir import graph, rows
 from nybble.passes.view import View
 
 SOFTMAX = "relax.nn.softmax"
+LOOKUP = "relax.take"
 HIDDEN = -1000.0  # what a mask adds at most where it hides a value; e^-1000 is 0
 NORMS = {"relax.nn.layer_norm", "relax.nn.rms_norm"}
 
 
 def kind_of(view: View, name: str) -> tuple[str, str] | None:
-    """(kind, why float) of a product of two tensors, a softmax or a norm; None for other ops."""
+    """(kind, why float) of a product, softmax, mask, norm or embedding; None for other ops."""
     call, op = view.calls[name], view.op(name)
+    if is_lookup(view, name):
+        return "lookup", ""
     if mask_of(view, name) is not None:
         return "mask", ""
     if op == "relax.matmul" and len(view.sources(name)) == 2:
@@ -68,6 +71,14 @@ def mask_of(view: View, name: str) -> NDArray[np.uint8] | None:
         return None
     full = np.broadcast_to(~hides.reshape(rows_of, constant.shape[-1]), (rows_of, int(shape[-1])))
     return full.astype(np.uint8)
+
+
+def is_lookup(view: View, name: str) -> bool:
+    """Whether a binding takes rows of a constant table of floats by an integer input."""
+    call, sources = view.calls.get(name), view.sources(name)
+    if graph.op_name(call) != LOOKUP or len(sources) != 1 or sources[0] not in view.inputs:
+        return False
+    return graph.is_constant(call.args[0]) and graph.dtype_of(call.args[0]) == "float32"
 
 
 def refuse_matmul(call: Any) -> str | None:

@@ -68,6 +68,20 @@ class Bert(nn.Module):
         return self.norm2(self.narrow(F.gelu(self.wide(x))) + x)
 
 
+class Embedded(nn.Module):
+    """BERT from token numbers: words, positions, a norm, one block."""
+
+    def __init__(self, words: int, length: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(words, width), nn.Embedding(length, width)
+        self.norm, self.block = nn.LayerNorm(width), Bert(width, heads)
+        self.length = length
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        x = self.words(numbers) + self.positions(torch.arange(self.length))
+        return self.block(self.norm(x))
+
+
 class VisionTransformer(nn.Module):
     """A small ViT on images of (3, size, size): patches, a class token, positions, a head."""
 

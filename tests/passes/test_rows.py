@@ -100,6 +100,19 @@ def test_the_library_equals_the_law(name: str, tmp_path: Path) -> None:
         assert session.manifest.float_ops == ()
 
 
+def test_embeddings_are_rows_of_integers() -> None:
+    net = transformers.drawn(lambda: transformers.Embedded(50, LENGTH, WIDTH, 4))
+    numbers = np.random.default_rng(3).integers(0, 50, (4, LENGTH), np.int32)
+    model = nybble.load_onnx(models.export_onnx(net, torch.from_numpy(numbers)))
+    made = nybble.quantize(model, [numbers])
+    assert list(made.integer["main"].attrs[specs.KEPT_FLOAT]) == []
+    assert [op for _, op, _ in graph.walk(made.integer)][:3] == [
+        "relax.take", "nybble.add", "nybble.layer_norm",
+    ]  # fmt: skip
+    wanted = net(torch.from_numpy(numbers).long()).detach().numpy()
+    assert noise(made.run(numbers), wanted) > 26
+
+
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": torch.nn.functional.gelu,
     "elu": torch.nn.functional.elu,
