@@ -52,6 +52,8 @@ def affine(scale: Any, zero_point: Any = None, axis: int = 0, block: int = 0) ->
         zeros = np.broadcast_to(zeros.reshape(()), steps.shape)
     if steps.size == 1 and not block:
         steps, zeros = steps.reshape(()), zeros.reshape(()) if zeros.size == 1 else zeros
+    if steps.ndim == zeros.ndim == 0:
+        axis = -1  # of no meaning, and in every tensor
     if steps.ndim == 0 and zeros.ndim:
         steps = np.broadcast_to(steps, zeros.shape)
     if steps.shape != zeros.shape or (not block and steps.ndim > 1):

@@ -205,7 +205,7 @@ def clamp(region: Region) -> tuple[int, int]:
 
     def steps(bound: float) -> int:
         ratio = np.float32(bound) / np.float32(out.scale)
-        return int(np.clip(np.rint(ratio) + out.zero_point, *limits))
+        return int(np.clip(float(np.rint(ratio)) + out.zero_point, *limits))
 
     return steps(region.lo), steps(region.hi)
 

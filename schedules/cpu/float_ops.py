@@ -92,7 +92,10 @@ def _reduces_any(sch: Any, blocks: Any) -> bool:
 
 def _schedule_block(sch: Any, block: Any) -> None:
     """Spatial loops outside, reductions next, and a vector of the last spatial loop inside."""
-    pairs = list(zip(sch.get_loops(block), sch.get(block).iter_vars, strict=True))
+    nest = sch.get_loops(block)
+    if not nest:  # one number
+        return
+    pairs = list(zip(nest, sch.get(block).iter_vars, strict=True))
     work = loops.static_size(sch.get(loop).extent for loop, _ in pairs)
     steps = [loop for loop, v in pairs if int(v.iter_type) == REDUCE]
     if not steps:
