@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import tvm
-from numpy.typing import NDArray
 
 from nybble.errors import NybbleError
 from nybble.ir import graph
@@ -164,27 +163,12 @@ def _arithmetic(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]
         scale, offset = step
         if not np.any(offset) and np.ptp(scale) == 0 and scale[0] > 0:
             return "scale", ""
-    if shift_of(call) is not None and not follows_float:
+    if rows.shift_of(call) is not None and not follows_float:
         return "shift", ""
     if step is None:
         return "float", "a constant operand does not vary per channel only"
     alone = "scales channels behind no convolution"
     return "float", "follows a layer that stays float" if follows_float else alone
-
-
-def shift_of(call: Any) -> NDArray[np.float64] | None:
-    """The constant that a sum or difference adds to a tensor of its own shape, else None."""
-    op, sign = graph.op_name(call), -1.0 if graph.op_name(call) == "relax.subtract" else 1.0
-    if op not in ("relax.add", "relax.subtract"):
-        return None
-    x, constant = call.args
-    if graph.is_constant(x) and op == "relax.add":
-        x, constant = constant, x
-    if graph.is_constant(x) or not graph.is_constant(constant):
-        return None
-    if graph.shape_of(x) != graph.shape_of(call):
-        return None
-    return sign * graph.numpy_of(constant).astype(np.float64)
 
 
 def _of_two(view: View, name: str, op: str, sources: list[str]) -> tuple[str, str]:

@@ -14,7 +14,6 @@ from nybble.ir.graph import Emitter
 from nybble.passes import rows as kinds
 from nybble.passes.grids import Grid, share_grid
 from nybble.passes.integer_emitters import ACCUMULATOR_LIMIT, Lowering, Term, clamp, dyadic
-from nybble.passes.plan import shift_of
 from nybble.passes.regions import Leaf, Products, Region
 from nybble.passes.row_regions import MaskedRegion
 
@@ -41,7 +40,7 @@ class RowLowering(Lowering):
             acc = self._matmul(emitter, operand)
             ratio = np.asarray(step_of(operand) / region.out.scale, np.float64)
             return self._requantize(emitter, region, Term(acc, ratio, 0))
-        shift = shift_of(region.call) if region.call is not None and not region.steps else None
+        shift = None if region.call is None or region.steps else kinds.shift_of(region.call)
         if shift is not None and isinstance(operand, Leaf) and len(region.operands) == 1:
             return self._shift(emitter, region, shift)
         return super().region(emitter, region)

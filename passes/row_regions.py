@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from nybble.passes import rows
 from nybble.passes.fold_batch_norm import affine
 from nybble.passes.grids import Grid
-from nybble.passes.plan import shift_of
 from nybble.passes.regions import Leaf, Matcher, Products, Region
 
 
@@ -46,7 +45,7 @@ class RowMatcher(Matcher):
 
     def _shifted(self, name: str, call: Any) -> Region | None:
         """A sum with a constant."""
-        if call is None or shift_of(call) is None:
+        if call is None or rows.shift_of(call) is None:
             return None
         leaf = self.leaf(self.view.sources(name)[0])
         return None if leaf is None else Region(name, call, (leaf,))

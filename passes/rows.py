@@ -73,11 +73,27 @@ def mask_of(view: View, name: str) -> NDArray[np.uint8] | None:
     return full.astype(np.uint8)
 
 
+def shift_of(call: Any) -> NDArray[np.float64] | None:
+    """The constant that a sum or difference adds to a tensor of its own shape, else None."""
+    op, sign = graph.op_name(call), -1.0 if graph.op_name(call) == "relax.subtract" else 1.0
+    if op not in ("relax.add", "relax.subtract"):
+        return None
+    x, constant = call.args
+    if graph.is_constant(x) and op == "relax.add":
+        x, constant = constant, x
+    if graph.is_constant(x) or not graph.is_constant(constant):
+        return None
+    if graph.shape_of(x) != graph.shape_of(call):
+        return None
+    return sign * graph.numpy_of(constant).astype(np.float64)
+
+
 def is_lookup(view: View, name: str) -> bool:
     """Whether a binding takes rows of a constant table of floats by an integer input."""
-    call, sources = view.calls.get(name), view.sources(name)
-    if graph.op_name(call) != LOOKUP or len(sources) != 1 or sources[0] not in view.inputs:
+    sources = view.sources(name)
+    if view.op(name) != LOOKUP or len(sources) != 1 or sources[0] not in view.inputs:
         return False
+    call = view.calls[name]
     return graph.is_constant(call.args[0]) and graph.dtype_of(call.args[0]) == "float32"
 
 
