@@ -35,7 +35,8 @@ TABLE = Path(__file__).resolve().parent.parent / "docs" / "onnx_support.md"
 SHAPING: dict[str, tuple[int, ...]] = {
     "AffineGrid": (1,), "CastLike": (1,), "CenterCropPad": (1,), "Col2Im": (1, 2), "Compress": (1,),
     "ConstantOfShape": (0,), "CumProd": (1,), "CumSum": (1,), "DFT": (1, 2), "Dropout": (1, 2),
-    "Expand": (1,), "GRU": (1, 2, 3, 4), "LSTM": (1, 2, 3, 4, 7), "OneHot": (1, 2), "Pad": (1, 2, 3),
+    "Expand": (1,), "GRU": (1, 2, 3, 4), "LSTM": (1, 2, 3, 4, 7), "OneHot": (1, 2),
+    "Pad": (1, 2, 3),
     "RNN": (1, 2, 3, 4), "Range": (0, 1, 2), "Reshape": (1,), "Resize": (1, 2, 3),
     "STFT": (1, 2, 3), "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,), "Tile": (1,),
     "TopK": (1,), "Trilu": (1,), "Unsqueeze": (1,), "Upsample": (1,),
@@ -259,8 +260,9 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Runs the cases and writes the table."""
     args = options()
-    import nybble.walk  # noqa: F401, PLC0415  (once, before the forks)
     import tvm.relax.frontend.onnx  # noqa: F401, PLC0415
+
+    import nybble.walk  # noqa: F401, PLC0415  (once, before the forks)
 
     done = known(args.log)
     results: Results = defaultdict(lambda: {engine: Counter() for engine in ENGINES})

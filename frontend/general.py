@@ -40,12 +40,12 @@ def cut(
     """The elements from begin to end (exclusive) of some axes; bounds lie inside of them."""
     chosen = {
         axis: (begin, end) for axis, (begin, end) in spans.items()
-        if step != 1 or not (isinstance(begin, int) and begin == 0 and end == extents.shape(x)[axis])
+        if step != 1 or isinstance(begin, Symbolic) or begin or end != extents.shape(x)[axis]
     }  # fmt: skip
     if not chosen:
         return x
     if any(isinstance(e, int) and isinstance(b, int) and e <= b for b, e in chosen.values()):
-        return _empty(x, {axis: 0 for axis in chosen})
+        return _empty(x, dict.fromkeys(chosen, 0))
     begins, ends = ([span[i] for span in chosen.values()] for i in (0, 1))
     call = relax.op.strided_slice(
         x, list(chosen), extents.expressions(begins), extents.expressions(ends),
@@ -72,10 +72,10 @@ def take(build: Builder, x: Value, indices: Value, axis: int, name: str) -> rela
 
 
 def broadcast(build: Builder, x: Value, target: Sequence[Extent], name: str) -> Value:
-    """x repeated along its axes of extent 1, to what NumPy's broadcasting with a shape gives."""
+    """A tensor repeated along axes of extent 1, to what broadcasting with a shape gives."""
     sizes = extents.shape(x)
     rank = max(len(sizes), len(target))
-    ours, theirs = ([1] * (rank - len(s)) + list(s) for s in (sizes, target))
+    ours, theirs = ([*[1] * (rank - len(s)), *s] for s in (sizes, target))
     result = [theirs[i] if _is_one(ours[i]) else ours[i] for i in range(rank)]
     if result == sizes:
         return x

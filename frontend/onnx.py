@@ -91,8 +91,8 @@ class _Importer:
         if not declared:
             kind = onnx.TensorProto.DataType.Name(code)
             raise ImportModelError(
-                f"Output '{info.name}': the model declares {kind}, and {dtype_of(value)} is what can "
-                "be computed. Cast it, or leave the cast to the caller."
+                f"Output '{info.name}': the model declares {kind}, and {dtype_of(value)} is what"
+                " can be computed. Cast it, or leave the cast to the caller."
             )
         return (
             self.build.cast(value, declared, f"{info.name}.{declared}")
@@ -204,7 +204,7 @@ class _Importer:
             self.values[tensor] = onnx_file.array(value, self.source, tensor)
         self._translate_all(nodes, needed, opset)
 
-    def _results(self, node: Node) -> list[Any]:
+    def _results(self, node: Node) -> list[Any]:  # noqa: PLR0911  (one return for each kind)
         op = node.proto.op_type
         if op == "Constant":
             if "value" in node.attrs:

@@ -134,7 +134,7 @@ def multi_head_attention(node: Node, build: Builder) -> Value:
     else:
         widths = [extents.shape(p)[-1] for p in parts]
         if bias is not None:
-            ends = np.cumsum(widths).tolist()
+            ends = [widths[0], widths[0] + widths[1], widths[0] + widths[1] + widths[2]]
             spans = zip([0, *ends[:2]], ends, strict=True)
             parts = [node.op("Add.bias", p, general.cut(build, bias, {0: span}, f"{node.name}.bias")
                              if isinstance(bias, relax.Var) else bias[span[0] : span[1]])

@@ -1,9 +1,10 @@
-"""Operators that ONNX (or the model) defines by other operators, and branches, as flat node lists."""
+"""Operators that ONNX or the model defines by other operators, and branches, as flat lists."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx
 from onnx import defs
@@ -42,11 +43,11 @@ def definition(
         types: of the operands; None for an omitted or unknown one.
     """
     try:
-        schema = defs.get_schema(proto.op_type, opset, "")
+        schema: Any = defs.get_schema(proto.op_type, opset, "")  # its stub lacks the versions
     except defs.SchemaError:
         return None
     for versions, make in (
-        (schema.function_opset_versions, lambda v: schema.get_function_with_opset_version(v)),
+        (schema.function_opset_versions, schema.get_function_with_opset_version),
         (
             schema.context_dependent_function_opset_versions,
             lambda v: schema.get_context_dependent_function_with_opset_version(
@@ -65,7 +66,7 @@ def definition(
     return None
 
 
-def _with_defaults(function: onnx.FunctionProto, schema: defs.OpSchema) -> onnx.FunctionProto:
+def _with_defaults(function: onnx.FunctionProto, schema: Any) -> onnx.FunctionProto:
     """The function with the schema's default values of its attributes."""
     given = {a.name for a in function.attribute_proto}
     for name, attribute in schema.attributes.items():

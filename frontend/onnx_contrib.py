@@ -39,7 +39,7 @@ def _gelu(approximate: str) -> Convert:
 
 
 def _quick_gelu(node: Node, _build: Builder) -> Value:
-    """x · sigmoid(alpha·x)."""
+    """The product x · sigmoid(alpha·x)."""
     return node.op("Swish", node.input(0), alpha=float(node.attr("alpha", 1.702)))
 
 
@@ -93,7 +93,7 @@ def _embed_layer_norm(node: Node, build: Builder) -> Value:
 # ---------------------------------------------------------------- products
 
 
-def _fused_matmul(node: Node, build: Builder) -> Value:
+def _fused_matmul(node: Node, _build: Builder) -> Value:
     left, right = node.inputs
     alpha = float(node.attr("alpha", 1.0))
     for place, value in enumerate((left, right)):
@@ -136,7 +136,7 @@ def _fused_gemm(node: Node, _build: Builder) -> Value:
 
 
 def _bias_add(node: Node, _build: Builder) -> Value:
-    """x + bias + skip."""
+    """The sum x + bias + skip."""
     return node.op("Add.skip", node.op("Add.bias", node.inputs[0], node.inputs[1]), node.inputs[2])
 
 

@@ -165,8 +165,8 @@ def _input(
     open_axes = [axis for axis, size in enumerate(sizes) if size is None and axis > 0]
     if open_axes:
         raise ImportModelError(
-            f"Input '{info.name}': axes {open_axes} are dynamic. Pass shapes={{'{info.name}': (…)}} "
-            "with a number for each of them, or a name such as 'height' where it shall stay open."
+            f"Input '{info.name}': axes {open_axes} are dynamic. Pass shapes={{'{info.name}': (…)}}"
+            " with a number for each of them, or a name such as 'height' where it shall stay open."
         )
     if any(isinstance(size, int) and size <= 0 for size in sizes):
         raise ImportModelError(f"Input '{info.name}': an extent of {sizes} is not positive.")

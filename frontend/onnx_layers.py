@@ -284,7 +284,7 @@ def _average_pool(node: Node, build: Builder) -> Value:
     return build.avg_pool2d(node.input(0), _pool_window(node), counted, node.name)
 
 
-def _lp_pool(node: Node, build: Builder) -> Value:
+def _lp_pool(node: Node, _build: Builder) -> Value:
     """(Σ |x|^p)^(1/p) over windows."""
     p = float(node.attrs.get("p", 2))
     attrs = {k: v for k, v in node.attrs.items() if k != "p"}

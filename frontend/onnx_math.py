@@ -89,7 +89,8 @@ def _pow(node: Node, build: Builder) -> Value:
         if exponent == 0.5 and dtype_of(x) == "float32":
             return build.emit(relax.op.sqrt(x), node.name)
     dtype = dtype_of(x)
-    raised = build.binary("power", *(_float(build, v, node.name) for v in (x, power)), node.name)
+    base, exponents = (_float(build, v, node.name) for v in (x, power))
+    raised = build.binary("power", base, exponents, node.name)
     # powers are computed in float, as ONNX Runtime does
     return raised if dtype == "float32" else build.cast(
         build.emit(relax.op.round(raised), f"{node.name}.round"), dtype, f"{node.name}.{dtype}"
@@ -112,8 +113,19 @@ def _reciprocal(node: Node, build: Builder) -> Value:
 
 
 def _shift(node: Node, build: Builder) -> Value:
-    op = "left_shift" if node.attrs["direction"] == "LEFT" else "right_shift"
-    return build.binary(op, node.input(0), node.input(1), node.name)
+    """Shifts by at least the width, or by negative numbers, leave nothing but the sign."""
+    x, steps = node.inputs
+    dtype, is_left = dtype_of(x), node.attrs["direction"] == "LEFT"
+    last = np.array(np.iinfo(dtype).bits - 1, dtype)
+    inside = node.op("Min.inside", steps, last)
+    if not dtype.startswith("u"):
+        below = build.binary("less", inside, 0, f"{node.name}.below")
+        inside = build.where(below, last, inside, f"{node.name}.steps")
+    shifted = build.binary("left_shift" if is_left else "right_shift", x, inside, node.name)
+    if not is_left and not dtype.startswith("u"):
+        return shifted
+    same = build.binary("equal", inside, steps, f"{node.name}.same")
+    return build.where(same, shifted, np.zeros((), dtype), f"{node.name}.kept")
 
 
 # ---------------------------------------------------------------- activations
@@ -146,7 +158,7 @@ def _hard_sigmoid(node: Node, build: Builder) -> Value:
 
 
 def _prelu(node: Node, build: Builder) -> Value:
-    """x where positive, slope·x elsewhere."""
+    """The operand where positive, slope·x elsewhere."""
     x, slope = node.inputs
     steep = build.binary("multiply", x, slope, f"{node.name}.slope")
     positive = build.binary("greater_equal", x, 0, f"{node.name}.positive")
@@ -248,7 +260,8 @@ def _cast_like(node: Node, build: Builder) -> Value:
 
 
 def _where(node: Node, build: Builder) -> Value:
-    return build.where(*node.inputs, node.name)
+    condition, yes, no = node.inputs
+    return build.where(condition, yes, no, node.name)
 
 
 def _not(node: Node, build: Builder) -> Value:
@@ -278,7 +291,7 @@ def _dropout(node: Node, build: Builder) -> Value:
     return x
 
 
-def _bitcast(node: Node, _build: Builder) -> Value:
+def _bitcast(_node: Node, _build: Builder) -> Value:
     raise Refused("reinterprets bits; cast instead")
 
 

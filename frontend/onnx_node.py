@@ -42,7 +42,7 @@ class Node:
     attrs: dict[str, Any]
     opset: int
     read: Sequence[bool]
-    translate: Callable[[Node], list[Any]] = lambda node: fold(node)
+    translate: Callable[[Node], list[Any]] = lambda node: fold(node)  # noqa: PLW0108  (defined below)
 
     def op(self, kind: str, *inputs: Any, **attrs: Any) -> Any:
         """The first output of another operator, for operators that are made of others.

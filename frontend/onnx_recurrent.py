@@ -210,8 +210,9 @@ def _cell(node: Node, build: Builder, x: Value, index: int) -> tuple[Cell, Value
     functions = DEFAULTS[kind]
     if asked:
         count = len(functions)
-        functions = tuple(str(f) for f in asked[index * count : (index + 1) * count])
-    named = tuple(f.decode() if isinstance(f, bytes) else f for f in functions)
+        chosen = asked[index * count : (index + 1) * count]
+        functions = tuple(f.decode() if isinstance(f, bytes) else str(f) for f in chosen)
+    named = functions
     if set(named) - KNOWN or node.attr("activation_alpha") or node.attr("activation_beta"):
         raise Refused(f"has the activations {named}, or parameters of them")
     projected = build.linear(x, w[index].T, bias[: gates * hidden], f"{name}.input")

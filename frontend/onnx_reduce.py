@@ -136,12 +136,14 @@ def _spelled_norm(node: Node, build: Builder, axes: list[int], epsilon: float) -
 
 
 def rms_normal(node: Node, build: Builder, x: Value, scale: Value, axis: int) -> Value:
-    """x / √(mean(x²) + ε) · scale over the axes from ``axis`` on."""
+    """The quotient x / √(mean(x²) + ε) · scale over the axes from ``axis`` on."""
     sizes = extents.shape(x)
     axes = list(range(axis % len(sizes), len(sizes)))
     if len(axes) == len(sizes):  # nothing is left to run along
         square = build.mean(node.op("Mul.square", x, x), axes, True, f"{node.name}.mean")
-        root = node.op("Sqrt.root", node.op("Add.epsilon", square, float(node.attr("epsilon", 1e-5))))
+        root = node.op(
+            "Sqrt.root", node.op("Add.epsilon", square, float(node.attr("epsilon", 1e-5)))
+        )
         return node.op("Mul.scale", node.op("Div.normal", x, root), scale)
     if extents.shape(scale) != sizes[axes[0] :]:
         ones = np.ones(sizes[axes[0] :], np.float32)  # type: ignore[arg-type]
@@ -196,7 +198,7 @@ def _per_channel(node: Node, y: Value, scale: Value, bias: Value) -> Value:
 
 
 def _lp_norm(node: Node, build: Builder) -> Value:
-    """x / ‖x‖ along an axis; where the norm is 0 the result is 0."""
+    """The quotient x / ‖x‖ along an axis; where the norm is 0 the result is 0."""
     x, axis = node.input(0), np.array([node.attr("axis", -1)])
     norm = node.op("ReduceL1" if node.attr("p", 2) == 1 else "ReduceL2", x, axis)
     empty = build.binary("equal", norm, 0, f"{node.name}.empty")

@@ -18,7 +18,7 @@ from nybble.frontend.onnx_node import Node
 
 Convert = Callable[[Node, Builder], Value]
 Matrix = NDArray[np.float32]
-ROUNDING = {
+ROUNDING: dict[str, Callable[[float], Any]] = {
     "round_prefer_floor": lambda v: np.ceil(v - 0.5), "round_prefer_ceil": lambda v: floor(v + 0.5),
     "floor": np.floor, "ceil": np.ceil,
 }  # fmt: skip
@@ -171,7 +171,7 @@ def _keeping_aspect(node: Node, plans: dict[int, Axis]) -> dict[int, Axis]:
 
 
 def _resampled(build: Builder, x: Value, axis: int, matrix: Matrix, name: str) -> Value:
-    """x times a matrix (after, before) along an axis; a row of a single 1 is a copy."""
+    """A tensor times a matrix (after, before) along an axis; a row of a single 1 is a copy."""
     if ((matrix == 1).sum(axis=1) == 1).all() and (np.count_nonzero(matrix, axis=1) == 1).all():
         return general.take(build, x, matrix.argmax(axis=1), axis, name)
     rank = extents.rank(x)

@@ -58,7 +58,7 @@ def affine(scale: Any, zero_point: Any = None, axis: int = 0, block: int = 0) ->
         steps = np.broadcast_to(steps, zeros.shape)
     if steps.shape != zeros.shape or (not block and steps.ndim > 1):
         raise Refused(f"scales of shape {steps.shape} and zero points of {zeros.shape}")
-    return Affine(np.array(steps), np.array(zeros), axis, block)
+    return Affine(np.array(steps), np.array(zeros), axis if steps.ndim else 0, block)
 
 
 def _int32(zero_point: Any) -> Array:

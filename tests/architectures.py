@@ -167,7 +167,7 @@ class Yolo(nn.Module):
 class Crnn(nn.Module):
     """Convolutions to a line of columns, a recurrent layer both ways, and letters."""
 
-    def __init__(self, recurrent: type[nn.RNNBase]) -> None:
+    def __init__(self, recurrent: Callable[..., nn.Module]) -> None:
         super().__init__()
         self.body = nn.Sequential(_unit(1, 16), nn.MaxPool2d(2), _unit(16, 24), nn.MaxPool2d(2),
                                   nn.Conv2d(24, 32, (4, 1)), nn.ReLU())  # fmt: skip
@@ -245,6 +245,8 @@ class Llama(nn.Module):
             nn.Linear(2 * width, width, bias=False),
             nn.Linear(width, 50, bias=False),
         )
+        self.cos: Tensor
+        self.sin: Tensor
         angle = torch.arange(length)[:, None] / 100 ** (torch.arange(0, self.size, 2) / self.size)
         angle = torch.cat([angle, angle], -1)
         self.register_buffer("cos", angle.cos())
@@ -313,7 +315,7 @@ def _vgg() -> nn.Module:
 
 
 Example = tuple[Tensor, ...]
-IMAGE, LENGTH = (3, 32, 32), 8
+IMAGE, LINE, LENGTH = (3, 32, 32), (1, 16, 24), 8
 
 
 def _image(build: Callable[[], nn.Module], shape: Sequence[int] = IMAGE) -> nn.Module:
@@ -346,8 +348,8 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Example]]] = {
     "vgg": (lambda: _image(_vgg), _pictures),
     "unet": (lambda: _image(UNet), _pictures),
     "yolo": (lambda: _image(lambda: Yolo(32)), _pictures),
-    "crnn_lstm": (lambda: _image(lambda: Crnn(nn.LSTM), (1, 16, 24)), lambda: _pictures((1, 16, 24))),
-    "crnn_gru": (lambda: _image(lambda: Crnn(nn.GRU), (1, 16, 24)), lambda: _pictures((1, 16, 24))),
+    "crnn_lstm": (lambda: _image(lambda: Crnn(nn.LSTM), LINE), lambda: _pictures(LINE)),
+    "crnn_gru": (lambda: _image(lambda: Crnn(nn.GRU), LINE), lambda: _pictures(LINE)),
     "audio": (lambda: _drawn(Audio), lambda: (torch.randn(2, 1, 400),)),
     "minilm": (lambda: _drawn(lambda: MiniLM(LENGTH)), lambda: (_ids(), _mask())),
     "llama": (lambda: _drawn(lambda: Llama(LENGTH)), lambda: (_ids(),)),

@@ -12,13 +12,12 @@ Array = NDArray[Any]
 Law = Callable[..., Any]
 
 
-def strided_slice(x: Array, *bounds: Any, assume_inbound: bool = False) -> Array:
+def strided_slice(x: Array, *bounds: Any, **_: Any) -> Array:
     """A slice along some axes.
 
     Args:
         x: the tensor.
         bounds: axes, begins, ends and strides one after the other, as many of each.
-        assume_inbound: whether the bounds were checked before.
     """
     count = len(bounds) // 4
     axes, begins, ends, strides = (bounds[i * count : (i + 1) * count] for i in range(4))
@@ -151,7 +150,7 @@ OPS: dict[str, Law] = {
     "relax.broadcast_to": lambda x, shape: np.broadcast_to(x, shape).copy(),
     "relax.full": lambda shape, value, *, dtype: np.full(shape, value, str(dtype)),
     "relax.arange": arange,
-    "relax.tril": lambda x, k: np.tril(x, k),
-    "relax.triu": lambda x, k: np.triu(x, k),
+    "relax.tril": np.tril,
+    "relax.triu": np.triu,
     "relax.image.resize2d": resize2d,
 }

@@ -20,7 +20,7 @@ def erf(x: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """x / 2 · (1 + erf(x / √2))."""
+    """GELU: x / 2 · (1 + erf(x / √2))."""
     return (x * (np.float32(0.5) + erf(x / np.float32(sqrt(2))) * np.float32(0.5))).astype(x.dtype)
 
 
@@ -30,8 +30,10 @@ def gelu_tanh(x: Array) -> Array:
     return (np.float32(0.5) * x * (1 + np.tanh(inner))).astype(x.dtype)
 
 
-def layer_norm(x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], epsilon: float,
-               center: bool, scale: bool) -> Array:  # fmt: skip
+def layer_norm(  # noqa: PLR0913  (an op's attributes are keyword arguments)
+    x: Array, gamma: Array, beta: Array, *, axes: Sequence[int], epsilon: float,
+    center: bool, scale: bool,
+) -> Array:  # fmt: skip
     """(x - mean) / √(variance + epsilon) · gamma + beta over ``axes``."""
     over = tuple(axes)
     spread = np.sqrt(x.var(axis=over, keepdims=True) + np.float32(epsilon))
@@ -58,7 +60,7 @@ def log_softmax(x: Array, *, axis: int) -> Array:
 
 
 def truncated_remainder(a: Array, b: Array) -> Array:
-    """a - trunc(a / b)·b: the remainder has the sign of a."""
+    """The difference a - trunc(a / b)·b: the remainder has the sign of a."""
     return np.fmod(a, b)
 
 
@@ -83,7 +85,7 @@ def _position(function: Law) -> Law:
 def running(function: Law, start: int) -> Law:
     """Cumulative sum or product along ``axis``; exclusive ones begin with ``start``."""
 
-    def law(x: Array, *, axis: int | None, dtype: Any, exclusive: bool) -> Array:
+    def law(x: Array, *, axis: int | None, exclusive: bool, **_: Any) -> Array:
         whole = function(x, axis=axis)
         if exclusive:
             whole = np.roll(whole, 1, axis)

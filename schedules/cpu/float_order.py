@@ -1,4 +1,4 @@
-"""Running sums and the k largest, as plain loops: TVM's own call a library or take two functions."""
+"""Running sums and the k largest as plain loops; TVM's own take several functions."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tvm
 from onnx import numpy_helper
 from tvm import relax
 
 import nybble
-import tvm
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 NETWORKS = sorted(path.stem for path in FOLDER.glob("*.onnx"))

@@ -90,7 +90,12 @@ def test_every_unsupported_node_is_listed() -> None:
     with pytest.raises(UnsupportedOpError) as caught:
         from_onnx(model(nodes, weights=weights, opset=15))
     found = {n.op: (n.name, n.reason) for n in caught.value.nodes}
-    assert list(found) == ["Bernoulli", "BatchNormalization", "com.microsoft.FusedMagic", "MaxUnpool"]
+    assert list(found) == [
+        "Bernoulli",
+        "BatchNormalization",
+        "com.microsoft.FusedMagic",
+        "MaxUnpool",
+    ]
     assert found["BatchNormalization"][0] == "the_BatchNormalization_d"
     assert "training" in found["BatchNormalization"][1]
     assert "4 node(s)" in str(caught.value)
