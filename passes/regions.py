@@ -216,7 +216,8 @@ class Matcher:
         q = str(self.view.calls[name].args[0].name) if self._is_activation(name) else ""
         if self.view.op(q) != "nybble.quantize":
             return name
-        on = single_grid(*self.view.calls[q].args[1:], graph.dtype_of(self.view.calls[q]))
+        _, scale, zero_point = self.view.calls[q].args
+        on = single_grid(scale, zero_point, graph.dtype_of(self.view.calls[q]))
         is_step = on is not None and on.dtype == "int32" and on.scale == out.scale
         return self.view.sources(q)[0] if is_step and not (on and on.zero_point) else name
 

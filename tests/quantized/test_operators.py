@@ -75,7 +75,8 @@ def agree(data: bytes, units: float, scale: float, x: Any = X) -> nybble.Quantiz
     """Within so many steps of the reference."""
     model = nybble.load_onnx(data)
     assert isinstance(model, nybble.QuantizedModel)
-    wanted, got = ort.reference(data, x), model.run(x)
+    wanted: Any = ort.reference(data, x)
+    got: Any = model.run(x)
     assert got.shape == wanted.shape
     assert np.abs(got - wanted).max() <= units * scale * 1.001
     assert np.ptp(wanted) > 12 * scale
@@ -89,7 +90,7 @@ def test_operator(row: str, kind: str) -> None:
     scale = np.float32(0.004 if row in ("softmax", "sigmoid") else 0.04)
     zero = KINDS[kind][0](0 if kind == "uint8" else -100)
     grid = {"ys": scale, "yz": zero} if row in ("softmax", "sigmoid") else {}
-    model = agree(bordered(kind, [ROWS[row]], **grid), 1, scale)
+    model = agree(bordered(kind, [ROWS[row]], **grid), 1, float(scale))
     if row != "softmax":
         assert specs.between_borders(model.integer) == []
 
@@ -164,7 +165,8 @@ def test_matmul_nbits(bits: int, k: int, asymmetric: bool) -> None:
     model = nybble.load_onnx(data)
     assert isinstance(model, nybble.QuantizedModel)
     wanted = ort.reference(data, x)
-    np.testing.assert_allclose(model.simulate(x), wanted, atol=1e-4 * np.abs(wanted).max())
+    simulated: Any = model.simulate(x)
+    np.testing.assert_allclose(simulated, wanted, atol=1e-4 * np.abs(wanted).max())
     assert np.abs(model.run(x) - wanted).max() < 0.02 * np.abs(wanted).max()
     (layer,) = (b.value for b in graph.bindings(model.integer))
     assert graph.op_name(layer) == "nybble.weight_only"

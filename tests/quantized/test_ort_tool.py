@@ -61,7 +61,8 @@ def test_resnet(resnet: bytes, tool: str, tmp_path: Path) -> None:
     assert specs.between_borders(model.integer) == []
     assert model.integer["main"].attrs["kept_float"] == []
     y = ort.reference(data, x)
-    np.testing.assert_allclose(model.simulate(x), y, atol=1e-4 * np.abs(y).max())
+    simulated: Any = model.simulate(x)
+    np.testing.assert_allclose(simulated, y, atol=1e-4 * np.abs(y).max())
     law: Any = model.run(x)
     np.testing.assert_array_equal(law.argmax(-1), y.argmax(-1))
     apart = units_apart(model.module, [x])
@@ -88,7 +89,8 @@ def test_what_was_imported_is_exported_again(resnet: bytes, tool: str, tmp_path:
     data = model.to_onnx()
     np.testing.assert_array_equal(imported(data).run(images), model.run(images))
     y = ort.reference(data, images)
-    np.testing.assert_allclose(model.simulate(images), y, atol=1e-4 * np.abs(y).max())
+    simulated: Any = model.simulate(images)
+    np.testing.assert_allclose(simulated, y, atol=1e-4 * np.abs(y).max())
 
 
 def test_calibration_is_refused(resnet: bytes, tmp_path: Path) -> None:

@@ -101,4 +101,5 @@ def test_torchao() -> None:
     assert ops.count("nybble.conv2d") == 2
     assert ops.count("nybble.linear") == 1
     wanted: Any = converted(x).detach().numpy()
-    np.testing.assert_allclose(model.simulate(x.numpy()), wanted, atol=0.01 * np.abs(wanted).max())
+    simulated: Any = model.simulate(x.numpy())
+    np.testing.assert_allclose(simulated, wanted, atol=0.01 * np.abs(wanted).max())
