@@ -61,7 +61,7 @@ def _gather_elements(node: Node, build: Builder) -> Value:
 def _gather_nd(node: Node, build: Builder) -> Value:
     sizes, batch = _static(node), node.attrs.get("batch_dims", 0)
     depth = extents.shape(node.inputs[1])[-1]
-    around = np.array(sizes[batch : batch + int(depth)])  # type: ignore[arg-type]
+    around: Any = np.array(sizes[batch : batch + int(depth)])  # type: ignore[arg-type]
     indices = _positive(node, build, node.inputs[1], around)
     x, places = (build.tensor(v, node.name, dtype_of(v)) for v in (node.inputs[0], indices))
     return build.emit(relax.op.gather_nd(x, places, batch), node.name)
@@ -79,7 +79,7 @@ def _scatter_elements(node: Node, build: Builder) -> Value:
 
 def _scatter_nd(node: Node, build: Builder) -> Value:
     depth = extents.shape(node.inputs[1])[-1]
-    around = np.array(_static(node)[: int(depth)])  # type: ignore[arg-type]
+    around: Any = np.array(_static(node)[: int(depth)])  # type: ignore[arg-type]
     indices = _positive(node, build, node.inputs[1], around)
     values = (node.inputs[0], indices, node.inputs[2])
     x, places, updates = (build.tensor(v, node.name, dtype_of(v)) for v in values)
