@@ -109,16 +109,19 @@ def _store(problem: Problem, output: Any, at: Any, value: Any, n: Lanes) -> None
 
 def _reciprocal_root(square: Any) -> tuple[Any, Any]:
     """`nybble.ir.rows.reciprocal_root` of one value, as int32."""
-    square = T.Bind(tirx.max(square, i64(1)))
-    zeros = T.call_llvm_pure_intrin("int64", "llvm.ctlz.i64", square, tirx.const(1, "bool"))
-    left = T.Bind((zeros - 2) & -2)
-    v = T.Bind((square << left) >> 30)
-    y = T.Bind(i64(rows.ROOT_START) - ((v * 85) >> 8))
-    for _ in range(rows.NEWTON_STEPS):
-        error = T.Bind((v * ((y * y) >> 32)) >> 30)
-        y = T.Bind((y * (i64(3 << 30) - error)) >> 31)
-    y = clamp(y, 1 << 30, (1 << 31) - 1).astype("int32")
-    return T.Bind(y), T.Bind((i64(45) - (left >> 1)).astype("int32"))
+    cells = T.alloc_buffer((3,), "int64", scope="local", layout=None)  # no let: TVM would inline it
+    T.buffer_store(cells, tirx.max(square, i64(1)), [0])
+    zeros = T.call_llvm_pure_intrin("int64", "llvm.ctlz.i64", cells[0], tirx.const(1, "bool"))
+    T.buffer_store(cells, (zeros - 2) & -2, [1])
+    left = cells[1]
+    T.buffer_store(cells, (cells[0] << left) >> 30, [0])
+    v, y = cells[0], cells[2]
+    T.buffer_store(cells, i64(rows.ROOT_START) - ((v * 85) >> 8), [2])
+    with T.serial(rows.NEWTON_STEPS):
+        error = (v * ((y * y) >> 32)) >> 30
+        T.buffer_store(cells, (y * (i64(3 << 30) - error)) >> 31, [2])
+    root = clamp(y, 1 << 30, (1 << 31) - 1).astype("int32")
+    return T.Bind(root), T.Bind((i64(45) - (left >> 1)).astype("int32"))
 
 
 KERNELS = tuple(
