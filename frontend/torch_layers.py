@@ -138,6 +138,8 @@ def adaptive_avg_pool(build: Builder, name: str, x: Value, output: Any) -> Value
     )
     if (rows, columns) == (1, 1):
         return build.mean(x, (2, 3), True, name)
+    if not isinstance(height, int) or not isinstance(width, int):
+        raise Refused("pools an image of open size to a grid")
     if height % rows or width % columns:
         raise Refused(f"pools {height}x{width} to {rows}x{columns}, which does not divide evenly")
     size = (height // rows, width // columns)
