@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import prepare
-from benchmarks.problems import Problem, addition, conv, linear, network, pooling
+from benchmarks.problems import Problem, addition, conv, encoder, linear, network, pooling
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,8 @@ def networks() -> Iterator[Case]:
         recipe = {"weights": w, "activations": a}
         goal = {"int8": 1.3} if (w, a) == (8, 8) else {}
         yield Case(network("mobilenet_v2"), recipe, NETWORK_INT8, goal)
+    peers = (*NETWORK_INT8, "ORT int8 dynamic")
+    yield Case(encoder(128, 768, 12), _plain(8, 8), peers)
 
 
 def products() -> Iterator[Case]:

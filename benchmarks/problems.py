@@ -68,6 +68,20 @@ def _network(name: str) -> Any:
     return NETWORKS[name](64)
 
 
+def encoder(length: int, width: int, heads: int) -> Problem:
+    """One encoder block of BERT on ``length`` tokens of ``width`` channels."""
+    weights = 12 * width * width
+    macs = length * weights + 2 * length * length * width
+    build = partial(_encoder, width, heads)
+    return Problem(f"bert-layer-{width}-t{length}", (1, length, width), build, macs, weights)
+
+
+def _encoder(width: int, heads: int) -> Any:
+    from tests.transformers import Bert, drawn  # noqa: PLC0415  (loads torch)
+
+    return drawn(lambda: Bert(width, heads))
+
+
 def linear(rows: int, inputs: int, outputs: int, grid: str = "normal") -> Problem:
     """One linear layer of ``rows`` x ``inputs`` times ``inputs`` x ``outputs``.
 

@@ -1,13 +1,13 @@
 """What both importers share: one Relax meaning for every layer, whatever format it came from.
 
 A value is either a ``relax.Var`` (an activation) or a NumPy array (a constant). Shape tensors are
-NumPy too: with a symbolic batch they are object arrays with `extents.Batch` entries.
+NumPy too: with a symbolic batch they are object arrays with `extents.Symbolic` entries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import inf, isfinite
+from math import isfinite, isnan
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from tvm import relax
 from nybble.errors import ImportModelError
 from nybble.frontend import extents
 from nybble.frontend.extents import Refused
-from nybble.ir import graph
+from nybble.frontend.stored import Stored
+from nybble.ir import graph, ops, specs
 
 Array = NDArray[Any]
 Value = Any  # relax.Var | Array | Python scalar
@@ -30,31 +31,63 @@ class Builder:
 
     def __init__(self, params: Sequence[relax.Var]):
         self.emitter = graph.Emitter(params)
+        self.is_quantized = False
+        self.integers: set[relax.Var] = set()  # what the source model quantizes
 
     def emit(self, expr: Any, name: str) -> relax.Var:
         """Binds an expression; what Relax cannot type is refused with Relax's words."""
+        self.is_quantized |= graph.op_name(expr) in specs.BORDERS
         try:
             result = self.emitter.emit(expr, name)
         except (ValueError, TypeError, tvm.error.InternalError) as error:
             raise Refused(str(error).strip().splitlines()[-1]) from error
         if result.ty.shape is None:
             raise Refused("combines shapes that agree for some batch sizes only")
+        if graph.op_name(expr) == "nybble.quantize":
+            self.integers.add(result)
         return result
 
-    def tensor(self, value: Value, name: str) -> Any:
-        """A Relax operand: variables as they are, constants as float32.
+    def tensor(self, value: Value, name: str, dtype: str = "float32") -> Any:
+        """A Relax operand: variables as they are, constants as ``dtype``.
 
         Raises:
-            ImportModelError: the constant holds NaN or infinity.
+            ImportModelError: the constant holds NaN, or infinity and is no mask.
         """
         if isinstance(value, relax.Var):
             return value
+        if isinstance(value, Stored):
+            return self.stored(value, name)
         array = np.asarray(value)
         if array.dtype == object:
             raise Refused("computes with the batch size")
-        if not np.isfinite(array).all():
+        if not is_sound(array):
             raise ImportModelError(not_finite(array, f"a constant of '{name}'"))
-        return graph.constant(array, "float32")
+        return graph.constant(array, dtype)
+
+    def stored(self, value: Stored, name: str) -> relax.Var:
+        """Integers of the source model behind a ``dequantize``."""
+        on = value.affine
+        constants = [
+            graph.constant(value.integers, value.dtype),
+            graph.constant(on.scale, "float32"),
+            graph.constant(on.zero_point, "int32"),
+        ]
+        return self.emit(ops.call("dequantize", constants, axis=on.axis, block=on.block), name)
+
+    def finish(
+        self, results: Sequence[relax.Var], names: Sequence[str], recipe: str = ""
+    ) -> tvm.IRModule:
+        """The module: of stage ``quantized`` where the source model holds integers.
+
+        Args:
+            results: the outputs.
+            names: theirs.
+            recipe: what a quantized file of Nybble's own says of itself.
+        """
+        if not self.is_quantized:
+            return self.emitter.finish(results, names, "float")
+        attrs = {graph.RECIPE: recipe} if recipe else {}
+        return self.emitter.finish(results, names, "quantized", attrs)
 
     # ------------------------------------------------------------ layers with weights
 
@@ -67,20 +100,25 @@ class Builder:
             name: of the convolution; the bias addition gets the suffix ``.bias``.
         """
         x, weight, bias = operands
-        if extents.rank(x) != 4 or np.ndim(self.weights(weight, "weight")) != 4:
+        if extents.rank(x) != 4 or self.constant(weight, "weight").ndim != 4:
             raise Refused("only 2-D convolutions are supported")
-        call = relax.op.nn.conv2d(x, self.tensor(weight, name), **window)
+        call = relax.op.nn.conv2d(x, self.tensor(weight, f"{name}.weight"), **window)
         result = self.emit(call, name)
         if bias is None:
             return result
-        return self.binary("add", result, self.weights(bias, "bias").reshape(1, -1, 1, 1),
-                           f"{name}.bias")  # fmt: skip
+        column = (
+            bias.reshaped((1, -1, 1, 1), 1)
+            if isinstance(bias, Stored)
+            else (self.weights(bias, "bias").reshape(1, -1, 1, 1))
+        )
+        return self.binary("add", result, column, f"{name}.bias")
 
     def linear(self, x: Value, weight: Value, bias: Value | None, name: str) -> relax.Var:
         """``x @ weight + bias`` for x (…, K), a constant weight (K, O) and bias (O,) or None."""
-        if self.weights(weight, "right operand").ndim != 2 or extents.rank(x) < 2:
+        if self.constant(weight, "right operand").ndim != 2 or extents.rank(x) < 2:
             raise Refused("the right operand must be a matrix and the left at least one")
-        result = self.emit(relax.op.matmul(x, self.tensor(weight, name)), name)
+        product = relax.op.matmul(x, self.tensor(weight, f"{name}.weight"))
+        result = self.emit(product, name)
         return result if bias is None else self.binary("add", result, bias, f"{name}.bias")
 
     def batch_norm(
@@ -110,9 +148,13 @@ class Builder:
 
     def weights(self, value: Value, what: str) -> Array:
         """The value as an array, refusing activations in the place of weights."""
+        return np.asarray(self.constant(value, what))
+
+    def constant(self, value: Value, what: str) -> Any:
+        """An array, or integers of the source model as they are; refuses activations."""
         if isinstance(value, relax.Var):
             raise Refused(f"its {what} is computed by the network; it must be a constant")
-        return np.asarray(value)
+        return value if isinstance(value, Stored) else np.asarray(value)
 
     # ------------------------------------------------------------ element-wise
 
@@ -121,7 +163,25 @@ class Builder:
         if op in {"add", "multiply", "maximum", "minimum"} and not isinstance(left, relax.Var):
             left, right = right, left
         function: Callable[..., Any] = getattr(relax.op, op)
-        return self.emit(function(self.tensor(left, name), self.tensor(right, name)), name)
+        dtype = dtype_of(left) if isinstance(left, relax.Var) else dtype_of(right)
+        operands = (self.tensor(value, f"{name}.integers", dtype) for value in (left, right))
+        return self.emit(function(*operands), name)
+
+    def where(self, condition: Value, yes: Value, no: Value, name: str) -> relax.Var:
+        """``yes`` where the condition holds, ``no`` elsewhere; all three broadcast."""
+        dtype = next((dtype_of(v) for v in (yes, no) if isinstance(v, relax.Var)), dtype_of(yes))
+        chosen = (self.tensor(value, name, dtype) for value in (yes, no))
+        return self.emit(relax.op.where(self.tensor(condition, name, "bool"), *chosen), name)
+
+    def cast(self, x: Value, dtype: str, name: str) -> Value:
+        """The elements as another type; nothing is emitted where they are of it already."""
+        if dtype_of(x) == dtype:
+            return x
+        if not isinstance(x, relax.Var):
+            return np.asarray(x).astype(dtype)
+        if dtype == "bool":
+            return self.binary("not_equal", x, 0, name)
+        return self.emit(relax.op.astype(x, dtype), name)
 
     def clip(self, x: Value, low: float | None, high: float | None, name: str) -> relax.Var:
         """Clamps; a missing, infinite or largest-float bound is none, [0, none) is a relu."""
@@ -200,16 +260,18 @@ class Builder:
         """Constant padding; ``widths`` is (before, after) for each axis, flat."""
         if min(widths) < 0:
             raise Refused("negative padding (cropping) is not supported")
-        if not -inf < value < inf:
-            raise Refused(f"pads with {value}")
+        if isnan(value):
+            raise Refused("pads with NaN")
         if not any(widths):
             return x
         return self.emit(relax.op.nn.pad(x, list(widths), "constant", float(value)), name)
 
     def concat(self, values: Sequence[Value], axis: int, name: str) -> relax.Var:
         """Concatenation along one axis."""
-        rank = max(extents.rank(v) for v in values if isinstance(v, relax.Var))
-        tensors = [self.tensor(v, name) for v in values]
+        values = [v for v in values if isinstance(v, relax.Var | Stored) or np.size(v)]
+        computed = [v for v in values if isinstance(v, relax.Var)]
+        rank, dtype = extents.rank(computed[0]), dtype_of(computed[0])
+        tensors = [self.tensor(v, name, dtype) for v in values]
         return self.emit(relax.op.concat(tensors, axis % rank), name)
 
     def reshape(self, x: Value, target: Sequence[Any], name: str) -> relax.Var:
@@ -218,12 +280,16 @@ class Builder:
         after = extents.resolve(before, target)
         if before == after:
             return x
+        if not isinstance(x, relax.Var):
+            return np.asarray(x).reshape(after)
         return self.emit(relax.op.reshape(x, extents.expressions(after)), name)
 
-    def transpose(self, x: Value, axes: Sequence[int], name: str) -> relax.Var:
+    def transpose(self, x: Value, axes: Sequence[int], name: str) -> Value:
         """Permutes the axes."""
         rank = extents.rank(x)
         order = [axis % rank for axis in axes]
+        if isinstance(x, Stored):
+            return x.transposed(order)
         return x if order == list(range(rank)) else self.emit(relax.op.permute_dims(x, order), name)
 
     def squeeze(self, x: Value, axes: Sequence[int] | None, name: str) -> relax.Var:
@@ -242,6 +308,23 @@ class Builder:
         for place in sorted(places):
             sizes.insert(place, 1)
         return self.reshape(x, sizes, name)
+
+
+def dtype_of(value: Value) -> str:
+    """The type that a value has inside the network: floats are float32."""
+    if isinstance(value, relax.Var):
+        return graph.dtype_of(value)
+    kind = np.asarray(value).dtype
+    return "float32" if kind.kind in "fV" else str(kind)
+
+
+def is_sound(array: Array) -> bool:
+    """Whether a constant has a meaning: finite, or a mask of zeros and infinities."""
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return True
+    if array.size == 1:
+        return not np.isnan(array).any()
+    return bool(((array == 0) | np.isinf(array)).all())
 
 
 def not_finite(array: Array, what: str) -> str:

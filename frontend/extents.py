@@ -1,4 +1,4 @@
-"""Shapes with a symbolic batch: extents are ints or multiples of the batch."""
+"""Shapes with open sizes (the batch, a height, a length): extents are ints or expressions."""
 
 from __future__ import annotations
 
@@ -9,72 +9,101 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, sym
 
 
 class Refused(ValueError):  # noqa: N818  # becomes an entry of UnsupportedOpError, never escapes
     """A node cannot be translated; the message is the reason shown to the user."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """``factor`` · n, where n is the symbolic batch size of the model."""
+class Symbolic:
+    """An extent that is known only when the network runs: an expression of the open sizes."""
 
-    symbol: Any
-    factor: int = 1
+    def __init__(self, expr: Any):
+        self.expr = expr
 
-    def __mul__(self, other: Any) -> Batch:
-        """Only integers: no shape of a network holds the batch twice."""
-        if not isinstance(other, int | np.integer):
-            return NotImplemented
-        return Batch(self.symbol, self.factor * int(other))
+    def __add__(self, other: Any) -> Extent:
+        """Sum with an extent."""
+        return simple(self.expr + _operand(other))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Extent:
+        """Difference with an extent."""
+        return simple(self.expr - _operand(other))
+
+    def __rsub__(self, other: Any) -> Extent:
+        """An extent minus this one."""
+        return simple(_operand(other) - self.expr)
+
+    def __neg__(self) -> Extent:
+        """The negative."""
+        return simple(-self.expr)
+
+    def __mul__(self, other: Any) -> Extent:
+        """Product with an extent."""
+        return simple(self.expr * _operand(other))
 
     __rmul__ = __mul__
 
-    def __floordiv__(self, other: Any) -> Any:
-        """Exact division by an integer, or by a multiple of n (the result is an integer)."""
-        divisor = other.factor if isinstance(other, Batch) else int(other)
-        if divisor == 0 or self.factor % divisor:
-            raise Refused(f"divides {self} by {other}")
-        quotient = self.factor // divisor
-        return quotient if isinstance(other, Batch) else Batch(self.symbol, quotient)
+    def __floordiv__(self, other: Any) -> Extent:
+        """Quotient, rounded down."""
+        if not isinstance(other, Symbolic) and int(other) == 0:
+            raise Refused(f"divides {self} by 0")
+        return simple(tvm.tirx.floordiv(self.expr, _operand(other)))
+
+    def __rfloordiv__(self, other: Any) -> Extent:
+        """An extent divided by this one."""
+        return simple(tvm.tirx.floordiv(_operand(other), self.expr))
+
+    def __mod__(self, other: Any) -> Extent:
+        """Remainder of the quotient that is rounded down."""
+        return simple(tvm.tirx.floormod(self.expr, _operand(other)))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are equal for every size."""
+        if not isinstance(other, Symbolic | int | np.integer):
+            return NotImplemented
+        return bool(sym.Analyzer().can_prove_equal(self.expr, _operand(other)))
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __str__(self) -> str:
-        name = str(self.symbol.name)
-        return name if self.factor == 1 else f"{self.factor}*{name}"
+        return str(self.expr)
 
-    def expression(self) -> Any:
-        """The extent as a TIR expression."""
-        return self.symbol if self.factor == 1 else self.symbol * self.factor
+    __repr__ = __str__
 
 
-Extent = int | Batch
+Extent = int | Symbolic
+
+
+def _operand(value: Any) -> Any:
+    if isinstance(value, Symbolic):
+        return value.expr
+    if not isinstance(value, int | np.integer):
+        raise Refused(f"computes {value} with an open size")
+    return tvm.tirx.IntImm("int64", int(value))
+
+
+def simple(expr: Any) -> Extent:
+    """An expression as an extent: a number where no open size is left in it."""
+    expr = sym.Analyzer().simplify(expr)
+    return int(expr) if isinstance(expr, int | tvm.tirx.IntImm) else Symbolic(expr)
 
 
 def shape(value: Any) -> list[Extent]:
-    """Extents of a Relax variable or a NumPy array.
-
-    Raises:
-        Refused: an extent is neither a number nor a multiple of the batch.
-    """
+    """Extents of a Relax variable or a NumPy array."""
     if not isinstance(value, relax.Var):
         return [int(size) for size in value.shape]
-    return [_extent(size) for size in value.ty.shape]
-
-
-def _extent(size: Any) -> Extent:
-    if isinstance(size, int | tvm.tirx.IntImm):
-        return int(size)
-    if isinstance(size, relax.Var):
-        return Batch(size)
-    if isinstance(size, tvm.tirx.Mul) and isinstance(size.b, tvm.tirx.IntImm):
-        return Batch(size.a, int(size.b))
-    raise Refused(f"has an extent {size} that is no multiple of the batch")
+    return [
+        int(size) if isinstance(size, int | tvm.tirx.IntImm) else Symbolic(size)
+        for size in value.ty.shape
+    ]
 
 
 def expressions(sizes: Sequence[Extent]) -> list[Any]:
     """Extents as Relax takes them."""
-    return [size.expression() if isinstance(size, Batch) else size for size in sizes]
+    return [size.expr if isinstance(size, Symbolic) else int(size) for size in sizes]
 
 
 def rank(value: Any) -> int:
@@ -82,15 +111,15 @@ def rank(value: Any) -> int:
     return len(value.ty.shape) if isinstance(value, relax.Var) else np.ndim(value)
 
 
-def image(x: Any) -> tuple[int, int]:
+def image(x: Any) -> tuple[Extent, Extent]:
     """Height and width of an NCHW activation.
 
     Raises:
-        Refused: the activation is no image with static height and width.
+        Refused: the activation is no image.
     """
     sizes = shape(x)
-    if len(sizes) != 4 or isinstance(sizes[2], Batch) or isinstance(sizes[3], Batch):
-        raise Refused(f"needs an image (N, C, H, W) of known size, got {words(sizes)}")
+    if len(sizes) != 4:
+        raise Refused(f"needs an image (N, C, H, W), got {words(sizes)}")
     return sizes[2], sizes[3]
 
 
@@ -109,52 +138,53 @@ def resolve(before: Sequence[Extent], target: Sequence[Extent]) -> list[Extent]:
     Raises:
         Refused: the numbers of elements differ (for some batch size).
     """
-    sizes = [size if isinstance(size, Batch) else int(size) for size in target]
-    wild = [axis for axis, size in enumerate(sizes) if size == -1]
+    sizes = [size if isinstance(size, Symbolic) else int(size) for size in target]
+    wild = [axis for axis, size in enumerate(sizes) if isinstance(size, int) and size == -1]
     if len(wild) > 1:
         raise Refused(f"reshapes to {words(sizes)} with more than one -1")
     try:
         total = prod(before)
         if wild:
-            known: Any = prod(size for size in sizes if size != -1)
+            known: Any = prod(size for axis, size in enumerate(sizes) if axis != wild[0])
             sizes[wild[0]] = total // known
         fits = prod(sizes) == total
     except (TypeError, ValueError, ZeroDivisionError):
         fits = False  # a product or quotient that the batch does not allow
     if not fits:
-        every = " for every batch size" if any(isinstance(s, Batch) for s in before) else ""
+        every = " for every batch size" if any(isinstance(s, Symbolic) for s in before) else ""
         raise Refused(f"reshapes {words(before)} to {words(sizes)}: not equal in size{every}")
     return sizes
 
 
 @dataclass(frozen=True)
 class Window:
-    """A sliding window.
+    """A sliding window over one or more spatial axes.
 
     Attributes:
-        size: kernel height and width.
-        strides: rows and columns.
-        padding: top, left, bottom, right.
-        dilation: rows and columns.
+        size: of the kernel.
+        strides: one for each axis.
+        padding: all begins, then all ends: top, left, bottom, right.
+        dilation: one for each axis.
         ceil_mode: whether a last window may hang over the end.
     """
 
-    size: tuple[int, int]
-    strides: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    size: tuple[int, ...]
+    strides: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0, 0, 0)
+    dilation: tuple[int, ...] = (1, 1)
     ceil_mode: bool = False
 
-    def full_padding(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """The padding with what ``ceil_mode`` adds at the bottom and the right."""
-        top, left, bottom, right = self.padding
+    def full_padding(self, *sizes: Extent) -> tuple[int, ...]:
+        """The padding with what ``ceil_mode`` adds at the ends."""
         if not self.ceil_mode:
             return self.padding
-        return (
-            top, left,
-            bottom + self._overhang(0, height, top, bottom),
-            right + self._overhang(1, width, left, right),
-        )  # fmt: skip
+        rank = len(self.size)
+        begins, ends = self.padding[:rank], self.padding[rank:]
+        over = [
+            end + self._overhang(axis, _known(extent), begin, end)
+            for axis, (extent, begin, end) in enumerate(zip(sizes, begins, ends, strict=True))
+        ]
+        return (*begins, *over)
 
     def _overhang(self, axis: int, extent: int, before: int, after: int) -> int:
         """Extra end padding of the last window; a window that starts in it is dropped."""
@@ -164,12 +194,21 @@ class Window:
             last -= 1
         return max(0, last * stride + reach - (extent + before + after))
 
-    def same_padding(self, height: int, width: int, *, upper: bool) -> tuple[int, int, int, int]:
+    def same_padding(self, *sizes: Extent, upper: bool) -> tuple[int, ...]:
         """ONNX auto_pad SAME_UPPER or SAME_LOWER: the odd element goes to the end or the start."""
         begins, ends = [], []
-        for axis, extent in enumerate((height, width)):
+        for axis, extent in enumerate(sizes):
             reach, stride = (self.size[axis] - 1) * self.dilation[axis] + 1, self.strides[axis]
-            total = max(0, (-(-extent // stride) - 1) * stride + reach - extent)
+            total = reach - 1
+            if stride > 1:
+                known = _known(extent)
+                total = max(0, (-(-known // stride) - 1) * stride + reach - known)
             begins.append(total // 2 if upper else total - total // 2)
             ends.append(total - begins[-1])
-        return (begins[0], begins[1], ends[0], ends[1])
+        return (*begins, *ends)
+
+
+def _known(extent: Extent) -> int:
+    if isinstance(extent, Symbolic):
+        raise Refused("needs a known size for its padding")
+    return extent

@@ -5,26 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import tvm
 from onnx import helper
 from tvm import relax
 
 from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
-from nybble.frontend import onnx_file, onnx_node
-from nybble.frontend.build import Builder
+from nybble.frontend import extents, onnx_bodies, onnx_dynamic, onnx_file, onnx_node, onnx_quantized
+from nybble.frontend.build import Builder, dtype_of
 from nybble.frontend.extents import Refused
 from nybble.frontend.onnx_node import Node
 from nybble.frontend.onnx_ops import CONVERTERS
+from nybble.frontend.onnx_quantized import QUANTIZED
+from nybble.frontend.quantized import held_in
+from nybble.ir import graph
 
-NEWEST_OPSET = 23
+NEWEST_OPSET = 28
+RECIPE = "nybble.recipe"  # as `nybble.export` writes it
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 def from_onnx(
     source: str | Path | bytes | onnx.ModelProto, shapes: onnx_file.Shapes | None = None
 ) -> tvm.IRModule:
-    """Imports a float CNN.
+    """Imports a network, float or quantized.
 
     Args:
         source: a path (external data is read next to it), the file's bytes, or the parsed model,
@@ -33,13 +38,14 @@ def from_onnx(
             symbolic. Without it a dynamic axis 0 stays symbolic.
 
     Returns:
-        A module of stage ``float``: NCHW / OIHW, float32 inputs of the model's names and shapes.
+        A module of stage ``float``, or ``quantized`` where the file holds quantized operators:
+        NCHW / OIHW, inputs of the model's names and shapes.
 
     Raises:
         ImportModelError: no readable ONNX model, or one without a meaning (NaN weights, no inputs).
         UnsupportedOpError: operators without a translation; it lists every one of them.
     """
-    parsed = onnx_file.read(source)
+    parsed = onnx_dynamic.as_float(onnx_file.read(source))
     return _Importer(parsed, onnx_file.inputs(parsed, shapes)).run()
 
 
@@ -53,6 +59,12 @@ class _Importer:
         self.unsupported: list[UnsupportedNode] = []
         self.unknown: set[str] = set()  # tensors that unsupported nodes left undefined
         self.inferred: dict[str, Any] | None = None
+        self.functions = {(f.domain, f.name): f for f in self.source.model.functions}
+        for param in params:
+            if graph.dtype_of(param) in WIDER:
+                self.values[str(param.name)] = self.build.cast(
+                    param, "float32", f"{param.name}.single"
+                )
 
     def run(self) -> tvm.IRModule:
         """The module."""
@@ -63,80 +75,185 @@ class _Importer:
         if self.unsupported:
             raise UnsupportedOpError(self.unsupported)
         names = [output.name for output in self.graph.output]
-        return self.build.emitter.finish([self._output(n) for n in names], names, "float")
+        results = [self._output(output) for output in self.graph.output]
+        return self.build.finish(results, names, self.source.property(RECIPE))
 
-    def _output(self, name: str) -> relax.Var:
-        value = self._value(name, f"output '{name}'")
+    def _output(self, info: onnx.ValueInfoProto) -> relax.Var:
+        value = self._value(info.name, f"output '{info.name}'")
         if not isinstance(value, relax.Var):
-            raise ImportModelError(f"Output '{name}': it is a constant; no input reaches it.")
-        return value
+            raise ImportModelError(f"Output '{info.name}': it is a constant; no input reaches it.")
+        code = info.type.tensor_type.elem_type
+        declared = (
+            onnx_file.INPUTS.get(code, dtype_of(value)) if code in (0, *onnx_file.INPUTS) else ""
+        )
+        if declared not in ("", held_in(dtype_of(value)), *WIDER):
+            declared = ""
+        if not declared:
+            kind = onnx.TensorProto.DataType.Name(code)
+            raise ImportModelError(
+                f"Output '{info.name}': the model declares {kind}, and {dtype_of(value)} is what"
+                " can be computed. Cast it, or leave the cast to the caller."
+            )
+        return (
+            self.build.cast(value, declared, f"{info.name}.{declared}")
+            if declared in WIDER
+            else value
+        )
 
     def _needed(self) -> set[str]:
         """Tensors on a path to an output; what leads nowhere needs no translation."""
         needed = {output.name for output in self.graph.output}
         for proto in reversed(self.graph.node):
             if any(name in needed for name in proto.output):
-                needed.update(name for name in proto.input if name)
+                needed.update(onnx_bodies.reads(proto))
         return needed
 
     def _convert(self, proto: onnx.NodeProto, needed: set[str]) -> None:
         """Translates one node, or notes why it has no translation."""
         name = proto.name or next(output for output in proto.output if output)
         try:
-            self._check_scope(proto)
-            if any(operand in self.unknown for operand in proto.input):
+            if any(operand in self.unknown for operand in onnx_bodies.reads(proto)):
+                self._check_scope(proto, self.source.opset)
                 self.unknown.update(proto.output)
                 return
-            node = self._node(proto, name, needed)
-            for output, value in zip(proto.output, self._results(node), strict=False):
-                self.values[output] = value
+            self._translate(proto, name, needed, self.source.opset)
         except Refused as refused:
             label = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
             self.unsupported.append(UnsupportedNode(label, name, str(refused)))
             self._placeholders(proto)
 
-    def _results(self, node: Node) -> list[Any]:
+    def _translate(self, proto: onnx.NodeProto, name: str, needed: set[str], opset: int) -> None:
+        """Gives the outputs of one node their values.
+
+        Raises:
+            Refused: it has no translation.
+        """
+        if proto.op_type == "If" and proto.domain in DEFAULT_DOMAINS:
+            self._choose(proto, name, needed, opset)
+            return
+        body = self._body(proto, opset)
+        if body is not None:
+            versions = [o.version for o in body.opset_import if o.domain in DEFAULT_DOMAINS]
+            inside = max(versions, default=opset)
+            self._translate_all(onnx_bodies.called(body, proto, name), needed, inside)
+            return
+        self._check_scope(proto, opset)
+        node = self._node(proto, name, needed, opset)
+        results = self._results(node)
+        if any(node.read[len(results) :]):
+            raise Refused(f"only its first {len(results)} output(s) are supported")
+        for output, value in zip(proto.output, results, strict=False):
+            self.values[output] = value
+
+    def _translate_all(self, nodes: list[onnx.NodeProto], needed: set[str], opset: int) -> None:
+        inside = set(needed)
+        for node in reversed(nodes):
+            if any(name in inside for name in node.output):
+                inside |= onnx_bodies.reads(node)
+        for node in nodes:
+            if any(name in inside for name in node.output):
+                try:
+                    self._translate(node, node.name, inside, opset)
+                except Refused as refused:
+                    raise Refused(f"{node.op_type} inside of it {refused}") from refused
+
+    def _body(self, proto: onnx.NodeProto, opset: int) -> onnx.FunctionProto | None:
+        """The definition of an operator that has no translation of its own."""
+        local = self.functions.get((proto.domain, proto.op_type))
+        if local is not None or _key(proto) in CONVERTERS or _key(proto) in QUANTIZED:
+            return local
+        if proto.domain not in DEFAULT_DOMAINS or not self._reads_activation(proto):
+            return None
+        types = [self._type(name) for name in proto.input]
+        return onnx_bodies.definition(proto, opset, types)
+
+    def _type(self, name: str) -> onnx.TypeProto | None:
+        if not name:
+            return None
+        value = self._value(name, "a function")
+        dtype = graph.dtype_of(value) if isinstance(value, relax.Var) else str(value.dtype)
+        code = onnx.TensorProto.INT64
+        if dtype != "object":
+            code = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return helper.make_tensor_type_proto(code, [None] * extents.rank(value))
+
+    def _choose(self, proto: onnx.NodeProto, name: str, needed: set[str], opset: int) -> None:
+        """``If``: the branch that a constant condition takes, or both and a choice."""
+        branches = {a.name: a.g for a in proto.attribute}
+        condition = self._value(proto.input[0], f"If '{name}'")
+        if not isinstance(condition, relax.Var):
+            taken = "then_branch" if np.asarray(condition).any() else "else_branch"
+            self._take(branches[taken], list(proto.output), f"{name}.{taken}", needed, opset)
+            return
+        values = []
+        for kind in ("then_branch", "else_branch"):
+            outputs = [f"{name}.{kind}/{output}" for output in proto.output]
+            inside = needed | set(outputs)
+            self._take(branches[kind], outputs, f"{name}.{kind}", inside, opset)
+            values.append([self._value(output, f"If '{name}'") for output in outputs])
+        for output, yes, no in zip(proto.output, *values, strict=True):
+            if extents.shape(yes) != extents.shape(no):
+                raise Refused("its branches give different shapes, and the network chooses")
+            self.values[output] = self.build.where(condition, yes, no, f"{name}.{output}")
+
+    def _take(
+        self, body: onnx.GraphProto, outputs: list[str], name: str, needed: set[str], opset: int
+    ) -> None:
+        nodes, weights = onnx_bodies.branch(body, outputs, name)
+        for tensor, value in weights.items():
+            self.values[tensor] = onnx_file.array(value, self.source, tensor)
+        self._translate_all(nodes, needed, opset)
+
+    def _results(self, node: Node) -> list[Any]:  # noqa: PLR0911  (one return for each kind)
         op = node.proto.op_type
         if op == "Constant":
             if "value" in node.attrs:
                 return [onnx_file.array(node.attrs["value"], self.source, node.name)]
             return [onnx_node.constant_of(node)]
-        if op == "Shape":
-            return [onnx_node.shape_of(node)]
+        if op in ("Shape", "Size"):
+            return [onnx_node.shape_of(node) if op == "Shape" else onnx_node.size_of(node)]
         if op == "Identity":
             return [node.input(0)]
+        if _key(node.proto) in QUANTIZED:
+            return [QUANTIZED[_key(node.proto)](node, self.build)]
         operands = [value for value in node.inputs if value is not None]
-        if operands and not any(isinstance(value, relax.Var) for value in operands):
+        computed = any(isinstance(value, relax.Var) for value in operands)
+        if operands and not computed and not onnx_node.unfolds(node):
             return onnx_node.fold(node)
-        if any(node.read[1:]):
-            raise Refused("only its first output is supported, but another one is read")
-        if op not in CONVERTERS:
+        if onnx_quantized.moves(node, self.build):
+            return onnx_quantized.on_integers(node, self.build, self._results)
+        if _key(node.proto) not in CONVERTERS:
             raise Refused("works on constants only")
-        return [CONVERTERS[op](node, self.build)]
+        result = CONVERTERS[_key(node.proto)](node, self.build)
+        return list(result) if isinstance(result, tuple) else [result]
 
-    def _check_scope(self, proto: onnx.NodeProto) -> None:
+    def _check_scope(self, proto: onnx.NodeProto, opset: int) -> None:
         """Refuses an operator that has no translation whatever its attributes are."""
-        if proto.domain not in DEFAULT_DOMAINS:
-            raise Refused(f"operators of the domain '{proto.domain}' are not supported")
         op = proto.op_type
-        if op not in CONVERTERS and (op not in FOLDED or self._reads_activation(proto)):
+        if _key(proto) in QUANTIZED or _key(proto) in CONVERTERS or op in ("Shape", "Size"):
+            pass
+        elif proto.domain not in DEFAULT_DOMAINS:
+            raise Refused(f"there is no translation for this operator of '{proto.domain}'")
+        elif op in ("Loop", "Scan"):
+            raise onnx_bodies.refused_loop(op)
+        elif self._reads_activation(proto):
             raise Refused("there is no translation for this operator")
-        if self.source.opset > NEWEST_OPSET:
-            since = onnx.defs.get_schema(op, self.source.opset, "").since_version
+        if self.source.opset > NEWEST_OPSET and proto.domain in DEFAULT_DOMAINS:
+            since = onnx.defs.get_schema(op, opset, "").since_version
             if since > NEWEST_OPSET:
                 raise Refused(f"changed in opset {since}; export with opset {NEWEST_OPSET}")
 
     def _reads_activation(self, proto: onnx.NodeProto) -> bool:
-        reads = any(
+        return any(
             name in self.unknown or isinstance(self.values.get(name), relax.Var)
             for name in proto.input
         )
-        return reads and proto.op_type != "Shape"
 
-    def _node(self, proto: onnx.NodeProto, name: str, needed: set[str]) -> Node:
+    def _node(self, proto: onnx.NodeProto, name: str, needed: set[str], opset: int) -> Node:
         context = onnx.checker.C.CheckerContext()
         context.ir_version = self.source.model.ir_version
-        context.opset_imports = {"": self.source.opset}
+        others = {o.domain: o.version for o in self.source.model.opset_import}
+        context.opset_imports = {**others, "": opset}
         try:
             onnx.checker.check_node(proto, context)
         except onnx.checker.ValidationError as error:
@@ -144,7 +261,7 @@ class _Importer:
         attrs = {a.name: _plain(helper.get_attribute_value(a)) for a in proto.attribute}
         inputs = [self._value(i, f"{proto.op_type} '{name}'") if i else None for i in proto.input]
         read = [output in needed for output in proto.output]
-        return Node(proto, name, inputs, attrs, self.source.opset, read)
+        return Node(proto, name, inputs, attrs, opset, read, self._results)
 
     def _value(self, name: str, reader: str) -> Any:
         """A tensor by name; initializers are read when first needed."""
@@ -167,11 +284,14 @@ class _Importer:
                 self.unknown.add(output)
 
 
-FOLDED = {
-    "Abs", "And", "Ceil", "Constant", "ConstantOfShape", "Equal", "Expand", "Floor", "Gather",
-    "Greater", "Less", "Mod", "Neg", "Not", "Or", "Pow", "Range", "Reciprocal", "ReduceProd",
-    "ReduceSum", "Shape", "Size", "Slice", "Split", "Sqrt", "Tile", "Where",
-}  # fmt: skip
+WIDER = {"float16", "float64"}
+"""Inputs and outputs of these types are cast at the border; inside, floats are float32."""
+
+
+def _key(proto: onnx.NodeProto) -> str:
+    """An operator's name, with its domain where that is not ONNX's own."""
+    own = proto.domain in DEFAULT_DOMAINS
+    return str(proto.op_type) if own else f"{proto.domain}.{proto.op_type}"
 
 
 def _plain(value: Any) -> Any:

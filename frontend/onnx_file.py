@@ -15,11 +15,21 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from tvm import relax
 
-from nybble.errors import ImportModelError
-from nybble.frontend.build import not_finite
+from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
+from nybble.frontend.build import is_sound, not_finite
 
 OLDEST_OPSET = 7
-Shapes = Mapping[str, Sequence[int | None]]
+BATCH = "batch"
+INPUTS = {
+    onnx.TensorProto.FLOAT: "float32",
+    **{onnx.TensorProto.DataType.Value(f"{kind}{bits}"): f"{kind.lower()}{max(bits, 8)}"
+       for kind in ("INT", "UINT") for bits in (2, 4, 8, 16)},
+    **{onnx.TensorProto.DataType.Value(name.upper()): name
+       for name in ("bool", "int32", "int64", "uint32", "uint64", "float16")},
+    onnx.TensorProto.DOUBLE: "float64",
+}  # fmt: skip
+"""Types of inputs, and the dtypes in which callers hand them over: below 8 bits one in a byte."""
+Shapes = Mapping[str, Sequence[int | str | None]]
 
 
 @dataclass
@@ -38,6 +48,11 @@ class Source:
         """The version of the default operator set."""
         versions = [o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")]
         return max(versions, default=0)
+
+    def property(self, key: str) -> str:
+        """An entry of the model's metadata, "" without it."""
+        found = (p.value for p in self.model.metadata_props if p.key == key)
+        return next(found, "")
 
 
 def read(source: str | Path | bytes | onnx.ModelProto) -> Source:
@@ -99,7 +114,7 @@ def array(tensor: onnx.TensorProto, source: Source, name: str) -> NDArray[Any]:
     except (OSError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         advice = " Keep the data file next to the model." if external else ""
         raise ImportModelError(f"Weight '{name}': cannot be read: {error}.{advice}") from error
-    if values.dtype.kind == "f" and values.ndim and not np.isfinite(values).all():
+    if values.ndim and not is_sound(values):
         raise ImportModelError(not_finite(values, f"weight '{name}'"))
     return values
 
@@ -109,7 +124,8 @@ def inputs(source: Source, shapes: Shapes | None) -> list[relax.Var]:
 
     Args:
         source: the model.
-        shapes: extents by input name where the model leaves them open; None is the batch.
+        shapes: extents by input name where the model leaves them open; None is the batch, a name
+            an extent that stays open: the same one wherever that name stands.
 
     Raises:
         ImportModelError: no inputs, not float32, another dynamic axis, or contradicting shapes.
@@ -122,17 +138,23 @@ def inputs(source: Source, shapes: Shapes | None) -> list[relax.Var]:
     if unknown:
         names = ", ".join(info.name for info in infos)
         raise ImportModelError(f"shapes: no inputs {sorted(unknown)}; the model has {names}.")
-    batch = tvm.tirx.Var("batch", "int64")
-    return [_input(info, given.get(info.name), batch) for info in infos]
+    symbols: dict[str, Any] = {}
+    return [_input(info, given.get(info.name), symbols) for info in infos]
 
 
-def _input(info: onnx.ValueInfoProto, given: Sequence[int | None] | None, batch: Any) -> relax.Var:
+def _input(
+    info: onnx.ValueInfoProto, given: Sequence[int | str | None] | None, symbols: dict[str, Any]
+) -> relax.Var:
     kind = info.type.tensor_type
-    if kind.elem_type != onnx.TensorProto.FLOAT:
+    if kind.elem_type not in INPUTS:
         known = onnx.TensorProto.DataType.keys()[kind.elem_type]
+        if known.startswith(("FLOAT8", "FLOAT4")):
+            raise UnsupportedOpError(
+                [UnsupportedNode("Input", info.name, f"its dtype {known} has no integer form")]
+            )
         raise ImportModelError(
-            f"Input '{info.name}': its dtype is {known}; only float32 inputs are supported. "
-            "Export the model in float32."
+            f"Input '{info.name}': its dtype is {known}; floats of 16 to 64 bits, integers and "
+            "bool are supported. Export the model in float32."
         )
     declared = _declared(info)
     if declared is None and given is None:
@@ -143,13 +165,17 @@ def _input(info: onnx.ValueInfoProto, given: Sequence[int | None] | None, batch:
     open_axes = [axis for axis, size in enumerate(sizes) if size is None and axis > 0]
     if open_axes:
         raise ImportModelError(
-            f"Input '{info.name}': axes {open_axes} are dynamic; only the batch (axis 0) may be. "
-            f"Pass shapes={{'{info.name}': (…)}} with a number for each of them."
+            f"Input '{info.name}': axes {open_axes} are dynamic. Pass shapes={{'{info.name}': (…)}}"
+            " with a number for each of them, or a name such as 'height' where it shall stay open."
         )
-    if any(size is not None and size <= 0 for size in sizes):
+    if any(isinstance(size, int) and size <= 0 for size in sizes):
         raise ImportModelError(f"Input '{info.name}': an extent of {sizes} is not positive.")
-    extents = [batch if size is None else size for size in sizes]
-    return relax.Var(info.name, relax.TensorType(extents, "float32"))
+    extents = [
+        size if isinstance(size, int)
+        else symbols.setdefault(size or BATCH, tvm.tirx.Var(size or BATCH, "int64"))
+        for size in sizes
+    ]  # fmt: skip
+    return relax.Var(info.name, relax.TensorType(extents, INPUTS[kind.elem_type]))
 
 
 def _declared(info: onnx.ValueInfoProto) -> list[int | None] | None:
@@ -160,8 +186,8 @@ def _declared(info: onnx.ValueInfoProto) -> list[int | None] | None:
 
 
 def _merged(
-    name: str, declared: list[int | None] | None, given: Sequence[int | None] | None
-) -> list[int | None]:
+    name: str, declared: list[int | None] | None, given: Sequence[int | str | None] | None
+) -> list[int | str | None]:
     """The declared shape with open extents filled in from the given one."""
     if given is None or declared is None:
         return list(given if declared is None else declared)  # type: ignore[arg-type]
@@ -178,7 +204,8 @@ def _merged(
 
 def inferred_types(model: onnx.ModelProto, params: Sequence[relax.Var]) -> dict[str, Any]:
     """Types of float tensors as ONNX infers them; only to look behind an unsupported node."""
-    batches = [p.ty.shape[0] for p in params if not isinstance(p.ty.shape[0], tvm.tirx.IntImm)]
+    leading = [size for p in params for size in list(p.ty.shape.values)[:1]]
+    batches = [size for size in leading if not isinstance(size, tvm.tirx.IntImm)]
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except (onnx.shape_inference.InferenceError, ValueError):

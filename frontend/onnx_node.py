@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from tvm import relax
 
 from nybble.frontend import extents
 from nybble.frontend.extents import Refused
+from nybble.frontend.stored import Stored
 
 Array = NDArray[Any]
+COMPOSED = 21
+"""The opset of operators that converters make use of (`Node.op`)."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Node:
         attrs: the attributes present.
         opset: version of the default operator set.
         read: for each output, whether anything reads it.
+        translate: gives the outputs of another node; `op` calls it.
     """
 
     proto: onnx.NodeProto
@@ -37,6 +42,31 @@ class Node:
     attrs: dict[str, Any]
     opset: int
     read: Sequence[bool]
+    translate: Callable[[Node], list[Any]] = lambda node: fold(node)  # noqa: PLW0108  (defined below)
+
+    def op(self, kind: str, *inputs: Any, **attrs: Any) -> Any:
+        """The first output of another operator, for operators that are made of others.
+
+        Args:
+            kind: the operator; ``Mul.scale`` is a ``Mul`` whose results get the suffix ``scale``.
+            inputs: relax.Var, array, or None for an omitted one; a number is a float32 one.
+            attrs: the operator's attributes.
+        """
+        op, _, suffix = kind.partition(".")
+        values = [np.float32(v) if isinstance(v, float) else v for v in inputs]
+        arrays = [
+            v if v is None or isinstance(v, relax.Var | Stored) else np.asarray(v) for v in values
+        ]
+        names = ["" if v is None else f"operand_{i}" for i, v in enumerate(arrays)]
+        name = f"{self.name}.{suffix or op.lower()}"
+        proto = helper.make_node(op, names, ["result"], name=name, **attrs)
+        return self.translate(replace(
+            self, proto=proto, name=name, inputs=arrays, attrs=attrs, opset=COMPOSED, read=[True]
+        ))[0]  # fmt: skip
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute, or its default."""
+        return self.attrs.get(name, default)
 
     def input(self, index: int) -> Any:
         """An operand, or None when it is omitted."""
@@ -66,14 +96,18 @@ class Node:
         return None if value is None else [int(v) for v in value.reshape(-1)]
 
 
-def fold(node: Node) -> list[Array]:
+def fold(node: Node) -> list[Any]:
     """The outputs of a node that reads constants only.
 
     Raises:
         Refused: the op is not deterministic, or arithmetic that the symbolic batch does not allow.
     """
     op = node.proto.op_type
-    values = [value for value in node.inputs if value is not None]
+    if op == "Transpose" and isinstance(node.inputs[0], Stored):
+        axes = node.attrs.get("perm") or range(node.inputs[0].ndim)[::-1]
+        return [node.inputs[0].transposed(axes)]
+    inputs = [np.asarray(v) if isinstance(v, Stored) else v for v in node.inputs]
+    values = [value for value in inputs if value is not None]
     if any(value.dtype == object for value in values):
         return [_settled(_symbolic(node))]
     if op in SIDE_EFFECTS or node.proto.domain not in ("", "ai.onnx"):
@@ -88,10 +122,16 @@ def fold(node: Node) -> list[Array]:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", node.opset)])
     feeds = {
         name: value
-        for name, value in zip(node.proto.input, node.inputs, strict=True)
+        for name, value in zip(node.proto.input, inputs, strict=True)
         if value is not None
     }
-    return [np.asarray(value) for value in reference.ReferenceEvaluator(model).run(None, feeds)]
+    try:
+        results = reference.ReferenceEvaluator(model).run(None, feeds)
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        raise Refused(f"cannot be evaluated at import: {error}") from error
+    if not all(isinstance(value, np.ndarray | np.generic) for value in results):
+        raise Refused("gives something else than tensors")
+    return [np.asarray(value) for value in results]
 
 
 SIDE_EFFECTS = {
@@ -104,6 +144,17 @@ def shape_of(node: Node) -> Array:
     """``Shape`` of an activation: int64, or object entries where the batch is symbolic."""
     sizes = extents.shape(node.input(0))
     return _settled(_objects(sizes[node.attrs.get("start", 0) : node.attrs.get("end")]))
+
+
+def size_of(node: Node) -> Array:
+    """``Size`` of an activation."""
+    return _settled(_objects([prod(extents.shape(node.input(0)))])).reshape(())
+
+
+def unfolds(node: Node) -> bool:
+    """Whether constants give a tensor whose shape only the running network knows."""
+    is_open = any(isinstance(v, np.ndarray) and v.dtype == object for v in node.inputs)
+    return is_open and node.proto.op_type in {"Range", "ConstantOfShape", "Expand"}
 
 
 def constant_of(node: Node) -> Array:
@@ -126,8 +177,10 @@ def _objects(values: Sequence[Any]) -> Array:
 
 def _settled(array: Any) -> Array:
     """int64 when nothing symbolic is left."""
+    if isinstance(array, np.ndarray) and array.dtype == bool:
+        return array
     array = np.asarray(array, object)
-    symbolic = any(isinstance(value, extents.Batch) for value in array.flat)
+    symbolic = any(isinstance(value, extents.Symbolic) for value in array.flat)
     return array if symbolic else array.astype(np.int64)
 
 
@@ -138,7 +191,7 @@ def _symbolic(node: Node) -> Any:
         raise Refused("computes with the batch size; pass shapes={…} with a fixed batch")
     try:
         return rule(node)
-    except TypeError as error:  # an operator that `extents.Batch` does not define
+    except TypeError as error:  # an operator that `extents.Symbolic` does not define
         raise Refused("computes with the batch size in an unsupported way") from error
 
 
@@ -177,7 +230,12 @@ _SYMBOLIC: dict[str, Callable[[Node], Any]] = {
     "Unsqueeze": _expanded,
     "Squeeze": _squeezed,
     "Reshape": lambda node: np.reshape(node.inputs[0], [int(v) for v in node.inputs[1]]),
+    "Add": lambda node: node.inputs[0] + node.inputs[1],
+    "Sub": lambda node: node.inputs[0] - node.inputs[1],
     "Mul": lambda node: node.inputs[0] * node.inputs[1],
+    "Mod": lambda node: node.inputs[0] % node.inputs[1],
+    "Equal": lambda node: np.asarray(node.inputs[0] == node.inputs[1], bool),
+    "Where": lambda node: np.where(*node.inputs),
     "Div": lambda node: node.inputs[0] // node.inputs[1],
     "ReduceProd": lambda node: np.prod(
         node.inputs[0], keepdims=bool(node.attrs.get("keepdims", 1))

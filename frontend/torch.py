@@ -21,6 +21,7 @@ from torch.fx.node import map_arg
 from tvm import relax
 
 from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
+from nybble.frontend import torch_quantized
 from nybble.frontend.build import Builder, not_finite
 from nybble.frontend.extents import Refused
 from nybble.frontend.torch_ops import CONVERTERS, FRESH, IN_PLACE
@@ -29,7 +30,7 @@ from nybble.frontend.torch_ops import CONVERTERS, FRESH, IN_PLACE
 def from_torch(
     net: torch.nn.Module | ExportedProgram, example_inputs: Any, dynamic_batch: bool = True
 ) -> tvm.IRModule:
-    """Imports a float CNN.
+    """Imports a network, float or quantized by torch (PT2E).
 
     Args:
         net: a module (also an ``fx.GraphModule``), imported in eval mode and left as it is, or an
@@ -38,8 +39,8 @@ def from_torch(
         dynamic_batch: whether axis 0 of the inputs stays symbolic; ignored for an exported program.
 
     Returns:
-        A module of stage ``float``: NCHW / OIHW, inputs called as the arguments of ``forward``,
-        outputs ``output`` (or ``output_0``, ``output_1`` …).
+        A module of stage ``float``, or ``quantized``: NCHW / OIHW, inputs called as the arguments
+        of ``forward``, outputs ``output`` (or ``output_0``, ``output_1`` …).
 
     Raises:
         ImportModelError: torch cannot export the network, it is not float32, has NaN weights, no
@@ -60,11 +61,15 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         node for node in program.graph.nodes
         if node.op == "call_function" and (node.users or _changes_an_operand(node))
     ]  # fmt: skip
-    if all(node.target in CONVERTERS or _is_harmless(node) for node in calls):
+    if all(_is_known(node.target) or _is_harmless(node) for node in calls):
         return program
     rules = torch.export.default_decompositions().items()
     with _without_own_warnings():
         return program.run_decompositions({op: r for op, r in rules if op not in CONVERTERS})
+
+
+def _is_known(target: Any) -> bool:
+    return target in CONVERTERS or torch_quantized.converter(target) is not None
 
 
 def _changes_an_operand(node: Node) -> bool:
@@ -98,7 +103,9 @@ def _export(net: torch.nn.Module, example_inputs: Any, dynamic_batch: bool) -> E
             "example_inputs: pass one tensor or a tuple of tensors, as forward takes them."
         )
     weights = itertools.chain(net.parameters(), net.buffers())
-    twin = copy.deepcopy(net, {id(w): w for w in weights}).eval()
+    twin = copy.deepcopy(net, {id(w): w for w in weights})
+    with contextlib.suppress(NotImplementedError):  # a graph of torch.export has one mode only
+        twin.eval()
     shapes = None
     if dynamic_batch:
         examples = [_two(e) for e in examples]  # torch takes a batch of 1 for a constant
@@ -167,7 +174,7 @@ class _Importer:
             raise UnsupportedOpError(self.unsupported)
         results = self._results()
         names = [f"output_{i}" for i in range(len(results))] if len(results) > 1 else ["output"]
-        return self.build.emitter.finish(results, names, "float")
+        return self.build.finish(results, names)
 
     # ------------------------------------------------------------ inputs and outputs
 
@@ -253,6 +260,10 @@ class _Importer:
     def _value(self, node: Node) -> Any:
         operands = [self.values[operand] for operand in node.all_input_nodes]
         known = all(isinstance(value, torch.Tensor) for value in operands)
+        quantized = torch_quantized.converter(node.target)
+        if quantized is not None:
+            args, kwargs = map_arg((node.args, node.kwargs), self._argument)
+            return quantized(self.build, self._name(node), *args, **kwargs)
         if known and isinstance(node.target, OpOverload) and not _is_random(node.target):
             with torch.no_grad():  # reads weights at most: torch itself evaluates it
                 args, kwargs = map_arg((node.args, node.kwargs), self.values.get)

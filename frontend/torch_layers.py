@@ -27,7 +27,7 @@ def _sides(padding: Any) -> tuple[int, int, int, int]:
     return rows, columns, rows, columns
 
 
-def _filled(given: Sequence[Any], defaults: Sequence[Any]) -> list[Any]:
+def filled(given: Sequence[Any], defaults: Sequence[Any]) -> list[Any]:
     """An operator's trailing arguments; exported graphs leave out those with default values."""
     return [*given, *defaults[len(given) :]]
 
@@ -39,7 +39,7 @@ def conv2d(
     build: Builder, name: str, x: Value, weight: Value, bias: Value = None, *window: Any
 ) -> Value:
     """``aten.conv2d``; window is stride, padding (or "same", "valid"), dilation, groups."""
-    stride, padding, dilation, groups = _filled(window, (1, 0, 1, 1))
+    stride, padding, dilation, groups = filled(window, (1, 0, 1, 1))
     if extents.rank(x) != 4 or extents.rank(weight) != 4:
         raise Refused("only batched 2-D convolutions are supported")
     if padding == "same":
@@ -88,7 +88,7 @@ def batch_statistics(_build: Builder, _name: str, *_args: Any, **_kwargs: Any) -
 
 def linear(build: Builder, name: str, x: Value, weight: Value, bias: Value = None) -> Value:
     """``aten.linear``: the weight is (O, K)."""
-    return build.linear(x, build.weights(weight, "weight").T, bias, name)
+    return build.linear(x, build.constant(weight, "weight").T, bias, name)
 
 
 def addmm(
@@ -97,12 +97,12 @@ def addmm(
     """``aten.addmm``: the weight is (K, O); factors are beta and alpha."""
     if set(factors.values()) - {1}:
         raise Refused(f"{factors}; only 1 is supported")
-    return build.linear(x, build.weights(weight, "right operand"), bias, name)
+    return build.linear(x, build.constant(weight, "right operand"), bias, name)
 
 
 def matmul(build: Builder, name: str, x: Value, weight: Value) -> Value:
     """``aten.mm`` and ``aten.matmul``."""
-    return build.linear(x, build.weights(weight, "right operand"), None, name)
+    return build.linear(x, build.constant(weight, "right operand"), None, name)
 
 
 # ---------------------------------------------------------------- pooling
@@ -110,7 +110,7 @@ def matmul(build: Builder, name: str, x: Value, weight: Value) -> Value:
 
 def max_pool(build: Builder, name: str, x: Value, size: Any, *window: Any) -> Value:
     """``aten.max_pool2d``; window is stride, padding, dilation, ceil_mode."""
-    stride, padding, dilation, ceil_mode = _filled(window, ((), 0, 1, False))
+    stride, padding, dilation, ceil_mode = filled(window, ((), 0, 1, False))
     full = Window(_pair(size), _pair(stride or size), _sides(padding), _pair(dilation), ceil_mode)
     return build.max_pool2d(x, full, name)
 
@@ -122,7 +122,7 @@ def max_pool_with_indices(build: Builder, name: str, x: Value, size: Any, *windo
 
 def avg_pool(build: Builder, name: str, x: Value, size: Any, *window: Any) -> Value:
     """``aten.avg_pool2d``; window is stride, padding, ceil_mode, count_include_pad, divisor."""
-    stride, padding, ceil_mode, counted, divisor = _filled(window, ((), 0, False, True, None))
+    stride, padding, ceil_mode, counted, divisor = filled(window, ((), 0, False, True, None))
     if divisor is not None:
         raise Refused(f"divisor_override={divisor} is not supported")
     full = Window(_pair(size), _pair(stride or size), _sides(padding), (1, 1), ceil_mode)
@@ -138,6 +138,8 @@ def adaptive_avg_pool(build: Builder, name: str, x: Value, output: Any) -> Value
     )
     if (rows, columns) == (1, 1):
         return build.mean(x, (2, 3), True, name)
+    if not isinstance(height, int) or not isinstance(width, int):
+        raise Refused("pools an image of open size to a grid")
     if height % rows or width % columns:
         raise Refused(f"pools {height}x{width} to {rows}x{columns}, which does not divide evenly")
     size = (height // rows, width // columns)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tvm import relax
 
-from nybble.frontend import extents, torch_layers
+from nybble.frontend import extents, torch_attention, torch_layers, torch_math
 from nybble.frontend.build import Builder, Value
 from nybble.frontend.extents import Refused
 
@@ -164,6 +164,8 @@ FRESH: set[Any] = {  # results that share memory with nothing
 }  # fmt: skip
 
 CONVERTERS: dict[Any, Convert] = {
+    **torch_attention.CONVERTERS,
+    **torch_math.CONVERTERS,
     aten._adaptive_avg_pool2d.default: torch_layers.adaptive_avg_pool,
     aten._batch_norm_no_update.default: torch_layers.batch_norm_legit,
     aten._native_batch_norm_legit.no_stats: torch_layers.batch_statistics,
@@ -200,7 +202,6 @@ CONVERTERS: dict[Any, Convert] = {
     aten.hardtanh.default: lambda build, name, x, low=-1, high=1: build.clip(x, low, high, name),
     aten.leaky_relu.default: _leaky_relu,
     aten.linear.default: torch_layers.linear,
-    aten.matmul.default: torch_layers.matmul,
     aten.max_pool2d.default: torch_layers.max_pool,
     aten.max_pool2d_with_indices.default: torch_layers.max_pool_with_indices,
     aten.maximum.default: _binary("maximum"),

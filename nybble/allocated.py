@@ -34,7 +34,7 @@ def allocated(quantized: QuantizedModel, manifest: Manifest) -> Allocation:
     }
     if quantized.allocation is not None:
         return replace(quantized.allocation, layers=found)
-    widths = {n: _width(n, of["weights"], quantized.recipe) for n, of in found.items()}
+    widths = {n: _width(n, of["weights"], quantized.recipe or Recipe()) for n, of in found.items()}
     return Allocation(widths, float("nan"), None, {}, {}, layers=found)
 
 

@@ -22,6 +22,7 @@ from rich.text import Text
 import nybble
 from nybble import known
 from nybble.allocated import allocated
+from nybble.commands_quantized import check_calibration
 from nybble.errors import ArtifactError, ImportModelError, NybbleError
 from nybble.options import RecipeOptions
 from nybble.recipe import FLOAT
@@ -66,17 +67,7 @@ def compile_to_file(job: CompileJob) -> None:
     """
     recipe = job.recipe.recipe()
     is_calibrated = not job.keep_float and recipe.activations != FLOAT
-    if (job.calibration is not None) != is_calibrated:
-        raise NybbleError(
-            "Give --calibration FILE to quantize (some dozens of representative inputs as .npy, "
-            ".npz or a folder of them), or --float to compile without quantizing, or --activations "
-            "float to quantize weights only; just one of them."
-        )
-
-    if job.onnx is not None and job.keep_float:
-        raise NybbleError("--onnx writes the quantized network; it does not go with --float.")
-    if job.allocation is not None and not is_calibrated:
-        raise NybbleError("--allocation-out needs a network with integer activations.")
+    _check(job, is_calibrated)
     start = time.perf_counter()
     for path in filter(None, (job.output, job.onnx, job.allocation)):
         writable(path)
@@ -87,7 +78,8 @@ def compile_to_file(job: CompileJob) -> None:
     with step(f"import {job.model.name}"):
         model = load_model(job.model)
     network: Any = model
-    if not job.keep_float:
+    is_quantized = check_calibration(model, job, is_calibrated, HOW)
+    if not job.keep_float and not is_quantized:
         with step("calibrate and quantize", len(samples)) as advance:
             network = nybble.quantize(
                 model, samples, recipe, progress=advance, records=records, threads=job.threads,
@@ -115,6 +107,23 @@ def compile_to_file(job: CompileJob) -> None:
     console.print(tables.exceptions(artifact.manifest))
     written = units.size(job.output.stat().st_size)
     console.print(Text(f"{job.output}: {written}, {time.perf_counter() - start:.1f} s"))
+
+
+def _check(job: CompileJob, is_calibrated: bool) -> None:
+    """Refuses what cannot go together whatever the network is."""
+    if job.calibration is not None and not is_calibrated:
+        raise NybbleError(HOW)
+    if job.onnx is not None and job.keep_float:
+        raise NybbleError("--onnx writes the quantized network; it does not go with --float.")
+    if job.allocation is not None and not is_calibrated:
+        raise NybbleError("--allocation-out needs a network with integer activations.")
+
+
+HOW = (
+    "Give --calibration FILE to quantize (some dozens of representative inputs as .npy, .npz or a "
+    "folder of them), or --float to compile without quantizing, or --activations float to "
+    "quantize weights only; just one of them."
+)
 
 
 def writable(path: Path) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 import nybble
 from nybble.commands import Samples, load_model
+from nybble.commands_quantized import check_calibration
 from nybble.errors import NybbleError
 from nybble.options import RecipeOptions
 from nybble.recipe import FLOAT
@@ -58,6 +59,13 @@ class TuneJob:
     elsewhere: Elsewhere = Elsewhere()
 
 
+HOW = (
+    "Give --calibration FILE to tune the quantized network, or --float for the float one, or "
+    "--activations float for quantized weights only; just one of them, and as for `nybble "
+    "compile`: only then are the layers the same."
+)
+
+
 def run(job: TuneJob) -> None:
     """Tunes one network and shows what came of it.
 
@@ -66,19 +74,16 @@ def run(job: TuneJob) -> None:
     """
     recipe = job.recipe.recipe()
     is_calibrated = not job.keep_float and recipe.activations != FLOAT
-    if (job.calibration is not None) != is_calibrated:
-        raise NybbleError(
-            "Give --calibration FILE to tune the quantized network, or --float for the float one, "
-            "or --activations float for quantized weights only; just one of them, and as for "
-            "`nybble compile`: only then are the layers the same."
-        )
+    if job.calibration is not None and not is_calibrated:
+        raise NybbleError(HOW)
     resolve(job.target)
     seconds = None if job.time is None else seconds_of(job.time)
     options = TuneOptions(job.trials, seconds, job.threads, job.seed)
     samples: Any = Samples(job.calibration) if job.calibration else ()
     with step(f"import {job.model.name}"):
         network: Any = load_model(job.model)
-    if not job.keep_float:
+    is_quantized = check_calibration(network, job, is_calibrated, HOW)
+    if not job.keep_float and not is_quantized:
         with step("calibrate and quantize", len(samples)) as advance:
             network = nybble.quantize(network, samples, recipe, progress=advance)
     if job.elsewhere.by_folder:

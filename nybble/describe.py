@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import nybble
-from nybble.ir import graph, specs
+from nybble.ir import graph, numerics, specs
 from nybble.recipe import Recipe
 from nybble.runtime import manifest
 from nybble.runtime.manifest import Manifest, Port
@@ -39,7 +39,7 @@ def describe(
         mod: the integer module (or the canonical float one) that was lowered.
         layers: what `lower` chose, in call order.
         target: what it was compiled for.
-        recipe: how it was quantized; None for a float model.
+        recipe: how it was quantized; None for a float model, and for one that was imported so.
         rates: `nybble.limits.multiply_rates`, where layers were measured.
         built: the code, of which a manifest for GPUs tells what it takes.
     """
@@ -57,7 +57,7 @@ def describe(
         features=tuple(sorted(host_of(target).features)),
         recipe=recipe.as_dict() if recipe else None,
         versions=_versions(),
-        rounding=recipe.rounding if recipe else None,
+        rounding=_rounding(mod, recipe),
         kept_float=tuple(map(str, kept)),
         rates=rates,
         float_ops=tuple(f"{name}: {op}" for name, op in specs.between_borders(mod)),
@@ -80,6 +80,13 @@ def _device(target: CudaTarget, built: Built) -> manifest.Device:
             for one in built.usage
         ],
     )  # fmt: skip
+
+
+def _rounding(mod: tvm.IRModule, recipe: Recipe | None) -> str | None:
+    """The convention of requantization; None for a float model."""
+    if graph.stage(mod) != "integer":
+        return None
+    return recipe.rounding if recipe else numerics.ROUNDINGS[0]
 
 
 def _layer(layer: Layer) -> manifest.Layer:
@@ -129,7 +136,9 @@ def _versions() -> dict[str, str]:
 
 def _port(var: Any, name: str, border: Border) -> Port:
     scale, zero_point = border
-    return Port(name, graph.shape_of(var), graph.dtype_of(var), scale, zero_point)
+    dtype = graph.dtype_of(var)
+    held = str(numerics.storage(dtype)) if dtype.startswith(("int", "uint")) else dtype
+    return Port(name, graph.shape_of(var), held, scale, zero_point)
 
 
 def _input_border(mod: tvm.IRModule, param: Any) -> Border:

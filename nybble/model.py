@@ -103,21 +103,21 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class QuantizedModel:
+class QuantizedModel(Model):
     """A quantized network in its two forms.
 
     Attributes:
         module: stage ``quantized``: float ops between quantize/dequantize pairs.
         integer: stage ``integer``: what is deployed.
-        recipe: how it was quantized; of mixed widths, with the width of every layer.
+        recipe: how it was quantized; of mixed widths, with the width of every layer. None where
+            another tool did it and the file was imported.
         allocation: the widths that were chosen, where the recipe left them open.
         trade: what they were chosen from (`nybble.mixed.Trade`).
         trials: what was tried on the way, where a drop of accuracy was limited.
     """
 
-    module: tvm.IRModule
     integer: tvm.IRModule
-    recipe: Recipe
+    recipe: Recipe | None
     allocation: Allocation | None = None
     trade: Any = None
     trials: tuple[Trial, ...] = ()
@@ -162,8 +162,9 @@ class QuantizedModel:
             NybbleError: a layer has no ONNX form; names it.
             ArtifactError: the file cannot be written.
         """
-        module = self.integer if self.recipe.activations == FLOAT else self.module
-        data = to_onnx(module, self.recipe.to_json())
+        recipe = self.recipe
+        module = self.integer if recipe and recipe.activations == FLOAT else self.module
+        data = to_onnx(module, recipe.to_json() if recipe else "")
         return data if path is None else write_whole(path, data)
 
 

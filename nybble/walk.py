@@ -16,7 +16,7 @@ from typing import Any
 from nybble import known, samples
 from nybble.choices import free_layers
 from nybble.describe import describe
-from nybble.errors import NybbleError
+from nybble.errors import CalibrationError, NybbleError
 from nybble.frontend.onnx import from_onnx
 from nybble.ir import graph, specs
 from nybble.latency import Ruler, default_cache, refuse_foreign
@@ -36,19 +36,26 @@ from nybble.schedules.select import Planner
 from nybble.schedules.target import resolve, resolve_all
 
 Target = str | dict[str, Any]
+Shapes = Mapping[str, Sequence[int | str | None]]
 
 
-def load_onnx(source: Any, shapes: Mapping[str, Sequence[int | None]] | None = None) -> Model:
-    """Imports an ONNX network.
+def load_onnx(source: Any, shapes: Shapes | None = None) -> Model:
+    """Imports an ONNX network, float or already quantized.
 
     Args:
         source: a path, the bytes of a model, or a ``ModelProto``; external data is found beside
             the file.
-        shapes: shapes of inputs whose extents the file leaves open; None marks the batch.
+        shapes: shapes of inputs whose extents the file leaves open; None marks the batch, a name
+            (``"height"``) an extent that stays open.
+
+    Returns:
+        The network; a `QuantizedModel`, ready for `compile`, where the file holds quantized
+        operators (QDQ or QOperator): it keeps the file's integers, scales and zero points.
 
     Raises:
         ImportModelError: the source is no readable model, or holds NaN.
         UnsupportedOpError: lists every node that cannot be imported.
+        StageError: a quantized layer has no integer form that keeps within its widths.
     """
     return _checked(from_onnx(source, shapes))
 
@@ -71,8 +78,20 @@ def load_torch(net: Any, example_inputs: Any, dynamic_batch: bool = True) -> Mod
 
 
 def _checked(module: Any) -> Model:
-    specs.check(module, "float")
-    return Model(module)
+    """The imported network; one that is quantized already enters the walk at that stage."""
+    stage = graph.stage(module)
+    specs.check(module, stage)
+    if stage == "float":
+        return Model(module)
+    recipe = _recipe_of(module)
+    canonical = pipeline.canonicalize_quantized(module)
+    return QuantizedModel(canonical, pipeline.to_integer(canonical, recipe), recipe)
+
+
+def _recipe_of(module: Any) -> Recipe | None:
+    """The recipe that Nybble's own export keeps in its files; None for those of other tools."""
+    kept = dict(module["main"].attrs).get(graph.RECIPE)
+    return Recipe.from_json(str(kept)) if kept else None
 
 
 def quantize(  # noqa: PLR0913  (those behind the star are seldom given)
@@ -109,10 +128,16 @@ def quantize(  # noqa: PLR0913  (those behind the star are seldom given)
         threads: as for `compile`, of latencies and trials.
 
     Raises:
-        CalibrationError: no data, wrong shape or dtype, NaN or infinity.
+        CalibrationError: no data, wrong shape or dtype, NaN or infinity; or the network is
+            quantized already.
         AllocationError: no widths keep ``recipe.budget``, or none ``max_drop``.
         NybbleError: a pattern of ``recipe.keep_float`` or ``recipe.layers`` matches no layer.
     """
+    if isinstance(model, QuantizedModel):
+        raise CalibrationError(
+            "The network is quantized already, by its own scales: pass it to nybble.compile as it "
+            "is. To choose widths and scales here, import the float network."
+        )
     recipe = recipe or Recipe()
     canonical = canonicalize(model.module)
     if recipe.activations == FLOAT:

@@ -8,17 +8,18 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from nybble.ir import graph
+from nybble.ir import graph, ops, specs
 from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
+from nybble.passes.pointwise import FUNCTIONS
 from nybble.passes.view import View
 
 LAST = (0, 2, 3, 1)  # NHWC axis i is NCHW axis LAST[i]
 FIRST = (0, 3, 1, 2)
 ELEMENTWISE = {
     "relax.add", "relax.subtract", "relax.multiply", "relax.divide", "relax.maximum",
-    "relax.minimum", "relax.nn.relu", "relax.nn.leakyrelu", "relax.clip", "relax.sigmoid",
-    "relax.tanh", "relax.exp", "relax.nn.silu",
+    "relax.minimum", "relax.nn.relu", "relax.clip",
+    *FUNCTIONS, *specs.BORDERS,
 }  # fmt: skip
 POOLS = {
     "relax.nn.max_pool2d": relax.op.nn.max_pool2d,
@@ -46,6 +47,7 @@ class _Layouts:
         self.view = view
         self.last: set[Any] = set()
         self.twin: dict[Any, Any] = {}  # NHWC variable <-> the same image in NCHW
+        self.constants: set[Any] = set()  # dequantized ones
         self.images = self._images()
         self.rules = {
             "relax.nn.conv2d": self._conv2d,
@@ -57,6 +59,7 @@ class _Layouts:
             "relax.permute_dims": self._permute,
             **dict.fromkeys(POOLS, self._pool),
             **dict.fromkeys(ELEMENTWISE, self._elementwise),
+            **dict.fromkeys(specs.BORDERS, self._border),
         }
 
     def _images(self) -> set[str]:
@@ -112,10 +115,11 @@ class _Layouts:
         x, w = call.args
         attrs = graph.attributes(call)
         layouts = (attrs["data_layout"], attrs["kernel_layout"])
-        if layouts != ("NCHW", "OIHW") or not graph.is_constant(w):
+        if layouts != ("NCHW", "OIHW") or not (graph.is_constant(w) or w in self.constants):
             return self._other(emitter, name, call)
         keep = {k: attrs[k] for k in ("strides", "padding", "dilation", "groups")}
-        w = graph.constant(graph.numpy_of(w).transpose(LAST))
+        is_stored = w in self.constants  # OIHW -> OHWI is the same permutation
+        w = self.to_last(emitter, w) if is_stored else _transposed(w)
         x = self.to_last(emitter, x)
         conv = relax.op.nn.conv2d(x, w, **keep, data_layout="NHWC", kernel_layout="OHWI")
         return self._emit_last(emitter, name, conv)
@@ -143,6 +147,25 @@ class _Layouts:
             for a in call.args
         ]  # fmt: skip
         return self._emit_last(emitter, name, relax.Call(call.op, args, call.attrs))
+
+    def _border(self, emitter: Emitter, name: str, call: Any) -> Any:
+        """Quantize or dequantize: of a constant, its integers are moved."""
+        x, attrs = call.args[0], graph.attributes(call)
+        is_stored, is_image = graph.is_constant(x), len(graph.shape_of(x)) == 4
+        met = self._meets_image(name) if is_stored else x in self.last
+        if not is_image or not (met or name in self.images):
+            return self._other(emitter, name, call)
+        attrs["axis"] = LAST.index(attrs["axis"] % 4)
+        x = _transposed(x) if is_stored else self.to_last(emitter, x)
+        op = graph.op_name(call).removeprefix("nybble.")
+        var = self._emit_last(emitter, name, ops.call(op, [x, *call.args[1:]], **attrs))
+        self.constants.update([var] if is_stored else [])
+        return var
+
+    def _meets_image(self, name: str) -> bool:
+        """Whether something reads a tensor together with an image that is NHWC by now."""
+        beside = {s for reader in self.view.readers[name] for s in self.view.sources(reader)}
+        return any(str(image.name) in beside for image in self.last)
 
     def _concat(self, emitter: Emitter, name: str, call: Any) -> Any:
         tensors = graph.operands(call)
@@ -208,6 +231,10 @@ def _reorder(x: Any, axes: tuple[int, ...]) -> Any:
     if (shape[height], shape[width]) == (1, 1):
         return relax.op.reshape(x, [x.ty.shape[a] for a in axes])
     return relax.op.permute_dims(x, list(axes))
+
+
+def _transposed(constant: Any) -> Any:
+    return graph.constant(graph.numpy_of(constant).transpose(LAST), graph.dtype_of(constant))
 
 
 def _constant_last(values: Any) -> Any:

@@ -11,7 +11,7 @@ from tvm import relax
 from nybble.ir import graph
 from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
-from nybble.passes.view import View, first_variable
+from nybble.passes.view import View
 
 NEUTRAL = {"relax.add": 0, "relax.subtract": 0, "relax.multiply": 1, "relax.divide": 1}
 COMMUTES = {"relax.add", "relax.multiply"}
@@ -52,8 +52,8 @@ def drop_unread(mod: tvm.IRModule) -> tvm.IRModule:
         if name in view.outputs or any(reader in live for reader in view.readers[name]):
             live.add(name)
 
-    def visit(_emitter: Emitter, name: str, call: Any) -> Any:
-        return None if name in live else first_variable(call)
+    def visit(emitter: Emitter, name: str, _call: Any) -> Any:
+        return None if name in live else emitter.params[0]  # stands for what nobody reads
 
     return graph.rewrite(mod, visit)
 

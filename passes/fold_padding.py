@@ -30,7 +30,7 @@ def fold_padding(mod: tvm.IRModule) -> tvm.IRModule:
     made: dict[Any, Any] = {}
 
     def visit(emitter: Emitter, name: str, call: Any) -> Any:
-        var = emitter.emit(_folded(call, made.get(graph.operands(call)[0])), name)
+        var = emitter.emit(_folded(call, made.get(next(iter(graph.operands(call)), None))), name)
         made[var] = call
         return var
 

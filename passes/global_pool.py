@@ -16,15 +16,17 @@ from nybble.passes.base import module_pass
 def spell_out_global_pool(mod: tvm.IRModule) -> tvm.IRModule:
     """Gives averages over an image one form: a window.
 
-    before: mean(x, axis=(1, 2)), adaptive_avg_pool2d(x, (1, 1))
+    before: mean(x, axis=(1, 2)), adaptive_avg_pool2d(x, (1, 1)), mean(tokens, axis=1)
     --->
-    after: reshape(avg_pool2d(x, (H, W)), (N, C)), avg_pool2d(x, (H, W))
+    after: reshape(avg_pool2d(x, (H, W)), (N, C)), avg_pool2d(x, (H, W)), the same of a column
     """
 
     def visit(emitter: Emitter, name: str, call: Any) -> Any:
         op = graph.op_name(call)
         if op not in ("relax.mean", "relax.nn.adaptive_avg_pool2d"):
             return None
+        if op == "relax.mean" and len(graph.shape_of(call.args[0])) == 3:
+            return _of_tokens(emitter, name, call)
         window = _window(op, call)
         if window is None:
             return None
@@ -35,6 +37,20 @@ def spell_out_global_pool(mod: tvm.IRModule) -> tvm.IRModule:
         return relax.op.reshape(emitter.emit(pool, f"{name}.pool"), [batch, channels])
 
     return graph.rewrite(mod, visit)
+
+
+def _of_tokens(emitter: Emitter, name: str, call: Any) -> Any:
+    """The mean over axis 1 of (N, T, C) as a pool of a column; None for other axes."""
+    x, attrs = call.args[0], graph.attributes(call)
+    batch, count, channels = x.ty.shape
+    if [axis % 3 for axis in attrs["axis"] or range(3)] != [1]:
+        return None
+    if not isinstance(graph.shape_of(x)[1], int):
+        return None
+    column = emitter.emit(relax.op.reshape(x, [batch, count, 1, channels]), f"{name}.column")
+    pool = relax.op.nn.avg_pool2d(column, (int(count), 1), (int(count), 1), layout="NHWC")
+    shape = [batch, 1, channels] if attrs["keepdims"] else [batch, channels]
+    return relax.op.reshape(emitter.emit(pool, f"{name}.pool"), shape)
 
 
 def _window(op: str, call: Any) -> tuple[int, int] | None:

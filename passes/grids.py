@@ -69,6 +69,11 @@ def shifted_grid(lo: float, hi: float, bits: int = 8) -> Grid:
     return Grid(scale, dtype, min(round(-lo / scale), levels))
 
 
+def share_grid(bits: int = 8) -> Grid:
+    """The grid of a softmax's results: steps of 2^-bits, so that 1 is stored as 1 - 2^-bits."""
+    return Grid(2.0**-bits, f"uint{bits}")
+
+
 def weight_levels(width: Weights) -> Levels:
     """Narrow range from 3 bits up; all four values of 2 bits; -1, 0, 1; both values of 1 bit."""
     if width == TERNARY:

@@ -14,7 +14,7 @@ from nybble.errors import StageError
 from nybble.ir import graph, interpreter, numerics, ops
 from nybble.ir.graph import Emitter
 from nybble.passes.grids import Grid
-from nybble.passes.regions import Accumulators, Leaf, Operand, Region
+from nybble.passes.regions import Accumulators, Leaf, Operand, Region, WeightOnly
 
 ACCUMULATOR_LIMIT = 2**31
 SAME_SCALE = 1e-6  # relative: scales that differ by float32 rounding are one grid
@@ -52,6 +52,7 @@ class Lowering:
             return self._requantize(emitter, region, self._term(emitter, operand, region))
         if op == "relax.nn.avg_pool2d":
             return self._requantize(emitter, region, self._summed(emitter, operand, region))
+        assert isinstance(operand, Leaf)
         x = self.integers[operand.name]
         stays = region.call is None or op in _SCALES
         moved = x if stays else _moved(region.name, region.call, x, operand)
@@ -72,6 +73,16 @@ class Lowering:
         scale = (accumulators.scale * accumulators.x.grid.scale).astype(np.float32)
         operands = [acc, graph.constant(scale), graph.constant(np.zeros(len(scale), np.int32))]
         return emitter.emit(ops.call("dequantize", operands), f"{accumulators.name}.dequantize")
+
+    def weight_only(self, layer: WeightOnly, x: Any) -> Any:
+        """A matmul of floats with stored integers."""
+        constants = [
+            graph.constant(layer.weights, layer.dtype),
+            graph.constant(layer.scale),
+            graph.constant(layer.zero_point),
+            graph.constant(layer.bias.astype(np.float32)),
+        ]
+        return ops.call("weight_only", [x, *constants], group=layer.group)
 
     def _tabled(self, emitter: Emitter, region: Region) -> Any:
         """The float ops' result for every integer of the operand's grid, on the output's grid."""
@@ -94,6 +105,7 @@ class Lowering:
         if isinstance(operand, Leaf):
             ratio = np.asarray(operand.grid.scale / region.out.scale, np.float64)
             return Term(self.integers[operand.name], ratio, operand.grid.zero_point)
+        assert isinstance(operand, Accumulators)
         acc = self._accumulate(emitter, operand)
         ratio = operand.scale * operand.x.grid.scale / region.out.scale
         silent = ~(operand.weights.reshape(len(ratio), -1).any(axis=1) | (operand.bias != 0))
@@ -102,8 +114,7 @@ class Lowering:
     def _accumulate(self, emitter: Emitter, acc: Accumulators) -> Any:
         """The convolution or linear layer; its bias in steps of both scales."""
         zero_point = acc.x.grid.zero_point
-        rows = acc.weights.reshape(len(acc.weights), -1).astype(np.int64)
-        steps = np.rint(acc.bias / (acc.scale * acc.x.grid.scale)) - zero_point * rows.sum(axis=1)
+        rows, steps = accumulator_steps(acc)
         _prove(acc, rows, steps)
         w, bias = graph.constant(acc.weights, acc.dtype), graph.constant(steps.astype(np.int32))
         operands = [self.integers[acc.x.name], w, bias]
@@ -194,7 +205,7 @@ def clamp(region: Region) -> tuple[int, int]:
 
     def steps(bound: float) -> int:
         ratio = np.float32(bound) / np.float32(out.scale)
-        return int(np.clip(np.rint(ratio) + out.zero_point, *limits))
+        return int(np.clip(float(np.rint(ratio)) + out.zero_point, *limits))
 
     return steps(region.lo), steps(region.hi)
 
@@ -216,7 +227,7 @@ def dyadic(name: str, ratio: NDArray[np.float64]) -> tuple[Any, Any]:
 
 
 def _is_one(ratio: NDArray[np.float64]) -> bool:
-    return ratio.size == 1 and abs(float(ratio.item()) - 1) < SAME_SCALE
+    return bool(np.all(np.abs(ratio - 1) < SAME_SCALE))
 
 
 def _moved(name: str, call: Any, x: Any, leaf: Leaf) -> Any:
@@ -243,15 +254,36 @@ def _prove(acc: Accumulators, rows: NDArray[np.int64], steps: NDArray[np.float64
     Raises:
         StageError: a channel's sum of |w|, times the largest |x|, plus |bias| reaches 2^31.
     """
+    why = _overflow(acc, rows, steps)
+    if why is not None:
+        raise StageError(
+            f"'{acc.name}': {why}. Keep the layer float (Recipe.keep_float) or split it."
+        )
+
+
+def overflow(acc: Accumulators) -> str | None:
+    """How accumulators may leave int32, in words; None where they cannot."""
+    rows, steps = accumulator_steps(acc)
+    return _overflow(acc, rows, steps)
+
+
+def accumulator_steps(acc: Accumulators) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(O, K) weights, and the (O,) bias in accumulator steps with the zero point folded in."""
+    rows = acc.weights.reshape(len(acc.weights), -1).astype(np.int64)
+    bias = np.rint(acc.bias / (acc.scale * acc.x.grid.scale))
+    return rows, bias - acc.x.grid.zero_point * rows.sum(axis=1)
+
+
+def _overflow(acc: Accumulators, rows: NDArray[np.int64], steps: NDArray[np.float64]) -> str | None:
     largest = max(map(abs, numerics.limits(acc.x.grid.dtype)))
     bound = np.abs(rows).sum(axis=1) * float(largest) + np.abs(steps)
     worst = int(bound.argmax())
-    if bound[worst] >= ACCUMULATOR_LIMIT:
-        raise StageError(
-            f"'{acc.name}': channel {worst} may reach {bound[worst]:.4g}, beyond the 32 bits of "
-            f"its accumulators ({rows.shape[1]} products, bias {acc.bias[worst]:.4g}). Keep the "
-            "layer float (Recipe.keep_float) or split it."
-        )
+    if bound[worst] < ACCUMULATOR_LIMIT:
+        return None
+    return (
+        f"channel {worst} may reach {bound[worst]:.4g}, beyond the 32 bits of its accumulators "
+        f"({rows.shape[1]} products, bias {acc.bias[worst]:.4g})"
+    )
 
 
 def _check_pool(name: str, x: Leaf, size: tuple[int, int]) -> None:

@@ -19,10 +19,13 @@ from nybble.passes.drop_identities import drop_identities
 from nybble.passes.fold_batch_norm import fold_batch_norm
 from nybble.passes.fold_padding import fold_padding, spell_out_ceil_mode
 from nybble.passes.global_pool import spell_out_global_pool
+from nybble.passes.moved_grids import round_before_moves, round_behind_moves
 from nybble.passes.quantize import insert_borders
 from nybble.passes.scale_as_depthwise import scale_as_depthwise
 from nybble.passes.settle import Settled, settle
+from nybble.passes.spelled_rounding import quantize_spelled_rounding
 from nybble.passes.to_integer import lower_to_integers
+from nybble.passes.tokens import add_constant_tokens, reshape_where_nothing_moves
 from nybble.passes.weights_only import in_float, in_half, weights_only
 from nybble.recipe import Recipe
 
@@ -31,6 +34,9 @@ Step = tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]
 CANONICALIZE: tuple[Pass[Any], ...] = (
     drop_identities,
     channels_last,
+    drop_identities,
+    reshape_where_nothing_moves,
+    add_constant_tokens,
     drop_identities,
     spell_out_ceil_mode,
     fold_padding,
@@ -44,6 +50,25 @@ CANONICALIZE: tuple[Pass[Any], ...] = (
 def canonicalize(mod: tvm.IRModule) -> tvm.IRModule:
     """Float as imported -> float canonical: NHWC, batch norm folded, one form per layer."""
     return run(mod, [(p.name, p) for p in CANONICALIZE], "float", "float")
+
+
+CANONICALIZE_QUANTIZED: tuple[Pass[Any], ...] = (
+    drop_identities,
+    quantize_spelled_rounding,
+    channels_last,
+    drop_identities,
+    spell_out_ceil_mode,
+    fold_padding,
+    spell_out_global_pool,
+    drop_identities,
+    round_before_moves,
+    round_behind_moves,
+)
+
+
+def canonicalize_quantized(mod: tvm.IRModule) -> tvm.IRModule:
+    """Quantized as imported -> quantized canonical: nothing is folded, the borders stay."""
+    return run(mod, [(p.name, p) for p in CANONICALIZE_QUANTIZED], "quantized", "quantized")
 
 
 def quantize(mod: tvm.IRModule, ranges: Ranges, recipe: Recipe) -> tvm.IRModule:
@@ -61,8 +86,13 @@ def insert(settled: Settled) -> tvm.IRModule:
     return run(settled.module, steps, "float", "quantized")
 
 
-def to_integer(mod: tvm.IRModule, recipe: Recipe) -> tvm.IRModule:
+def to_integer(mod: tvm.IRModule, recipe: Recipe | None) -> tvm.IRModule:
     """Quantized -> integer.
+
+    Args:
+        mod: of stage ``quantized``.
+        recipe: how it was quantized; None for a module that was imported so, where every float op
+            that stays is listed in ``kept_float``.
 
     Raises:
         StageError: an accumulator could overflow, or a scale ratio has no dyadic form.

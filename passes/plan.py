@@ -16,6 +16,7 @@ import tvm
 
 from nybble.errors import NybbleError
 from nybble.ir import graph
+from nybble.passes import rows
 from nybble.passes.fold_batch_norm import AFFINE, affine, is_linear
 from nybble.passes.pointwise import CLAMPS, functions
 from nybble.passes.view import View
@@ -23,12 +24,14 @@ from nybble.passes.widths import activation_bits, layer_widths
 from nybble.recipe import Recipe, Weights
 
 ACTIVATIONS = CLAMPS
-SHUFFLES = {"relax.reshape", "relax.permute_dims"}
-TAKES_CLAMP = {"linear", "bias", "add", "product", "activation", "avg_pool"}
+SHUFFLES = {"relax.reshape", "relax.permute_dims", "relax.strided_slice"}
+AT_THE_END = ("table", "inner", "softmax")  # float where no quantized layer follows
+TAKES_CLAMP = {"linear", "bias", "add", "shift", "product", "activation", "avg_pool"}
 NON_NEGATIVE = {"relax.nn.relu", "relax.sigmoid", "relax.nn.softmax", "relax.exp"}
 KEEPS_SIGN = {
     "relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.reshape", "relax.permute_dims",
     "relax.nn.pad", "relax.concat", "relax.add", "relax.multiply", "relax.mean",
+    "relax.strided_slice",
 }  # fmt: skip
 
 
@@ -65,7 +68,7 @@ def plan(mod: tvm.IRModule, recipe: Recipe) -> Plan:
     view = View(mod)
     kinds, kept = classify(view, recipe)
     leaving = _leaving(view, kinds)
-    for name in [n for n in leaving if kinds[n] in ("table", "inner")]:
+    for name in [n for n in leaving if kinds[n] in AT_THE_END]:
         kinds[name], kept[name] = "float", "follows the last quantized layer"
     points = _points(view, kinds, leaving)
     outside = {name for name in leaving if view.op(name) in SHUFFLES}
@@ -80,10 +83,13 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
 
     Returns:
         (kind, reason): linear, bias, activation, add, product, concat, max_pool, avg_pool, through,
-        scale; or float with the reason in words. Tables are found by `nybble.passes.pointwise`.
+        scale, shift, matmul, mask, softmax, norm, lookup; or float with the reason in words.
+        Tables are found by `nybble.passes.pointwise`.
     """
     call, op = view.calls[name], view.op(name)
     sources = view.sources(name)
+    if not is_float(view, name) and not rows.is_lookup(view, name):
+        return "float", "holds integers or truth values"
     if is_linear(call):
         return "linear", ""
     if op in ACTIVATIONS:
@@ -92,10 +98,15 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
         computed = len(sources) == len(graph.operands(call))
         return ("concat", "") if computed else ("float", "joins a constant")
     if op in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
-        return _pool(call, op)
-    if op in AFFINE:
-        return _arithmetic(view, name, kinds)
-    return _shuffle(call, op)
+        return pool_kind(call, op)
+    other = _arithmetic(view, name, kinds) if op in AFFINE else _shuffle(call, op)
+    return rows.kind_of(view, name) or other
+
+
+def is_float(view: View, name: str) -> bool:
+    """Whether a binding and all it reads are floats: token numbers and masks are not quantized."""
+    tensors = [view.variables[name], *graph.operands(view.calls[name])]
+    return all(graph.dtype_of(tensor).startswith("float") for tensor in tensors)
 
 
 def _shuffle(call: Any, op: str) -> tuple[str, str]:
@@ -126,7 +137,8 @@ def clamp_bounds(call: Any) -> tuple[float, float]:
     return float(graph.plain(call.args[1])), float(graph.plain(call.args[2]))
 
 
-def _pool(call: Any, op: str) -> tuple[str, str]:
+def pool_kind(call: Any, op: str) -> tuple[str, str]:
+    """max_pool or avg_pool, or float with the reason."""
     attrs = graph.attributes(call)
     if attrs["layout"] != "NHWC" or attrs["ceil_mode"]:
         return "float", f"layout {attrs['layout']}, ceil_mode {attrs['ceil_mode']}"
@@ -139,22 +151,24 @@ def _pool(call: Any, op: str) -> tuple[str, str]:
 
 
 def _arithmetic(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
-    op, sources = view.op(name), view.sources(name)
+    call, sources = view.calls[name], view.sources(name)
     if len(sources) == 2:
-        return _of_two(view, name, op, sources)
-    step = affine(view.calls[name])
+        return _of_two(view, name, view.op(name), sources)
+    step, source = affine(call), view.calls.get(sources[0])
+    follows_float = kinds.get(sources[0]) == "float"
+    if step is not None:
+        is_bias = view.op(name) == "relax.add" and source is not None and is_linear(source)
+        if is_bias and view.sole_reader(sources[0]) == name and not follows_float:
+            return "bias", ""  # also one of zeros
+        scale, offset = step
+        if not np.any(offset) and np.ptp(scale) == 0 and scale[0] > 0:
+            return "scale", ""
+    if rows.shift_of(call) is not None and not follows_float:
+        return "shift", ""
     if step is None:
         return "float", "a constant operand does not vary per channel only"
-    source = view.calls.get(sources[0])
-    is_bias = op == "relax.add" and source is not None and is_linear(source)
-    if is_bias and view.sole_reader(sources[0]) == name and kinds.get(sources[0]) != "float":
-        return "bias", ""  # also one of zeros
-    scale, offset = step
-    if not np.any(offset) and np.ptp(scale) == 0 and scale[0] > 0:
-        return "scale", ""
-    if kinds.get(sources[0]) == "float":
-        return "float", "follows a layer that stays float"
-    return "float", "scales or shifts channels behind no convolution"
+    alone = "scales channels behind no convolution"
+    return "float", "follows a layer that stays float" if follows_float else alone
 
 
 def _of_two(view: View, name: str, op: str, sources: list[str]) -> tuple[str, str]:
@@ -192,6 +206,7 @@ def classify(view: View, recipe: Recipe) -> tuple[dict[str, str], dict[str, str]
             kind, reason = "float", f"the recipe keeps '{pattern}' float"
         source = view.sources(name)[0] if view.sources(name) else ""
         prepares = kind in ("through", "scale") or (name not in tabled and bool(affine(call)))
+        prepares = prepares and is_float(view, name)
         if source in arriving and prepares and view.sole_reader(source) == name:
             kind = "arriving"
             arriving.add(name)
@@ -216,7 +231,7 @@ def _leaving(view: View, kinds: dict[str, str]) -> set[str]:
     """Shuffles and float layers that no quantized layer follows: outside the borders."""
     leaving: set[str] = set()
     for name in reversed(list(view.calls)):
-        outside = kinds[name] in ("through", "float", "table", "inner")
+        outside = kinds[name] in ("through", "float", *AT_THE_END)
         if outside and all(reader in leaving for reader in view.readers[name]):
             leaving.add(name)
     return leaving
@@ -230,7 +245,8 @@ def _points(view: View, kinds: dict[str, str], leaving: set[str]) -> list[str]:
     for name in [*view.inputs, *view.calls]:
         readers = view.readers[name]
         if name not in inside:  # a float tensor: a grid only for its quantized readers
-            if any(r in inside for r in readers):
+            is_real = graph.dtype_of(view.variables[name]).startswith("float")
+            if is_real and any(r in inside for r in readers):
                 points.append(name)
         elif kinds[name] == "inner" or name in accumulators or _absorbed(view, kinds, name, inside):
             continue
@@ -247,7 +263,7 @@ def _absorbed(view: View, kinds: dict[str, str], name: str, inside: set[str]) ->
     if reader not in inside:
         return False
     is_clamp = kinds[reader] == "activation" and kinds[name] in TAKES_CLAMP
-    return is_clamp or kinds[reader] == "bias"
+    return is_clamp or kinds[reader] == "bias" or rows.is_absorbed(view, kinds, name, reader)
 
 
 def _fused_into_add(view: View, kinds: dict[str, str], inside: set[str]) -> set[str]:

@@ -21,10 +21,16 @@ from nybble.passes.view import View
 
 FUNCTIONS = {
     "relax.sigmoid", "relax.tanh", "relax.exp", "relax.nn.silu", "relax.nn.leakyrelu",
+    "relax.nn.gelu", "relax.nn.gelu_tanh", "relax.nn.softplus", "relax.erf", "relax.log",
+    "relax.sqrt", "relax.rsqrt", "relax.abs", "relax.negative", "relax.square", "relax.sin",
+    "relax.cos", "relax.floor", "relax.ceil", "relax.round", "relax.sign",
 }  # fmt: skip
 CLAMPS = {"relax.nn.relu", "relax.clip"}
 SCALES = {"relax.multiply", "relax.divide"}
-ARITHMETIC = SCALES | {"relax.add", "relax.subtract", "relax.maximum", "relax.minimum"}
+ARITHMETIC = SCALES | {
+    "relax.add", "relax.subtract", "relax.maximum", "relax.minimum", "relax.power", "relax.where",
+    "relax.greater", "relax.greater_equal", "relax.less", "relax.less_equal", "relax.equal",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,13 +102,15 @@ class _Members:
         if len(roots) != 1 or not self._is_elementwise(name, op, sources):
             return
         (root,) = roots
+        if not graph.dtype_of(self.view.variables[root]).startswith("float"):
+            return
         inherits = any(source in self.roots for source in sources)
         if op in CLAMPS and not inherits:
             return  # the kernel in front of it clamps
         if op == "relax.add" and not inherits and self._is_bias(sources):
             return
         self.roots[name] = root
-        scales = op in CLAMPS or (op in SCALES and len(sources) == 1)
+        scales = op in CLAMPS or (op in SCALES and _is_scale(self.view.calls[name]))
         if not scales or any(source in self.worth for source in sources):
             self.worth.add(name)
 
@@ -125,7 +133,8 @@ class _Members:
     def _drop_useless(self) -> None:
         """Keeps what leads to a binding that needs a table."""
         for name in reversed(list(self.roots)):
-            if name not in self.worth and not self._inner(name):
+            is_float = graph.dtype_of(self.view.variables[name]).startswith("float")
+            if not (name in self.worth and is_float) and not self._inner(name):
                 del self.roots[name]
 
     def _inner(self, name: str) -> bool:
@@ -147,6 +156,14 @@ class _Members:
         return tuple(step for step in self.view.calls if step in wanted)
 
 
+def _is_scale(call: Any) -> bool:
+    """Whether a product or quotient is by a positive constant, or one for each channel."""
+    left, right = graph.operands(call)
+    if graph.is_constant(left) and graph.op_name(call) == "relax.multiply":
+        left, right = right, left
+    return graph.is_constant(right) and bool(np.all(graph.numpy_of(right) > 0))
+
+
 def _is_one_number(constant: Any) -> bool:
     values = graph.numpy_of(constant)
-    return values.size > 0 and bool(np.ptp(values) == 0)
+    return values.size > 0 and bool(np.all(values == values.flat[0]))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nybble.ir import graph
 from nybble.passes.calibrate import Ranges
-from nybble.passes.grids import Grid, grid, quantize_weights, shifted_grid
+from nybble.passes.grids import Grid, grid, quantize_weights, share_grid, shifted_grid
 from nybble.passes.plan import Plan, non_negative, plan
 from nybble.passes.view import View
 from nybble.recipe import Recipe
@@ -118,5 +118,8 @@ def _grids(view: View, borders: Plan, ranges: Ranges) -> dict[str, Grid]:
         bits, positive = borders.bits[owner], owner in never_negative
         is_shifted = borders.kinds.get(owner) in LOPSIDED and not positive and bits > 1
         limits = ranges[owner]
+        if borders.kinds.get(owner) == "softmax":
+            found[owner] = share_grid(bits)
+            continue
         found[owner] = shifted_grid(*limits, bits) if is_shifted else grid(*limits, positive, bits)
     return found

@@ -14,6 +14,7 @@ from nybble.recipe import FLOAT, Recipe, Weights, Widths
 
 SHARES_GRID = {
     "relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.nn.max_pool2d",
+    "relax.strided_slice",
 }  # fmt: skip
 
 

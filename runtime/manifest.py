@@ -169,7 +169,8 @@ class Manifest:
         inputs: in the order of the call.
         outputs: in the order of the result.
         layers: in call order.
-        recipe: the fields of `nybble.Recipe`; None for a float model.
+        recipe: the fields of `nybble.Recipe`; None for a float model, and for one that another
+            tool has quantized.
         target: the name that was compiled for, ``x86-64-v3``.
         arch: ``x86_64``, ``aarch64``.
         features: CPU features that the code needs, as Linux spells them.

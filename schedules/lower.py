@@ -212,7 +212,8 @@ class _Lowering:
         choice: Choice | None = None,
         problem: Problem | None = None,
     ) -> Layer:
-        asked, first = group.problem, graph.operands(group.bindings[0].value)[0]
+        asked, call = group.problem, group.bindings[0].value
+        first = next(iter(graph.operands(call)), group.output)  # a range reads no tensor
         names = [graph.op_name(b.value).rpartition(".")[2] for b in group.bindings]
         return Layer(
             name=str(group.bindings[0].var.name),

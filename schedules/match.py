@@ -2,6 +2,7 @@
 
 Integer:   conv2d | linear | sum_pool2d -> requantize
            conv2d | linear -> add              (the accumulator becomes branch a)
+           matmul -> requantize
            … -> requantize | add -> table
            permute_dims -> quantize
 Float:     conv2d | matmul -> add(bias) -> add(other) -> relu | clip   (each step optional)
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from nybble.ir import graph, ops
-from nybble.schedules import match_float, match_weight_only
+from nybble.schedules import match_float, match_rows, match_weight_only
 from nybble.schedules.cpu import concat, entries, singles, winograd_range
 from nybble.schedules.cpu.epilogue import is_narrow
 from nybble.schedules.cpu.headroom import flush_of, is_safe
@@ -110,6 +111,11 @@ def _sum_pool(matcher: Matcher, binding: relax.VarBinding) -> Group:
     group = _plain(matcher, binding)
     rescaled = _with_requantize(matcher, group)
     return _with_table(matcher, rescaled) if rescaled else group
+
+
+def _matmul(matcher: Matcher, binding: relax.VarBinding) -> Group:
+    group = match_rows.matmul(matcher, binding)
+    return _with_requantize(matcher, group) or group
 
 
 def _with_requantize(matcher: Matcher, group: Group) -> Group | None:
@@ -263,6 +269,7 @@ _ANCHORS: dict[str, Rule] = {
     "nybble.conv2d": _integer_anchor,
     "nybble.linear": _integer_anchor,
     "nybble.sum_pool2d": _sum_pool,
+    "nybble.matmul": _matmul,
     "nybble.weight_only": match_weight_only.weight_only,
     "nybble.quantize": _quantize,
     "relax.nn.conv2d": match_float.conv2d,
@@ -273,6 +280,10 @@ _OTHERS: dict[str, Rule] = {
     "nybble.add": _add,
     "nybble.multiply": _multiply,
     "nybble.table": _table,
+    "nybble.softmax": match_rows.softmax,
+    "nybble.masked_softmax": match_rows.masked_softmax,
+    "nybble.layer_norm": match_rows.norm,
+    "nybble.rms_norm": match_rows.norm,
     "relax.concat": _concat,
     "nybble.dequantize": _border,
     "nybble.max_pool2d": _plain,

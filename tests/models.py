@@ -268,7 +268,7 @@ def export_onnx(
         dynamo: torch's new exporter (slow) instead of the TorchScript one (opset 17, fast).
     """
     buffer, net = io.BytesIO(), copy.deepcopy(net).eval()
-    with _quiet():
+    with quiet():
         if dynamo:
             shapes = ({0: torch.export.Dim("batch")},) if dynamic_batch else None
             sample = example.expand(max(2, len(example)), *example.shape[1:])
@@ -288,7 +288,7 @@ def export_onnx(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporters' own deprecation warnings and progress say nothing about our code."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)

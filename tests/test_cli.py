@@ -162,8 +162,8 @@ def test_unwritable_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net:
 def test_compile_wants_calibration_or_float(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "net.onnx").touch()
-    assert call(monkeypatch, "compile", tmp_path / "net.onnx", "-o", tmp_path / "net.so") == 1
+    model = EXAMPLE / "resnet.onnx"
+    assert call(monkeypatch, "compile", model, "-o", tmp_path / "net.so") == 1
     assert "--calibration" in capsys.readouterr().err
 
 

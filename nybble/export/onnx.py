@@ -20,7 +20,7 @@ def to_onnx(mod: tvm.IRModule, recipe: str) -> bytes:
     Args:
         mod: of stage ``quantized``; or ``integer``, where its only integers are the weights of
             ``nybble.weight_only``.
-        recipe: how it was quantized, kept in the model's properties.
+        recipe: how it was quantized, kept in the model's properties; "" for nothing to keep.
 
     Returns:
         The model's bytes.
@@ -47,4 +47,4 @@ def to_onnx(mod: tvm.IRModule, recipe: str) -> bytes:
         for name, v in zip(graph.output_names(mod), graph.outputs(mod), strict=True)
     }
     inputs = {name: graph.shape_of(walk.view.variables[name]) for name in walk.view.inputs}
-    return walk.graph.finish(inputs, outputs, {"nybble.recipe": recipe})
+    return walk.graph.finish(inputs, outputs, {"nybble.recipe": recipe} if recipe else {})

@@ -20,6 +20,7 @@ from nybble.export.builder import Graph
 from nybble.ir import graph, numerics, specs
 from nybble.passes.biases import bias_name
 from nybble.passes.channels_last import FIRST, LAST
+from nybble.passes.fold_stored import values_of
 from nybble.passes.view import View, per_channel
 
 Order = Literal["own", "nchw"]  # as in the module, or an NHWC image in NCHW
@@ -74,28 +75,39 @@ class Walk:
         self.forms: dict[Any, dict[Order, str]] = {
             self.view.variables[name]: {"own": name} for name in self.view.inputs
         }
-        self.biases = self._biases()
         self.kept = [str(line) for line in dict(mod["main"].attrs).get(specs.KEPT_FLOAT, ())]
         self.weights = {  # dequantized where they are read, in the order that their reader wants
             self.view.variables[name]: Step(name, call)
             for name, call in self.view.calls.items()
             if self.view.op(name) == "nybble.dequantize" and graph.is_constant(call.args[0])
         }
+        self.biases = self._biases()
 
     def _biases(self) -> dict[str, str]:
         found = {}
         for name in self.view.calls:
             is_gemm = self.view.op(name) == "relax.matmul" and len(self.view.shape(name)) == 2
             if is_gemm or self.view.op(name) == "relax.nn.conv2d":
-                reader = bias_name(self.view, name)
+                reader = bias_name(self.view, name) or self._stored_bias(name)
                 if reader is not None and self.bias(name, reader) is not None:
                     found[name] = reader
         return found
+
+    def _stored_bias(self, layer: str) -> str | None:
+        """The binding that adds an imported bias, which lies there as integers."""
+        reader = self.view.sole_reader(layer)
+        if reader is None or self.view.op(reader) != "relax.add":
+            return None
+        is_stored = any(t in self.weights for t in graph.operands(self.view.calls[reader]))
+        return reader if is_stored else None
 
     def bias(self, layer: str, reader: str) -> NDArray[np.float64] | None:
         """The (O,) values that a binding adds to a layer; None where it is no bias."""
         tensors = graph.operands(self.view.calls[reader])
         constant = next((t for t in tensors if graph.is_constant(t)), None)
+        stored = next((self.weights[t] for t in tensors if t in self.weights), None)
+        if constant is None and stored is not None:
+            constant = graph.constant(values_of(stored.call))
         return per_channel(constant, self.view.shape(layer)[-1])
 
     # ---- tensors
@@ -127,6 +139,7 @@ class Walk:
     def _weight(self, step: Step, order: Order) -> str:
         """DequantizeLinear of the weights' integers, a scale for each output channel."""
         q, scale, zero = map(graph.numpy_of, step.call.args)
+        block = step.attrs["block"]
         axis, holder = step.attrs["axis"] % q.ndim, holder_of(graph.dtype_of(step.call.args[0]))
         if order == "nchw":
             q, axis = q.transpose(FIRST), FIRST.index(axis)
@@ -136,7 +149,8 @@ class Walk:
             self.graph.constant(scale, f"{step.name}.scale"),
             self.graph.constant(zeros, f"{step.name}.zero_point", holder),
         ]
-        return self.graph.node("DequantizeLinear", inputs, step.name, axis=axis)
+        blocks = {"block_size": block} if block else {}
+        return self.graph.node("DequantizeLinear", inputs, step.name, axis=axis, **blocks)
 
     def scales(self, x: Any) -> NDArray[np.float64] | None:
         """The scale (or scales) of a dequantized tensor; None for any other."""
@@ -150,8 +164,9 @@ Rule = Callable[[Walk, Step], Form]
 
 
 def holder_of(dtype: str) -> str:
-    """The ONNX dtype that holds weights: ``int4`` up to 4 bits, else ``int8``."""
-    return "int4" if numerics.width(dtype)[1] <= NARROW else "int8"
+    """The ONNX dtype that holds weights: ``int4`` up to 4 bits, then whole bytes."""
+    bits = numerics.width(dtype)[1]
+    return "int4" if bits <= NARROW else str(numerics.storage(dtype))
 
 
 def _reordered(values: NDArray[Any], order: Order) -> NDArray[Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nybble.errors import StageError
-from nybble.ir import numerics
+from nybble.ir import float_index, float_math, float_windows, numerics
 
 Array = NDArray[Any]
 
@@ -153,12 +153,14 @@ def _squeeze(x: Array, *, axis: Sequence[int] | None) -> Array:
 
 
 OPS: dict[str, Callable[..., Any]] = {
+    **float_math.OPS,
+    **float_index.OPS,
+    **float_windows.OPS,
     "relax.nn.conv2d": conv2d,
     "relax.matmul": lambda a, b, **_: a @ b,
     "relax.add": np.add,
     "relax.subtract": np.subtract,
     "relax.multiply": np.multiply,
-    "relax.divide": np.divide,
     "relax.maximum": np.maximum,
     "relax.minimum": np.minimum,
     "relax.nn.relu": lambda x: np.maximum(x, 0),

@@ -23,6 +23,7 @@ from nybble.ir import numerics
 
 OUTPUT_NAMES = "output_names"
 STAGE = "stage"
+RECIPE = "recipe"  # JSON of the recipe that a file of Nybble's own was quantized by
 
 
 def bindings(mod: tvm.IRModule) -> list[relax.VarBinding]:
@@ -86,7 +87,12 @@ def operands(expr: Any) -> list[Any]:
     found: list[Any] = []
     for arg in getattr(expr, "args", [expr]):
         found.extend(arg.fields if isinstance(arg, relax.Tuple) else [arg])
-    return [arg for arg in found if isinstance(arg, relax.Var) or is_constant(arg)]
+    return [arg for arg in found if is_constant(arg) or _is_tensor(arg)]
+
+
+def _is_tensor(arg: Any) -> bool:
+    """Whether an argument is a tensor variable; a symbolic extent is a variable too."""
+    return isinstance(arg, relax.Var) and isinstance(arg.ty, relax.TensorType)
 
 
 def users(mod: tvm.IRModule) -> dict[relax.Var, list[relax.VarBinding]]:

@@ -10,13 +10,14 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
-from tvm import relax
+from tvm import relax, sym
 
 from nybble.errors import StageError
 from nybble.ir import floats, graph, ops
 
 Array = NDArray[Any]
 Observe = Callable[[str, Array], None]
+Sizes = Mapping[Any, int]
 
 
 def run(
@@ -53,10 +54,11 @@ def _run(
     params = graph.inputs(mod)
     given = [inputs[p.name] for p in params] if isinstance(inputs, Mapping) else inputs
     values: dict[Any, Array] = dict(zip(params, map(np.asarray, given), strict=True))
+    sizes = _open_sizes(values)
     wanted = set(graph.outputs(mod))
     last_use = _last_uses(mod)
     for index, binding in enumerate(graph.bindings(mod)):
-        values[binding.var] = evaluate(binding.value, values, str(binding.var.name))
+        values[binding.var] = evaluate(binding.value, values, str(binding.var.name), sizes)
         if observe is not None:
             observe(str(binding.var.name), values[binding.var])
         for operand in graph.operands(binding.value):
@@ -74,8 +76,27 @@ def _last_uses(mod: tvm.IRModule) -> dict[Any, int]:
     return uses
 
 
-def evaluate(expr: Any, values: Mapping[Any, Array], name: str) -> Array:
-    """The value of one binding's expression, given the values of its variables."""
+def _open_sizes(values: Mapping[Any, Array]) -> Sizes:
+    """What the symbolic extents of the inputs are for these arrays."""
+    return {
+        extent: size
+        for param, array in values.items()
+        for extent, size in zip(param.ty.shape, array.shape, strict=True)
+        if isinstance(extent, relax.Var)
+    }
+
+
+def evaluate(
+    expr: Any, values: Mapping[Any, Array], name: str, sizes: Sizes | None = None
+) -> Array:
+    """The value of one binding's expression, given the values of its variables.
+
+    Args:
+        expr: a call, or a variable.
+        values: of its operands.
+        name: of the binding, for the error.
+        sizes: the symbolic extents; without them a shape may hold one, which NumPy infers.
+    """
     if isinstance(expr, relax.Var):
         return values[expr]
     op = graph.op_name(expr)
@@ -83,25 +104,42 @@ def evaluate(expr: Any, values: Mapping[Any, Array], name: str) -> Array:
     law = definition.law if definition else floats.OPS.get(op)
     if law is None:
         raise StageError(f"'{name}': {op or type(expr).__name__} has no NumPy meaning.")
-    args = [a for arg in expr.args for a in _arguments(arg, expr, values)]
+    args = [a for arg in expr.args for a in _arguments(arg, expr, values, sizes)]
     return np.asarray(law(*args, **graph.attributes(expr)))
 
 
-def _arguments(arg: Any, call: relax.Call, values: Mapping[Any, Array]) -> list[Any]:
+def _arguments(
+    arg: Any, call: relax.Call, values: Mapping[Any, Array], sizes: Sizes | None
+) -> list[Any]:
     """One Relax argument as NumPy arguments: a tuple becomes several."""
     if isinstance(arg, relax.Tuple):
-        return [a for field in arg.fields for a in _arguments(field, call, values)]
-    if isinstance(arg, relax.Var):
+        return [a for field in arg.fields for a in _arguments(field, call, values, sizes)]
+    if isinstance(arg, relax.Var) and arg in values:
         return [values[arg]]
     if graph.is_constant(arg):
         return [graph.numpy_of(arg)]
     if isinstance(arg, relax.ShapeExpr):
-        return [_concrete_shape(arg, call)]
-    return [graph.plain(arg)]
+        return [_concrete_shape(arg, call, sizes)]
+    return [_number(arg, sizes)]
 
 
-def _concrete_shape(shape: relax.ShapeExpr, call: relax.Call) -> tuple[int, ...]:
-    """A reshape's target; its one symbolic extent (the batch) is left to NumPy as -1."""
+def _number(value: Any, sizes: Sizes | None) -> Any:
+    """A scalar argument as plain Python, symbolic extents filled in."""
+    plain = graph.plain(value)
+    if not isinstance(plain, str) or isinstance(value, str) or sizes is None:
+        return plain
+    analyzer = sym.Analyzer()
+    for extent, size in sizes.items():
+        analyzer.bind(extent, tvm.tirx.IntImm("int64", size))
+    return graph.plain(analyzer.simplify(value))
+
+
+def _concrete_shape(
+    shape: relax.ShapeExpr, call: relax.Call, sizes: Sizes | None
+) -> tuple[int, ...]:
+    """A target shape; without known sizes one symbolic extent is left to NumPy as -1."""
+    if sizes is not None:
+        return tuple(_number(d, sizes) for d in shape.values)
     extents = [int(d) if isinstance(d, int | tvm.tirx.IntImm) else -1 for d in shape.values]
     if extents.count(-1) > 1:
         raise StageError(f"{graph.op_name(call)}: more than one symbolic extent in {shape}.")

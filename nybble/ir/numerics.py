@@ -323,8 +323,8 @@ def conv2d(
     """Integer convolution into int32 accumulators.
 
     Args:
-        x: (N, H, W, C) integers of at most 8 bits.
-        w: (O, KH, KW, C/groups) integers of at most 8 bits.
+        x: (N, H, W, C) integers of at most 16 bits.
+        w: (O, KH, KW, C/groups) integers of at most 16 bits.
         bias: (O,) int32.
         strides: (along H, along W).
         padding: (top, left, bottom, right).
@@ -342,8 +342,8 @@ def conv2d(
 def correlate(view: Array, w: Array, groups: int, dtype: type[np.floating]) -> Array:
     """Windows (N, OH, OW, KH, KW, C) times weights (O, KH, KW, C/groups) -> (N, OH, OW, O).
 
-    On integers of 8 bits a float64 matrix product is exact: every partial sum is an integer below
-    K·2^16 < 2^53, whatever the order of summation. So BLAS may compute the law.
+    On integers of 16 bits a float64 matrix product is exact: partial sums of up to 2^21 products
+    are integers below 2^53, whatever the order of summation. So BLAS may compute the law.
     """
     n, oh, ow, kh, kw, c = view.shape
     out_channels = w.shape[0]

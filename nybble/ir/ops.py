@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax
 
-from nybble.ir import numerics
+from nybble.ir import numerics, rows
 from nybble.ir.graph import attributes
 from nybble.ir.weight_only import weight_only
 
@@ -99,12 +100,25 @@ def _quantize_law(x: Any, scale: Any, zero_point: Any, *, dtype: str, axis: int)
     return numerics.quantize(x, along(scale, axis, x.ndim), along(zero_point, axis, x.ndim), dtype)
 
 
-def _dequantize_law(q: Any, scale: Any, zero_point: Any, *, axis: int) -> Any:
+def _dequantize_law(q: Any, scale: Any, zero_point: Any, *, axis: int, block: int = 0) -> Any:
+    if block:
+        scale, zero_point = (_spread(t, q.shape[axis], axis, block) for t in (scale, zero_point))
+        return numerics.dequantize(q, scale, zero_point)
     return numerics.dequantize(q, along(scale, axis, q.ndim), along(zero_point, axis, q.ndim))
+
+
+def _spread(blocks: Any, extent: int, axis: int, block: int) -> Any:
+    """One entry for each element, from one for each block along an axis."""
+    return np.take(blocks, np.arange(extent) // block, axis=axis)
 
 
 def _table(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
     return types[0].shape, str(types[1].dtype)
+
+
+def _matmul(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    columns = types[1].shape[-2 if attrs["transpose_b"] else -1]
+    return [*list(types[0].shape)[:-1], columns], "int32"
 
 
 def along(vector: Any, axis: int, ndim: int) -> Any:
@@ -115,6 +129,7 @@ def along(vector: Any, axis: int, ndim: int) -> Any:
 
 
 _WINDOW = {"strides": ..., "padding": ...}
+_NORMALISED = {"shift": ..., "dtype": ..., "lo": ..., "hi": ..., "zero_point": 0}
 _REQUANTIZED = {"dtype": ..., "lo": ..., "hi": ..., "zero_point": 0, "rounding": "half_up"}
 
 VOCABULARY: dict[str, OpDef] = {
@@ -126,9 +141,10 @@ VOCABULARY: dict[str, OpDef] = {
             "float32 -> integer; scale float32 and zero_point int32, scalars or along axis",
         ),
         OpDef(
-            "dequantize", ("q", "scale", "zero_point"), {"axis": -1},
+            "dequantize", ("q", "scale", "zero_point"), {"axis": -1, "block": 0},
             _dequantized, _dequantize_law,
-            "integer -> float32; scale float32 and zero_point int32, scalars or along axis",
+            "integer -> float32; scale float32 and zero_point int32, scalars, vectors along axis, "
+            "or (of constants) one for each block of so many integers along axis",
         ),
         OpDef(
             "conv2d", ("x", "w", "bias"),
@@ -173,6 +189,30 @@ VOCABULARY: dict[str, OpDef] = {
         OpDef(
             "sum_pool2d", ("x",), {**_WINDOW, "pool_size": ..., "pad_value": 0},
             _sum_pool2d, numerics.sum_pool2d, "sum over windows in int32",
+        ),
+        OpDef(
+            "matmul", ("a", "b"), {"zero_point_a": 0, "zero_point_b": 0, "transpose_b": False},
+            _matmul, rows.matmul,
+            "(…, M, K) x (…, K, N), or (…, N, K) transposed -> int32 accumulators",
+        ),
+        OpDef(
+            "softmax", ("x", "multiplier", "shift"), {"dtype": ...}, _same_shape, rows.softmax,
+            "along the last axis, in steps of 2^-bits; multiplier and shift: one int32 each",
+        ),
+        OpDef(
+            "masked_softmax", ("x", "mask", "multiplier", "shift"), {"dtype": ...},
+            _same_shape, rows.masked_softmax,
+            "softmax of what a constant uint8 mask of the last two axes shows",
+        ),
+        OpDef(
+            "layer_norm", ("x", "multiplier", "offset", "epsilon"), _NORMALISED,
+            _same_shape, rows.layer_norm,
+            "mean 0 and variance 1 along the last axis, then an affine step for each channel",
+        ),
+        OpDef(
+            "rms_norm", ("x", "multiplier", "offset", "epsilon"),
+            {**_NORMALISED, "zero_point_in": 0}, _same_shape, rows.rms_norm,
+            "mean square 1 along the last axis, then an affine step for each channel",
         ),
     )
 }  # fmt: skip

@@ -11,7 +11,10 @@ from tvm import relax
 from nybble.errors import StageError
 from nybble.ir import floats, graph, ops
 
-STRUCTURAL = {"relax.concat", "relax.reshape", "relax.permute_dims", "relax.nn.pad"}
+STRUCTURAL = {
+    "relax.concat", "relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.strided_slice",
+    "relax.take",
+}  # fmt: skip
 BORDERS = {"nybble.quantize", "nybble.dequantize"}
 KEPT_FLOAT = "kept_float"
 

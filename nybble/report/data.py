@@ -187,7 +187,7 @@ def _decided(manifest: Manifest) -> str:
 
 def _recipe(manifest: Manifest) -> str:
     if manifest.recipe is None:
-        return "none: a float model"
+        return "none: " + ("a float model" if manifest.rounding is None else "imported as it was")
     said = {k: v for k, v in manifest.recipe.items() if v not in ((), [], {}, None)}
     if manifest.recipe.get("activations") != "float":
         said.pop("symmetric", None)

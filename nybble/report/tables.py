@@ -166,7 +166,7 @@ def about(facts: Sequence[tuple[str, str]]) -> Table:
 
 def exceptions(manifest: Manifest) -> Text:
     """Whether the network is integer-only; if not, which ops and layers are float."""
-    if manifest.recipe is None:
+    if manifest.rounding is None:
         return Text("A float model: nothing was quantized.", style="yellow")
     if not manifest.float_ops and not manifest.kept_float:
         return Text("Integer-only: no float op between the borders.", style="green")

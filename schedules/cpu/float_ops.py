@@ -13,7 +13,7 @@ from tvm import relax
 
 from nybble.errors import ScheduleError
 from nybble.ir import graph
-from nybble.schedules.cpu import float_math, loops
+from nybble.schedules.cpu import float_math, float_order, loops
 
 NAME = "cpu.stock"
 
@@ -44,7 +44,8 @@ def defined(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
     with builder.function("main", list(plain.values())):
         result = builder.emit(graph.substitute(call, plain))
         builder.emit_func_output(result)
-    ours = float_math.LEGALIZATIONS if graph.dtype_of(result) == "float32" else None
+    is_float = graph.dtype_of(result) == "float32"
+    ours = {**float_order.LEGALIZATIONS, **(float_math.LEGALIZATIONS if is_float else {})}
     mod = relax.transform.LegalizeOps(ours)(builder.get())
     calls = [b for b in graph.bindings(mod) if graph.op_name(b.value) == "relax.call_tir"]
     if len(calls) != 1 or len(graph.bindings(mod)) != 1 or len(calls[0].value.args) != 2:
@@ -59,6 +60,8 @@ def defined(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
 
 def scheduled(func: Any) -> Any:
     """The generic schedule of a function whose blocks are element-wise or reductions."""
+    if not has_root(func):  # written as loops by TVM: scatters
+        return func
     sch = inlined(func)
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         _schedule_block(sch, block)
@@ -73,6 +76,12 @@ def inlined(func: Any) -> Any:
         if not _reduces(sch, block) and not _reduces_any(sch, sch.get_consumers(block)):
             _try_inline(sch, block)
     return sch
+
+
+def has_root(func: Any) -> bool:
+    """Whether a function is made of blocks, which can be scheduled, and not of bare loops."""
+    block = getattr(func.body, "block", None)
+    return block is not None and str(block.name_hint) == "root"
 
 
 def _try_inline(sch: Any, block: Any) -> None:
@@ -97,7 +106,10 @@ def _reduces_any(sch: Any, blocks: Any) -> bool:
 
 def _schedule_block(sch: Any, block: Any) -> None:
     """Spatial loops outside, reductions next, and a vector of the last spatial loop inside."""
-    pairs = list(zip(sch.get_loops(block), sch.get(block).iter_vars, strict=True))
+    nest = sch.get_loops(block)
+    if not nest:  # one number
+        return
+    pairs = list(zip(nest, sch.get(block).iter_vars, strict=True))
     work = loops.static_size(sch.get(loop).extent for loop, _ in pairs)
     steps = [loop for loop, v in pairs if int(v.iter_type) == REDUCE]
     if not steps:

@@ -88,11 +88,22 @@ def rows(sch: Any, block: Any, work: int, lanes: int | None = None) -> None:
 
 
 def parallel(sch: Any, loops: Sequence[Any], work: int) -> Any:
-    """Fuses loops into one, parallel when the work pays for the launch; returns it."""
-    fused = sch.fuse(*loops) if len(loops) > 1 else loops[0]
+    """Fuses loops into one, parallel when the work pays for the launch; returns it.
+
+    A fused loop has at most one open extent: TVM fails on the quotients by a second one.
+    """
+    count = 1
+    while count < len(loops) and _open(sch, loops[: count + 1]) <= 1:
+        count += 1
+    fused = sch.fuse(*loops[:count]) if count > 1 else loops[0]
     if work >= PARALLEL_WORK:
         sch.parallel(fused)
     return fused
+
+
+def _open(sch: Any, loops: Sequence[Any]) -> int:
+    """How many of the loops run to an extent that only the running network knows."""
+    return sum(not isinstance(sch.get(loop).extent, tirx.IntImm) for loop in loops)
 
 
 def function(tensors: Sequence[te.Tensor]) -> tvm.s_tir.Schedule:

@@ -49,7 +49,7 @@ def table_rows(epilogue: Epilogue) -> int:
 
 def ratios_are_small(multiplier: NDArray[Any], shift: NDArray[Any]) -> bool:
     """Whether every ratio multiplier / 2^shift is below 1/4: `Epilogue.small_ratios`."""
-    left = _dyadic_rows(multiplier.astype(np.int64), shift.astype(np.int64))[0]
+    left = dyadic_rows(multiplier.astype(np.int64), shift.astype(np.int64))[0]
     return not left.any()
 
 
@@ -78,14 +78,14 @@ def rows(problem: Problem, constants: Constants, channels: int) -> list[Vector]:
     if epilogue.kind == "add":
         ratio = [_along(constants[name], channels) for name in ("multiplier_b", "shift_b")]
         reach = _reach(epilogue, *ratio)
-        second = _dyadic_rows(*ratio)
+        second = dyadic_rows(*ratio)
     m, c = (_along(constants[name], channels) for name in names)
     if epilogue.small_ratios:
         if not ratios_are_small(m, c):
             raise ScheduleError("small_ratios is set, but a requantization ratio is 1/4 or more")
-        return [*_dyadic_rows(m, c)[1:], *second]
+        return [*dyadic_rows(m, c)[1:], *second]
     margin = reach + 512  # zero points and the width of the output lie within 512
-    return [*_bounds(m, c, margin), *_dyadic_rows(m, c), *second]
+    return [*_bounds(m, c, margin), *dyadic_rows(m, c), *second]
 
 
 def branch_rows(
@@ -104,9 +104,9 @@ def branch_rows(
     """
     m, c = (_along(values, channels) for values in scale)
     if dtype == "int32":
-        return [*_bounds(m, c, 512), *_dyadic_rows(m, c)]
+        return [*_bounds(m, c, 512), *dyadic_rows(m, c)]
     _check_reach(dtype, zero_point, m, c)
-    return _dyadic_rows(m, c)
+    return dyadic_rows(m, c)
 
 
 def wrapped(values: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -118,7 +118,7 @@ def _along(values: NDArray[Any], channels: int) -> Vector:
     return np.broadcast_to(values.reshape(-1), (channels,)).astype(np.int64)
 
 
-def _dyadic_rows(m: Vector, c: Vector) -> list[Vector]:
+def dyadic_rows(m: Vector, c: Vector) -> list[Vector]:
     """Left shift, multiplier, rounding, right shift: the same ratio with c >= 33."""
     if np.any(m < 0):
         raise ScheduleError("a requantization multiplier is negative; ratios are positive")

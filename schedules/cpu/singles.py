@@ -36,6 +36,8 @@ EXACT = 1 << 24  # larger integers are rounded when they become float32
 
 def is_exact(problem: Problem, constants: Constants) -> bool:
     """Whether a layer can be rescaled in float32: `Epilogue.singles`."""
+    if numerics.width(problem.rescaled)[1] > 8:  # no kernel rescales to more in float32
+        return False
     return rows(problem, constants, int(constants["w"].shape[0])) is not None
 
 

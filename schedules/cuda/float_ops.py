@@ -10,6 +10,8 @@ from typing import Any
 
 from tvm import relax
 
+from nybble.errors import ScheduleError
+from nybble.ir import graph
 from nybble.schedules.cpu import float_ops
 from nybble.schedules.cuda import bind
 
@@ -22,6 +24,11 @@ def legalized(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
     Arguments, result and errors as of `nybble.schedules.cpu.float_ops.defined`.
     """
     func, args = float_ops.defined(call, name)
+    if not float_ops.has_root(func):
+        raise ScheduleError(
+            f"'{name}': {graph.op_name(call)} is written as loops of one thread, for which GPUs "
+            "have no kernel. Compile for a CPU, or rewrite it with supported ops."
+        )
     sch = float_ops.inlined(func)
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         _bind(sch, block)

@@ -93,7 +93,7 @@ def test_logits_leave_as_accumulators():
     canonical, _, integer = walk(mod, x)
     assert op_names(integer)[-3:] == ["nybble.linear", "nybble.dequantize", "nn.softmax"]
     assert graph.shape_of(call_of(integer, "fc.dequantize").args[1]) == (10,)
-    assert kept(integer) == ["soft: relax.nn.softmax: has no integer form yet"]
+    assert kept(integer) == ["soft: relax.nn.softmax: follows the last quantized layer"]
     assert specs.between_borders(integer) == []
     real, exact = interpreter.run(canonical, [x])[0], interpreter.run(integer, [x])[0]
     assert np.abs(exact - real).max() < 0.02
@@ -126,13 +126,13 @@ def test_max_pool_and_reshape_keep_the_grid():
 def test_float_islands_are_bordered_and_reported():
     net = Net(4, 8, 8)
     c = net.conv("c", net.x, 4, padding=1)
-    gate = net.emit("gate", nn.softmax(c, 1))
+    gate = net.emit("gate", nn.softmax(c, 2))
     gated = net.emit("gated", relax.op.maximum(c, gate))
     mod = net.done(net.relu("r", net.conv("d", gated, 4)))
     x = images(4, 8, 8)
     canonical, _, integer = walk(mod, x)
     assert kept(integer) == [
-        "gate: relax.nn.softmax: has no integer form yet",
+        "gate: relax.nn.softmax: is a softmax over another axis than the last",
         "gated: relax.maximum: has no integer form yet",
     ]
     assert [n for n, _ in specs.between_borders(integer)] == ["gate", "gated"]

@@ -76,6 +76,34 @@ def grouped(o: int, k: int, group: int) -> list[Any]:
     return [weights(o, k), C(steps), C(zeros), C(rng.random(o, np.float32))]
 
 
+def product_of_matrices() -> tvm.IRModule:
+    """Two tensors, the second one transposed, both with zero points."""
+
+    def body(emitter: graph.Emitter, a: Any, b: Any) -> Any:
+        attrs = {"zero_point_a": 3, "zero_point_b": -2, "transpose_b": True}
+        return emitter.emit(ops.call("matmul", [a, b], **attrs), "y")
+
+    return module(body, ((3, 5, 7), "uint8"), ((3, 9, 7), "int8"))
+
+
+def masked() -> tvm.IRModule:
+    """Each row shows one value more than the one before it."""
+    mask = C(np.tri(6, 7, dtype=np.uint8))
+
+    def body(emitter: graph.Emitter, x: Any) -> Any:
+        operands = [x, mask, *scale(1, most=20)]
+        return emitter.emit(ops.call("masked_softmax", operands, dtype="uint8"), "y")
+
+    return module(body, ((5, 6, 7), "int8"))
+
+
+def norm(name: str) -> tvm.IRModule:
+    """Seven channels, multipliers of both signs."""
+    rng = np.random.default_rng(4)
+    constants = [C(rng.integers(-(2**24), 2**24, 7, np.int32)), bias(7), C(np.int64(99))]
+    return one(name, constants, ((5, 6, 7), "uint8"), shift=5, **clamped("int8", zero_point=3))
+
+
 FLOAT = ((5, 6, 7), "float32")
 ZERO = C(np.int32(0))
 EVERY_OP = {
@@ -95,6 +123,11 @@ EVERY_OP = {
     ),
     "max_pool2d": one("max_pool2d", [], ((5, 6, 7), "int8"), pool_size=(3, 2), **WINDOW),
     "sum_pool2d": one("sum_pool2d", [], ((5, 6, 7), "uint8"), pool_size=(5, 6), **WINDOW),
+    "matmul": product_of_matrices(),
+    "softmax": one("softmax", scale(1, most=20), ((5, 6, 7), "int32"), dtype="uint8"),
+    "masked_softmax": masked(),
+    "layer_norm": norm("layer_norm"),
+    "rms_norm": norm("rms_norm"),
     "weight_only": one("weight_only", grouped(21, 33, 10), ((33,), "float32"), group=10),
 }
 

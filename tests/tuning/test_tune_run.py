@@ -22,6 +22,7 @@ from nybble.tuning.memory import progress_of
 from tests.tuning.synthetic import Formula
 
 TARGET = "x86-64-v3"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion_mnist"
 
 
 def network() -> Any:
@@ -122,7 +123,7 @@ def job(folder: Path, **changed: Any) -> TuneJob:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({}, "Give --calibration FILE"),
+        ({"model": EXAMPLE / "resnet.onnx"}, "Give --calibration FILE"),
         ({"keep_float": True, "calibration": Path("x.npy")}, "Give --calibration FILE"),
         ({"keep_float": True, "target": "z80"}, "Unknown target 'z80'"),
         ({"keep_float": True, "time": "soon"}, "--time soon"),

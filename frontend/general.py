@@ -1,0 +1,94 @@
+"""Layers and moves that CNNs seldom need, shared by the importers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from nybble.frontend import extents
+from nybble.frontend.build import Builder, Value, dtype_of
+from nybble.frontend.extents import Extent, Refused, Symbolic, Window
+from nybble.ir import graph
+
+
+def matmul(build: Builder, left: Value, right: Value, name: str) -> relax.Var:
+    """Product of two tensors of any rank, at most one of them constant."""
+    dtype = dtype_of(left if isinstance(left, relax.Var) else right)
+    operands = [build.tensor(value, name, dtype) for value in (left, right)]
+    return build.emit(relax.op.matmul(*operands), name)
+
+
+def pool3d(build: Builder, kind: str, x: Value, window: Window, counted: bool, name: str) -> Value:
+    """``max`` or ``avg`` pooling over three axes; ``counted`` is whether padding counts."""
+    padding = window.full_padding(*extents.shape(x)[2:])
+    if kind == "avg" and (window.ceil_mode and counted and any(window.padding)):
+        raise Refused("counts its padding and rounds up")
+    pool = relax.op.nn.max_pool3d if kind == "max" else relax.op.nn.avg_pool3d
+    call = pool(
+        x, pool_size=window.size, strides=window.strides, padding=padding,
+        dilation=window.dilation, count_include_pad=counted and padding == window.padding,
+    )  # fmt: skip
+    return build.emit(call, name)
+
+
+def cut(
+    build: Builder, x: Value, spans: Mapping[int, tuple[Any, Any]], name: str, step: int = 1
+) -> relax.Var:
+    """The elements from begin to end (exclusive) of some axes; bounds lie inside of them."""
+    chosen = {
+        axis: (begin, end) for axis, (begin, end) in spans.items()
+        if step != 1 or isinstance(begin, Symbolic) or begin or end != extents.shape(x)[axis]
+    }  # fmt: skip
+    if not chosen:
+        return x
+    if any(isinstance(e, int) and isinstance(b, int) and e <= b for b, e in chosen.values()):
+        return _empty(x, dict.fromkeys(chosen, 0))
+    begins, ends = ([span[i] for span in chosen.values()] for i in (0, 1))
+    call = relax.op.strided_slice(
+        x, list(chosen), extents.expressions(begins), extents.expressions(ends),
+        [step] * len(chosen),
+    )  # fmt: skip
+    return build.emit(call, name)
+
+
+def _empty(x: Value, axes: Mapping[int, int]) -> Value:
+    """What is left of a tensor without elements along some axes; joining it changes nothing."""
+    sizes = extents.shape(x)
+    known = [axes.get(i, 1 if isinstance(s, Symbolic) else s) for i, s in enumerate(sizes)]
+    return np.zeros(known, dtype_of(x))
+
+
+def take(build: Builder, x: Value, indices: Value, axis: int, name: str) -> relax.Var:
+    """Slices along an axis; negative indices count from the end."""
+    if not isinstance(indices, relax.Var):
+        indices = np.asarray(indices)
+    if not isinstance(x, relax.Var):
+        x = build.tensor(x, f"{name}.table", dtype_of(x))
+    places = build.tensor(indices, f"{name}.indices", dtype_of(indices))
+    return build.emit(relax.op.take(x, places, axis, mode="wrap"), name)
+
+
+def broadcast(build: Builder, x: Value, target: Sequence[Extent], name: str) -> Value:
+    """A tensor repeated along axes of extent 1, to what broadcasting with a shape gives."""
+    sizes = extents.shape(x)
+    rank = max(len(sizes), len(target))
+    ours, theirs = ([*[1] * (rank - len(s)), *s] for s in (sizes, target))
+    result = [theirs[i] if _is_one(ours[i]) else ours[i] for i in range(rank)]
+    if result == sizes:
+        return x
+    given = build.tensor(x, name, dtype_of(x))
+    return build.emit(relax.op.broadcast_to(given, extents.expressions(result)), name)
+
+
+def _is_one(extent: Extent) -> bool:
+    return not isinstance(extent, Symbolic) and extent == 1
+
+
+def filled(build: Builder, target: Sequence[Extent], value: Any, name: str) -> relax.Var:
+    """A tensor of one value, of a shape that only the running network knows."""
+    single = np.asarray(value).reshape(())
+    constant = graph.constant(single, dtype_of(single))
+    return build.emit(relax.op.broadcast_to(constant, extents.expressions(target)), name)

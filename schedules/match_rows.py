@@ -1,0 +1,73 @@
+"""The rules for ops on whole rows: products of two tensors, softmax and norms.
+
+matmul -> requantize
+softmax | masked_softmax | layer_norm | rms_norm
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tvm import relax
+
+from nybble.ir import graph, ops
+from nybble.schedules.group import Group, Matcher, constant_of, spec_of, vector
+from nybble.schedules.kernel import Problem
+
+
+def _problem(binding: relax.VarBinding, activations: int) -> Problem:
+    call = binding.value
+    definition = ops.definition_of(graph.op_name(call))
+    assert definition is not None
+    inputs = tuple(map(spec_of, call.args[:activations]))
+    attrs = tuple(sorted(graph.attributes(call).items()))
+    return Problem(definition.name, inputs, spec_of(binding.var), attrs)
+
+
+def matmul(_matcher: Matcher, binding: relax.VarBinding) -> Group:
+    """A product of two tensors by itself; what follows it is the caller's."""
+    return Group((binding,), _problem(binding, 2), tuple(binding.value.args))
+
+
+def softmax(_matcher: Matcher, binding: relax.VarBinding) -> Group:
+    """A softmax and the scale of its operand.
+
+    Raises:
+        ScheduleError: the scale is no constant.
+    """
+    return _rows(binding, {"multiplier": 1, "shift": 1})
+
+
+def masked_softmax(_matcher: Matcher, binding: relax.VarBinding) -> Group:
+    """A softmax with a mask; the attribute ``rows`` is the mask's number of rows.
+
+    Raises:
+        ScheduleError: the mask or the scale is no constant.
+    """
+    name, args = str(binding.var.name), binding.value.args
+    constants = {
+        operand: constant_of(arg, name, operand)
+        for operand, arg in zip(("mask", "multiplier", "shift"), args[1:], strict=True)
+    }
+    problem = _problem(binding, 1)
+    problem = replace(problem, attrs=(*problem.attrs, ("rows", len(constants["mask"]))))
+    return Group((binding,), problem, (args[0],), constants)
+
+
+def norm(_matcher: Matcher, binding: relax.VarBinding) -> Group:
+    """A norm with its constants, one for each channel.
+
+    Raises:
+        ScheduleError: an operand is no constant, or not one value for each channel.
+    """
+    channels = graph.shape_of(binding.var)[-1]
+    return _rows(binding, {"multiplier": channels, "offset": channels, "epsilon": 1})
+
+
+def _rows(binding: relax.VarBinding, lengths: dict[str, int | str]) -> Group:
+    name, args = str(binding.var.name), binding.value.args
+    constants = {
+        operand: vector(constant_of(arg, name, operand), length, name, operand)
+        for (operand, length), arg in zip(lengths.items(), args[1:], strict=True)
+    }
+    return Group((binding,), _problem(binding, 1), (args[0],), constants)

@@ -1,0 +1,38 @@
+"""Every family of networks: ONNX in, float parity, int8, a library that gives the law's results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import nybble
+from nybble.ir import interpreter
+from tests import architectures
+from tests.architectures import FAMILIES
+
+QUICK = ("audio", "minilm", "unet")
+NAMES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_family(name: str, tmp_path: Path) -> None:
+    build, examples = FAMILIES[name]
+    net, example = build(), examples()
+    with torch.no_grad():
+        wanted = net(*example).numpy()
+    largest = np.abs(wanted).max()
+    model = nybble.load_onnx(architectures.exported(net, example))
+    feeds = {f"x{i}": value.numpy() for i, value in enumerate(example)}
+    (got,) = interpreter.run(model.module, feeds)
+    np.testing.assert_allclose(got, wanted, atol=1e-4 * largest, rtol=0)
+    quantized = nybble.quantize(model, [feeds])
+    (law,) = interpreter.run(quantized.integer, feeds)
+    assert np.abs(law - wanted).max() < 0.15 * largest
+    session = nybble.load(nybble.compile(quantized).save(tmp_path / "net.so"), threads=1)
+    got = np.asarray(session(feeds))
+    np.testing.assert_allclose(got, law, atol=1e-5 * largest, rtol=0)
+    one = {key: value[:1] for key, value in feeds.items()}
+    np.testing.assert_array_equal(np.asarray(session(one)), got[:1])  # the batch is open
