@@ -131,15 +131,15 @@ def avg_pool(build: Builder, name: str, x: Value, size: Any, *window: Any) -> Va
 
 def adaptive_avg_pool(build: Builder, name: str, x: Value, output: Any) -> Value:
     """``aten.adaptive_avg_pool2d`` to one cell or an even grid."""
-    height, width = extents.image(x)
-    rows, columns = (
-        extent if size is None else size
-        for size, extent in zip(output, (height, width), strict=True)
-    )
-    if (rows, columns) == (1, 1):
+    if tuple(output) == (1, 1):
         return build.mean(x, (2, 3), True, name)
+    height, width = extents.image(x)
     if not isinstance(height, int) or not isinstance(width, int):
         raise Refused("pools an image of open size to a grid")
+    rows, columns = (
+        extent if size is None else int(size)
+        for size, extent in zip(output, (height, width), strict=True)
+    )
     if height % rows or width % columns:
         raise Refused(f"pools {height}x{width} to {rows}x{columns}, which does not divide evenly")
     size = (height // rows, width // columns)
