@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tvm import relax
 
@@ -22,8 +23,10 @@ Convert = Callable[..., Value]  # (builder, node name, *arguments) -> value
 
 def _binary(op: str) -> Convert:
     def convert(build: Builder, name: str, left: Value, right: Value, *, alpha: Any = 1) -> Value:
-        if alpha != 1:
+        if alpha != 1 and isinstance(right, relax.Var):
             right = build.binary("multiply", right, alpha, f"{name}.alpha")
+        elif alpha != 1:
+            right = np.asarray(right) * alpha
         return build.binary(op, left, right, name)
 
     return convert

@@ -273,7 +273,10 @@ def _kernels(problem: Problem, target: Target, plan: Planner) -> list[Kernel]:
     allowed = [kernel for kernel in named if kernel.op == problem.op]
     found = allowed or [kernel for kernel in kernels if kernel.op == problem.op]
     if not found:
-        raise ScheduleError(f"The table holds no kernel for {problem.op}.")
+        raise ScheduleError(
+            f"There is no kernel of {problem.op} for {target.name}. Keep the layer float "
+            "(Recipe.keep_float), or compile for another kind of machine."
+        )
     return found
 
 

@@ -262,7 +262,7 @@ def test_ops_without_an_integer_form_stay_float_and_are_reported(
         report, session = compared(law, path, x, threads)
         kept = " ".join(session.manifest.kept_float)
         assert "relax.maximum: has no integer form yet" in kept
-        assert "relax.nn.softmax: has no integer form yet" in kept
+        assert "relax.nn.softmax: follows the last quantized layer" in kept
         inside = [op.rpartition(": ")[2] for op in session.manifest.float_ops]
         assert inside == ["relax.maximum"]  # softmax is behind the last border
         assert report.equal

@@ -44,8 +44,10 @@ def rescaled(op: str, *inputs: Any, channels: int) -> tvm.IRModule:
     return one(op, scales, *inputs, **clamped("int8"))
 
 
+OTHERS = {"weight_only", "matmul", "softmax", "masked_softmax", "layer_norm", "rms_norm"}
+"""Ops with kernels of their own, or without any for GPUs."""
 MODULES = {
-    **{name: mod for name, mod in EVERY_OP.items() if name != "weight_only"},
+    **{name: mod for name, mod in EVERY_OP.items() if name not in OTHERS},
     "requantize 16 bytes": rescaled("requantize", ((3, 5, 32), "int32"), channels=32),
     "add 16 bytes": rescaled("add", WIDE, ((3, 5, 32), "uint8"), channels=32),
     "add 8 bytes": rescaled("add", EIGHT, EIGHT, channels=24),

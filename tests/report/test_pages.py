@@ -117,7 +117,7 @@ def test_parity_table_shows_only_what_differs() -> None:
 
 def test_exceptions() -> None:
     assert "float model" in text_of(tables.exceptions(tiny_manifest()))
-    manifest = tiny_manifest(recipe={"weights": 8})
+    manifest = tiny_manifest(recipe={"weights": 8}, rounding="half_up")
     assert "Integer-only" in text_of(tables.exceptions(manifest))
     shown = text_of(tables.exceptions(replace(manifest, kept_float=("fc: too small",))))
     assert "Not integer-only" in shown
