@@ -54,7 +54,8 @@ def pack(problem: Problem, constants: Constants, width: int | None = None) -> li
     if is_packed(problem):
         blocked = bits.pack_rows(blocked.reshape(len(blocked), -1), problem.weights.dtype)
     names = ("bias", *elementwise.epilogue_names(problem.epilogue))
-    return [blocked, *[constants[name] for name in names]]
+    spread = (np.broadcast_to(constants[name], w.shape[:1]) for name in names)  # of scalars too
+    return [blocked, *map(np.ascontiguousarray, spread)]
 
 
 def build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
