@@ -9,6 +9,7 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
+from nybble.schedules import bytecode
 from nybble.schedules.cuda import build as cuda
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.cuda.nvcc import Usage
@@ -56,7 +57,7 @@ def built(mod: tvm.IRModule, target: Target, progress: Progress | None = None) -
     if isinstance(target, CudaTarget):
         return Built(*cuda.build(mod, target, progress), cuda.is_static(mod))
     with target.tvm_target():
-        mod = _to_vm(mod)
+        mod = bytecode.lowered(mod)
     functions = dict(mod.functions.items())
     kernels = [g for g, f in functions.items() if isinstance(f, tirx.PrimFunc)]
     libraries = []
@@ -85,20 +86,3 @@ def _settings(target: CpuTarget) -> tvm.transform.PassContext:
     """C has no vectors. On RISC-V with V, TVM would mask loads and fails where lanes are mixed."""
     masked = {"tirx.enable_buffer_level_predication": False}
     return tvm.transform.PassContext(config={**masked, "tirx.disable_vectorize": target.is_c})
-
-
-def _to_vm(mod: tvm.IRModule) -> tvm.IRModule:
-    steps = relax.transform
-    passes = [
-        steps.ToNonDataflow(),
-        steps.RemovePurityChecking(),
-        steps.CallTIRRewrite(),
-        steps.StaticPlanBlockMemory(),
-        steps.LowerAllocTensor(),
-        steps.KillAfterLastUse(),
-        steps.LowerRuntimeBuiltin(),
-        steps.ComputePrimValue(),
-        steps.VMShapeLower(),
-        steps.AttachGlobalSymbol(),
-    ]
-    return tvm.transform.Sequential(passes)(mod)

@@ -185,6 +185,12 @@ def _for(scope: Scope, node: Any) -> Step:
                 s.env[slot] = dtype(i)
                 yield inner
 
+    return _repeated(turns, body)
+
+
+def _repeated(turns: Callable[[Strand, Mask], Iterator[Mask]], body: Step) -> Step:
+    """A body for each of its turns, whose masks come one by one."""
+
     def run(s: Strand, m: Mask) -> None:
         for inner in turns(s, m):
             body.run(s, inner)
@@ -205,15 +211,7 @@ def _while(scope: Scope, node: Any) -> Step:
             yield inner
             inner, some = within(inner, condition.run(s, inner))
 
-    def run(s: Strand, m: Mask) -> None:
-        for inner in turns(s, m):
-            body.run(s, inner)
-
-    def wait(s: Strand, m: Mask) -> Iterator[None]:
-        for inner in turns(s, m):
-            yield from body.run(s, inner)
-
-    return Step(wait if body.waits else run, body.waits)
+    return _repeated(turns, body)
 
 
 def _if(scope: Scope, node: Any) -> Step:

@@ -68,7 +68,7 @@ def cast(value: Value, dtype: np.dtype[Any]) -> Value:
 
 
 def fma(a: Value, b: Value, c: Value) -> Value:
-    """Rounds a * b + c once, in the operands' dtype: float16, float32 or float64."""
+    """Rounds a * b + c once, in the operands' dtype: float16 or float32."""
     dtype = a.dtype
     if dtype == np.float64:
         raise NotImplementedError("fma of float64")

@@ -19,20 +19,17 @@ from tvm.tirx.script.builder import ir as T
 from nybble.ir import rows
 from nybble.schedules.cpu import rowwise
 from nybble.schedules.cpu.buffers import Buffers, declare
-from nybble.schedules.cpu.dot import AVX2, AVX512
-from nybble.schedules.cpu.elementwise import NAME, clamp, i64, settled
+from nybble.schedules.cpu.elementwise import clamp, i64, settled
 from nybble.schedules.cpu.epilogue import is_narrow
 from nybble.schedules.cpu.rowwise import Lanes
-from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
+from nybble.schedules.kernel import Constants, Knobs, Problem, TensorSpec
 
 WORK = 12  # operations for a value
 LONGEST = 1 << 15  # Σx² of 8 bits stays below 2^31
 OPERANDS = ("multiplier", "offset")
 
 
-def _supports(lanes: int, features: tuple[str, ...], problem: Problem, target: Any) -> str | None:
-    if features and (target.arch != "x86_64" or not target.has(*features)):
-        return f"needs {', '.join(features)}"
+def _supports(lanes: int, problem: Problem) -> str | None:
     length = problem.output.shape[-1]
     if not isinstance(length, int):
         return "the number of channels is symbolic"
@@ -124,16 +121,4 @@ def _reciprocal_root(square: Any) -> tuple[Any, Any]:
     return T.Bind(root), T.Bind((i64(45) - (left >> 1)).astype("int32"))
 
 
-KERNELS = tuple(
-    Kernel(
-        NAME if lanes == 1 else f"cpu.rows.{name}",
-        op,
-        partial(_supports, lanes, features),
-        _pack,
-        partial(_build, lanes),
-        arch="x86_64" if features else None,
-    )
-    for name, lanes, features in (("avx512", 16, AVX512), ("avx2", 8, AVX2), ("", 1, ()))
-    for op in ("layer_norm", "rms_norm")
-)
-"""By preference; the last ones compile for every target."""
+KERNELS = rowwise.kernels(("layer_norm", "rms_norm"), _supports, _pack, _build)

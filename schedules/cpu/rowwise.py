@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, prod
 from typing import Any
 
@@ -15,8 +16,10 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu import epilogue
 from nybble.schedules.cpu.buffers import Symbols, product
+from nybble.schedules.cpu.dot import AVX2, AVX512
+from nybble.schedules.cpu.elementwise import NAME
 from nybble.schedules.cpu.loops import PARALLEL_WORK
-from nybble.schedules.kernel import Extent
+from nybble.schedules.kernel import Extent, Kernel, Knobs, Problem
 
 RUN = 1 << 13  # values of a task
 
@@ -144,3 +147,40 @@ def tasks(shape: Sequence[Extent], work: int, symbols: Symbols, row: Callable[[A
         first = T.Bind(task * run)
         with T.serial(tirx.min(run, count - first)) as i:
             row(T.Bind((first + i) * length))
+
+
+Supports = Callable[[int, Problem], str | None]
+Build = Callable[[int, Problem, Any, Knobs], Any]
+
+
+def kernels(
+    ops: Sequence[str], supports: Supports, pack: Callable[..., Any], build: Build
+) -> tuple[Kernel, ...]:
+    """A family's kernels by preference; the last ones compile for every target.
+
+    Args:
+        ops: that it implements.
+        supports: (lanes, problem) -> why vectors of so many lanes cannot do it, None when they can.
+        pack: as of `nybble.schedules.kernel.Kernel`.
+        build: the same, behind the lanes.
+    """
+    return tuple(
+        Kernel(
+            NAME if lanes == 1 else f"cpu.rows.{name}",
+            op,
+            partial(_supports, features, partial(supports, lanes)),
+            pack,
+            partial(build, lanes),
+            arch="x86_64" if features else None,
+        )
+        for name, lanes, features in (("avx512", 16, AVX512), ("avx2", 8, AVX2), ("", 1, ()))
+        for op in ops
+    )
+
+
+def _supports(
+    features: tuple[str, ...], fits: Callable[[Problem], str | None], problem: Problem, target: Any
+) -> str | None:
+    if features and (target.arch != "x86_64" or not target.has(*features)):
+        return f"needs {', '.join(features)}"
+    return fits(problem)

@@ -19,18 +19,15 @@ from tvm.tirx.script.builder import ir as T
 from nybble.ir import numerics, rows
 from nybble.schedules.cpu import rowwise, scaling
 from nybble.schedules.cpu.buffers import Buffers, declare
-from nybble.schedules.cpu.dot import AVX2, AVX512
-from nybble.schedules.cpu.elementwise import NAME, i64
+from nybble.schedules.cpu.elementwise import i64
 from nybble.schedules.cpu.rowwise import Lanes
-from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
+from nybble.schedules.kernel import Constants, Knobs, Problem, TensorSpec
 
 WORK = 16  # operations for a value
 SIGN = 1 << 31
 
 
-def _supports(lanes: int, features: tuple[str, ...], problem: Problem, target: Any) -> str | None:
-    if features and (target.arch != "x86_64" or not target.has(*features)):
-        return f"needs {', '.join(features)}"
+def _supports(lanes: int, problem: Problem) -> str | None:
     length = problem.output.shape[-1]
     if not isinstance(length, int) or length > rows.LONGEST_ROW:
         return f"rows of {length} values"
@@ -142,16 +139,4 @@ def _power(octaves: Any, n: Lanes) -> Any:
     return T.Bind(T.shift_right(doubled + n.all(1), n.all(1)))
 
 
-KERNELS = tuple(
-    Kernel(
-        NAME if lanes == 1 else f"cpu.rows.{name}",
-        op,
-        partial(_supports, lanes, features),
-        _pack,
-        partial(_build, lanes),
-        arch="x86_64" if features else None,
-    )
-    for name, lanes, features in (("avx512", 16, AVX512), ("avx2", 8, AVX2), ("", 1, ()))
-    for op in ("softmax", "masked_softmax")
-)
-"""By preference; the last ones compile for every target."""
+KERNELS = rowwise.kernels(("softmax", "masked_softmax"), _supports, _pack, _build)

@@ -17,6 +17,7 @@ import tvm
 from tvm import relax, tirx
 
 from nybble.ir import graph
+from nybble.schedules import bytecode
 from nybble.schedules.cuda import compile as code
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.cuda.nvcc import Usage
@@ -47,7 +48,6 @@ def build(
     for done in code.prepare(kernels.values(), target):
         if progress is not None:
             progress(done, len(kernels))
-    given = target.tvm_target()
     given, rest = target.tvm_target(), tvm.IRModule(_bytecode(mod, target))
     compiled = [code.device_code(f, target) for f in kernels.values()]
     rest = rest.with_attr("external_mods", [one.module for one in compiled])
@@ -80,19 +80,5 @@ def _graphed(name: Any) -> Any:
 
 
 def _to_vm(mod: tvm.IRModule, target: CudaTarget, has_graphs: bool) -> tvm.IRModule:
-    steps = relax.transform
-    passes = [
-        steps.ToNonDataflow(),
-        steps.RemovePurityChecking(),
-        steps.CallTIRRewrite(),
-        steps.StaticPlanBlockMemory(),
-        *([steps.RewriteCUDAGraph()] if has_graphs else []),
-        steps.LowerAllocTensor(),
-        steps.KillAfterLastUse(),
-        steps.LowerRuntimeBuiltin(),
-        steps.ComputePrimValue(),
-        steps.VMShapeLower(),
-        steps.AttachGlobalSymbol(),
-    ]
     with target.tvm_target(), tvm.transform.PassContext(config={_GRAPHS: has_graphs}):
-        return tvm.transform.Sequential(passes)(mod)
+        return bytecode.lowered(mod, has_graphs)
