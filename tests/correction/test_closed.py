@@ -2,125 +2,36 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import nybble
 from nybble.errors import NybbleError
 from nybble.ir import graph
 from nybble.passes.correction import layers
 from nybble.passes.correction.equalize import scaled
 from nybble.passes.correction.gptq import _Spread
 from nybble.passes.correction.layers import Learned, Problem
-from nybble.passes.correction.run import correct
 from nybble.passes.differentiable import Differentiable
-from nybble.passes.grids import BIAS_LIMIT, weight_levels
-from nybble.passes.settle import Settled, bias_of, rows_of
+from nybble.passes.grids import weight_levels
+from nybble.passes.settle import Settled, rows_of
 from nybble.passes.simulation import Simulation
 from nybble.passes.view import View
 from nybble.recipe import Recipe
 from nybble.stages import Gptq
 from tests import models
+from tests.correction.closed import Chain, made, outputs, recipe, through
 from tests.correction.learning import (
-    canonical,
     corrected,
-    equal,
     module,
     settled,
-    settled_from,
-    spooled,
 )
-from tests.walking import SMALL, assert_equal_to_the_law, few, runs_here, tiny
+from tests.walking import few
 
-STAGES: dict[str, Any] = {
-    "mse": "scales",
-    "output": {"scales": {"by": "output"}},
-    "prediction": {"scales": {"by": "prediction", "candidates": 4}},
-    "gptq": "gptq",
-    "natural": {"gptq": {"order": "natural", "block": 5}},
-    "low_rank": {"low_rank": {"rank": 3}},
-    "statistics": "statistics",
-    "bias": "bias_correction",
-    "means": {"statistics": {"deviation": False}},
-}
 ROUNDING = ("output", "gptq", "natural", "bias")
-
-
-def recipe(stage: str, weights: Any = 3, activations: int = 4) -> Recipe:
-    return Recipe(weights=weights, activations=activations, correct=(STAGES[stage],))
-
-
-def silent(done: int, of: int) -> None:
-    assert done <= of
-
-
-class Chain(nn.Module):
-    """Convolution, depthwise, pool, residual, linear: all behind ReLU, channels of many sizes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 12, 3, padding=1)
-        self.depthwise = nn.Conv2d(12, 12, 3, groups=12)
-        self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=3)
-        self.head = nn.Linear(12, 5)
-        with torch.no_grad():
-            spread = torch.logspace(-1, 1, 12)
-            for layer in (self.first, self.depthwise, self.grouped):
-                layer.weight *= spread[torch.randperm(12)].reshape(-1, 1, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.depthwise(torch.relu(self.first(x))))
-        x = torch.relu(x + self.grouped(x))
-        return self.head(nn.functional.max_pool2d(x, 2).mean((2, 3)))
-
-
-class Odd(nn.Module):
-    """A layer of zeros, columns that never see anything, a channel of zeros, one row a sample."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.zeros = nn.Conv2d(3, 4, 3)
-        self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
-        self.mixed = nn.Conv2d(4, 6, 1)
-        self.head = nn.Linear(6, 9)
-        with torch.no_grad():
-            self.zeros.weight.zero_()
-            self.zeros.bias = nn.Parameter(torch.tensor([-1.0, 1.0, -1.0, 2.0]))
-            self.depthwise.weight[1].zero_()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.depthwise(torch.relu(self.zeros(x))) + 0.5)
-        return self.head(torch.relu(self.mixed(x)).mean((2, 3)))
-
-
-@cache
-def made(build: type[nn.Module], size: int = 12) -> Any:
-    torch.manual_seed(2)
-    return canonical(nybble.load_torch(build().eval(), (torch.zeros(1, 3, size, size),)))
-
-
-def through(mod: Any, asked: Recipe, images: Any) -> tuple[Settled, Settled]:
-    """Before and after the recipe's stages."""
-    before = settled_from(mod, images, asked)
-    with spooled(mod, images) as samples:
-        return before, correct(before, samples, asked, silent)
-
-
-def outputs(settled: Settled, images: Any) -> tuple[Tensor, Tensor]:
-    """Of the float network, and as it will be deployed."""
-    net = Differentiable(settled.aim)
-    batch = {net.inputs[0]: torch.from_numpy(images)}
-    with torch.no_grad():
-        return net(batch)[0], Simulation(settled)(batch)[0]
-
-
-# ---------------------------------------------------------------- what each is for
 
 
 @pytest.mark.parametrize("stage", ROUNDING)
@@ -355,98 +266,3 @@ def test_prediction_lowers_the_divergence_of_the_outputs() -> None:
         wanted, found = (torch.log_softmax(y, 1) for y in outputs(one, few()))
         errors.append(float((wanted.exp() * (wanted - found)).sum(1).mean()))
     assert errors[1] < 0.9 * errors[0]
-
-
-# ---------------------------------------------------------------- what holds for all
-
-
-@pytest.mark.parametrize("stage", list(STAGES))
-def test_the_same_recipe_gives_the_same_bits(stage: str) -> None:
-    first, again = corrected(recipe(stage)), corrected(recipe(stage))
-    before = settled(recipe(stage))
-    assert equal(first, again)
-    assert _biases(first) == _biases(again)
-    assert not equal(first, before) or _biases(first) != _biases(before)
-
-
-def _biases(settled: Settled) -> dict[str, list[float]]:
-    view = View(settled.module)
-    return {
-        name: bias_of(view, settled.plan, name, len(rounded.scale)).tolist()
-        for name, rounded in settled.weights.items()
-    }
-
-
-@pytest.mark.parametrize("stage", list(STAGES))
-@pytest.mark.parametrize("weights", [1, "ternary"])
-def test_widths_and_bounds_are_kept(stage: str, weights: Any) -> None:
-    after = corrected(recipe(stage, weights, 3))
-    view = View(after.module)
-    for name, rounded in after.weights.items():
-        levels = weight_levels(after.plan.weights[name])
-        assert rounded.integers.dtype == np.int8
-        assert rounded.scale.dtype == np.float32
-        assert levels.lo <= rounded.integers.min()
-        assert rounded.integers.max() <= levels.hi
-        assert levels.dtype != "int1" or np.all(rounded.integers != 0)
-        bias = bias_of(view, after.plan, name, len(rounded.scale))
-        scale_in = after.points()[view.sources(name)[0]].scale
-        assert np.all(np.abs(bias) <= rounded.scale * scale_in * BIAS_LIMIT * 1.001)
-
-
-@pytest.mark.parametrize("stage", list(STAGES))
-def test_zeros_dead_columns_and_single_rows(stage: str) -> None:
-    mod, image = made(Odd, 8), models.images(1, (3, 8, 8))
-    asked = Recipe(weights=2, activations=2, first_last=None, correct=(STAGES[stage],))
-    if stage == "low_rank":
-        asked = Recipe(
-            weights=2, activations=2, first_last=None, correct=({"low_rank": {"rank": 1}},)
-        )
-    _, after = through(mod, asked, image)
-    for name, rounded in after.weights.items():
-        assert np.all(np.isfinite(rounded.scale)), name
-        assert rounded.scale.min() > 0
-    assert not after.weights["zeros"].integers.any()
-    assert bool(torch.isfinite(outputs(after, image)[1]).all())
-
-
-@pytest.mark.sweep
-@pytest.mark.parametrize(
-    ("stages", "weights", "activations"),
-    [
-        (("gptq", {"low_rank": {"rank": 2}}, "statistics"), 2, 3),
-        (({"scales": {"by": "prediction", "candidates": 4}}, "statistics"), "ternary", 2),
-    ],
-)
-def test_the_library_equals_the_law(
-    stages: Any, weights: Any, activations: int, tmp_path: Path
-) -> None:
-    runs_here("x86-64-v3")
-    asked = Recipe(weights=weights, activations=activations, correct=stages)
-    quantized = nybble.quantize(tiny(), [few()], asked)
-    assert_equal_to_the_law(quantized, "x86-64-v3", tmp_path / "net.so", (3, SMALL, SMALL))
-
-
-def test_an_equalised_network_is_deployed(tmp_path: Path) -> None:
-    runs_here("x86-64-v3")
-    torch.manual_seed(2)
-    model = nybble.load_torch(Chain().eval(), (torch.zeros(1, 3, 12, 12),))
-    asked = Recipe(weights=4, activations=4, correct=("equalize", "gptq", "statistics"))
-    quantized = nybble.quantize(model, [models.images(6, (3, 12, 12))], asked)
-    assert_equal_to_the_law(quantized, "x86-64-v3", tmp_path / "net.so", (3, 12, 12))
-
-
-@pytest.mark.parametrize(
-    ("stage", "words"),
-    [
-        ({"equalize": {"by": "luck"}}, "by='luck' is not one of: weights, activations"),
-        ({"scales": {"by": "luck"}}, "by='luck' is not one of: mse, output, prediction"),
-        ({"scales": {"candidates": 0}}, "candidates=0 is not a number from 1 up"),
-        ({"gptq": {"damping": 0}}, "damping=0 is not a number from 1e-06 up"),
-        ({"gptq": {"order": "random"}}, "order='random' is not one of: act, natural"),
-        ({"low_rank": {"rank": 0}}, "rank=0 is not a number from 1 up"),
-    ],
-)
-def test_bad_options(stage: Any, words: str) -> None:
-    with pytest.raises(NybbleError, match=words):
-        Recipe(correct=(stage,))
