@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from nybble.errors import ArtifactError
 from nybble.runtime.manifest import Port
-
-ALIGNMENT = 64  # generated code loads whole cache lines and assumes that they start on one
-
+from nybble.runtime.parameters import ALIGNMENT
 
 MOST_KNOWN = 64
 
@@ -91,8 +89,6 @@ def _checked(port: Port, value: Any, extents: dict[str, int]) -> NDArray[Any]:
             f"Input '{port.name}': expected shape {_extents(port.shape)}{known}, "
             f"got {_extents(array.shape)}."
         )
-    if 0 in array.shape:
-        raise ArtifactError(f"Input '{port.name}': shape {_extents(array.shape)} is empty.")
     return aligned(array)
 
 
@@ -108,6 +104,33 @@ def _as_array(port: Port, value: Any) -> NDArray[Any]:
         raise ArtifactError(f"Input '{port.name}': not readable as an array: {error}") from error
     kind = type(value).__name__
     raise ArtifactError(f"Input '{port.name}': expected an array of {port}, got a {kind}.")
+
+
+def nothing(
+    inputs: Sequence[Port], outputs: Sequence[Port], arrays: Sequence[NDArray[Any]]
+) -> list[NDArray[Any]]:
+    """The outputs of a network of which an input has no elements: they have none either.
+
+    Args:
+        inputs: the ports of ``arrays``.
+        outputs: the ports to answer.
+        arrays: the inputs, as `bind` gives them.
+
+    Raises:
+        ArtifactError: an output would not be empty, or its extents cannot be told without running.
+    """
+    shapes = zip(inputs, arrays, strict=True)
+    extents = {k: v for port, x in shapes for k, v in zip(port.shape, x.shape, strict=True)}
+    results = []
+    for port in outputs:
+        shape = [extents.get(want) if isinstance(want, str) else want for want in port.shape]
+        if None in shape or 0 not in shape:
+            raise ArtifactError(
+                f"An input has no elements; output '{port.name}' {port} has some, or an extent "
+                "that only running tells."
+            )
+        results.append(np.empty([int(extent or 0) for extent in shape], port.dtype))
+    return results
 
 
 def aligned(array: NDArray[Any]) -> NDArray[Any]:
