@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from nybble.errors import ArtifactError
 from nybble.runtime.manifest import Port
 from nybble.runtime.parameters import ALIGNMENT
 
-MOST_KNOWN = 64
+MOST_KNOWN = 8
 
 
 class Binder:
@@ -20,10 +21,13 @@ class Binder:
 
     Args:
         ports: the inputs that the network has.
+        forget: called when `MOST_KNOWN` different shapes have come since the last time: what the
+            runtime has kept for them may go.
     """
 
-    def __init__(self, ports: Sequence[Port]):
+    def __init__(self, ports: Sequence[Port], forget: Callable[[], None]):
         self._ports = ports
+        self._forget = forget
         self._known: set[tuple[Any, ...]] = set()
 
     def __call__(self, values: tuple[Any, ...]) -> list[NDArray[Any]]:
@@ -37,8 +41,10 @@ class Binder:
         if kind and kind in self._known:
             return [aligned(value) for value in values]
         arrays = bind(self._ports, values)
-        if kind and len(self._known) < MOST_KNOWN:
-            self._known.add(kind)
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+            self._forget()
+        self._known.add(tuple([(array.shape, array.dtype) for array in arrays]))
         return arrays
 
 
@@ -107,30 +113,47 @@ def _as_array(port: Port, value: Any) -> NDArray[Any]:
 
 
 def nothing(
-    inputs: Sequence[Port], outputs: Sequence[Port], arrays: Sequence[NDArray[Any]]
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    arrays: Sequence[NDArray[Any]],
+    run: Callable[[list[NDArray[Any]]], list[NDArray[Any]]],
 ) -> list[NDArray[Any]]:
     """The outputs of a network of which an input has no elements: they have none either.
+
+    Kernels are not made for loops that never turn, so the network runs with 1 in place of each 0;
+    that tells the other extents.
 
     Args:
         inputs: the ports of ``arrays``.
         outputs: the ports to answer.
         arrays: the inputs, as `bind` gives them.
+        run: the network.
 
     Raises:
-        ArtifactError: an output would not be empty, or its extents cannot be told without running.
+        ArtifactError: an output has elements all the same, or an extent is computed from a 0.
     """
     shapes = zip(inputs, arrays, strict=True)
-    extents = {k: v for port, x in shapes for k, v in zip(port.shape, x.shape, strict=True)}
-    results = []
+    zeros = {
+        name
+        for port, array in shapes
+        for name, extent in zip(port.shape, array.shape, strict=True)
+        if extent == 0
+    }
     for port in outputs:
-        shape = [extents.get(want) if isinstance(want, str) else want for want in port.shape]
-        if None in shape or 0 not in shape:
+        computed = [w for w in port.shape if isinstance(w, str) and w not in zeros]
+        words = {word for extent in computed for word in re.findall(r"\w+", extent)}
+        if zeros.isdisjoint(port.shape) or not zeros.isdisjoint(words):
             raise ArtifactError(
-                f"An input has no elements; output '{port.name}' {port} has some, or an extent "
-                "that only running tells."
+                f"An input has no elements ({', '.join(map(str, zeros))} is 0), but output "
+                f"'{port.name}' {port} is not empty with it, or not sure to be."
             )
-        results.append(np.empty([int(extent or 0) for extent in shape], port.dtype))
-    return results
+    stand_ins = [np.zeros([extent or 1 for extent in x.shape], x.dtype) for x in arrays]
+    return [
+        np.empty(
+            [0 if w in zeros else n for w, n in zip(port.shape, y.shape, strict=True)], y.dtype
+        )
+        for port, y in zip(outputs, run(list(map(aligned, stand_ins))), strict=True)
+    ]
 
 
 def aligned(array: NDArray[Any]) -> NDArray[Any]:

@@ -54,7 +54,17 @@ def ffi() -> Any:
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise ArtifactError(f"The TVM runtime cannot be loaded: {error}.") from error
+    os.register_at_fork(after_in_child=_forget_threads)
     return tvm_ffi
+
+
+def release_memory() -> None:
+    """Gives back what the virtual machines' allocators keep for their next calls.
+
+    They keep every buffer under its size, so a network that is called with ever other shapes would
+    keep the buffers of all of them.
+    """
+    ffi().get_global_func("vm.builtin.memory_manager.clear")()
 
 
 class Memory:
@@ -185,7 +195,8 @@ def run(count: int, work: Callable[[], T]) -> T:
     """Calls ``work`` with its kernels on ``count`` threads.
 
     TVM keeps one pool of workers for each calling thread, and a pool never grows. Where another
-    user of TVM has started this thread's pool too small, the work goes to a thread of our own.
+    user of TVM has started this thread's pool too small, or the process is a fork of the one whose
+    workers they were, the work goes to a thread of our own.
 
     Args:
         count: at most the CPUs that the process may use.
@@ -210,12 +221,20 @@ def _own_thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "nybble")
 
 
+def _forget_threads() -> None:
+    """After a fork: only the thread that forked lives on, in its pool nobody works."""
+    _own_thread.cache_clear()
+    _pool.is_dead = True
+
+
 def _configure(count: int) -> bool:
-    """Sets this thread's pool to ``count`` workers; False where it was started smaller.
+    """Sets this thread's pool to ``count`` workers; False where it was started smaller, or is dead.
 
     TVM is given the CPUs by name: left to itself it counts hyper-threads as half a core, launches
     nothing in parallel on a machine of two, and binds the caller to one CPU.
     """
+    if getattr(_pool, "is_dead", False):
+        return False
     if getattr(_pool, "count", None) == count:
         return True
     if count > getattr(_pool, "largest", count):

@@ -104,7 +104,7 @@ class Session:
         self._memory = gpu.Memory(engine.ffi()) if on_gpu else engine.Memory()
         self._turns: Any = threading.RLock() if on_gpu else nullcontext()
         self._idle = [library.machine()]
-        self._bind = Binder(manifest.inputs)
+        self._bind = Binder(manifest.inputs, engine.release_memory)
 
     def __call__(self, *inputs: Any) -> NDArray[Any] | dict[str, NDArray[Any]]:
         """Runs the network.
@@ -113,18 +113,18 @@ class Session:
             inputs: one array per input in the manifest's order, or one mapping by input name.
 
         Returns:
-            The output, or a dict by output name where there are several. For inputs without
-            elements (batch 0) outputs without elements: nothing runs.
+            The output, or a dict by output name where there are several; without elements for
+            inputs without (batch 0).
 
         Raises:
             ArtifactError: the inputs do not fit the manifest, or one is empty and an output is not.
         """
         arrays = self._bind(inputs)
         if all(array.size for array in arrays):
-            with self._turns:
-                results = self._arrays(self._run(self._memory.take(arrays)))
+            results = self._results(arrays)
         else:
-            results = nothing(self.manifest.inputs, self.manifest.outputs, arrays)
+            ends = self.manifest.inputs, self.manifest.outputs
+            results = nothing(*ends, arrays, self._results)
         if len(results) == 1:
             return results[0]
         return {p.name: array for p, array in zip(self.manifest.outputs, results, strict=True)}
@@ -197,6 +197,10 @@ class Session:
             self._memory.wait()
             times.append(time.perf_counter() - start)
         return Benchmark(tuple(times), self.threads)
+
+    def _results(self, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        with self._turns:
+            return self._arrays(self._run(self._memory.take(arrays)))
 
     def _tensors(self, inputs: tuple[Any, ...]) -> list[Any]:
         arrays = self._bind(inputs)

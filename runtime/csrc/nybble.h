@@ -24,6 +24,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -77,22 +78,8 @@ class Network {
   // One tensor per output, from one per input, both in the manifest's order.
   std::vector<Tensor> Run(const std::vector<Tensor>& inputs) const {
     const std::vector<Tensor> bound = Bind(inputs);
-    if (std::any_of(bound.begin(), bound.end(), [](const Tensor& x) { return x.numel() == 0; })) {
-      return Nothing(bound);
-    }
-    std::vector<ffi::AnyView> arguments(bound.begin(), bound.end());
-    ffi::Any result;
-    detail::SizePool(state_->threads);
-    ffi::Function main = Take();
-    try {
-      main.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
-    } catch (const ffi::Error& error) {
-      throw Error(std::string("the network fails: ") + error.what());
-    }
-    Return(std::move(main));
-    if (auto one = result.as<Tensor>()) return {*one};
-    auto several = result.cast<ffi::Array<Tensor>>();
-    return {several.begin(), several.end()};
+    const auto is_empty = [](const Tensor& x) { return x.numel() == 0; };
+    return std::any_of(bound.begin(), bound.end(), is_empty) ? Nothing(bound) : Call(bound);
   }
 
   // The same by name.
@@ -120,7 +107,8 @@ class Network {
     std::vector<Tensor> parameters;
     std::optional<ffi::Module> library;
     std::mutex lock;
-    std::vector<ffi::Function> idle;  // virtual machines that nobody runs on
+    std::vector<ffi::Function> idle;        // virtual machines that nobody runs on
+    std::set<std::vector<int64_t>> shapes;  // of inputs, that have come lately
   };
 
   // The entry of a further virtual machine; all share the library and its constants.
@@ -136,6 +124,20 @@ class Network {
         .value()
         .CallPacked(bound.data(), static_cast<int32_t>(bound.size()), &nothing);
     return vm->GetFunction("bound").value();
+  }
+
+  // The allocator keeps every buffer under its size; a network that is called with ever other
+  // shapes would keep the buffers of all of them.
+  void Remember(const std::vector<Tensor>& inputs) const {
+    constexpr size_t kMost = 8;
+    std::vector<int64_t> shapes;
+    for (const Tensor& input : inputs) {
+      shapes.insert(shapes.end(), input.shape().begin(), input.shape().end());
+    }
+    std::lock_guard<std::mutex> hold(state_->lock);
+    if (!state_->shapes.insert(shapes).second || state_->shapes.size() <= kMost) return;
+    state_->shapes.clear();
+    ffi::Function::GetGlobalRequired("vm.builtin.memory_manager.clear")();
   }
 
   ffi::Function Take() const {
@@ -189,26 +191,65 @@ class Network {
                 detail::Show(tensor));
   }
 
-  // The outputs for inputs without elements: none either, so nothing runs.
+  std::vector<Tensor> Call(const std::vector<Tensor>& bound) const {
+    std::vector<ffi::AnyView> arguments(bound.begin(), bound.end());
+    ffi::Any result;
+    detail::SizePool(state_->threads);
+    Remember(bound);
+    ffi::Function main = Take();
+    try {
+      main.CallPacked(arguments.data(), static_cast<int32_t>(arguments.size()), &result);
+    } catch (const ffi::Error& error) {
+      throw Error(std::string("the network fails: ") + error.what());
+    }
+    Return(std::move(main));
+    if (auto one = result.as<Tensor>()) return {*one};
+    auto several = result.cast<ffi::Array<Tensor>>();
+    return {several.begin(), several.end()};
+  }
+
+  // The outputs for inputs without elements: they have none either. Kernels are not made for loops
+  // that never turn, so the network runs with 1 in place of each 0; that tells the other extents.
   std::vector<Tensor> Nothing(const std::vector<Tensor>& inputs) const {
-    Extents known;
-    for (size_t i = 0; i < inputs.size(); ++i) Check(manifest().inputs[i], inputs[i], known);
-    std::vector<Tensor> outputs;
-    for (const Port& port : manifest().outputs) {
-      std::vector<int64_t> shape;
-      for (const Extent& extent : port.shape) {
-        auto found = known.find(extent.name);
-        if (!extent.name.empty() && found == known.end()) {
-          throw Error("an input is empty, so the extent " + extent.name + " of output '" +
-                      port.name + "' is unknown");
-        }
-        shape.push_back(extent.name.empty() ? extent.size : found->second);
+    std::set<std::string> zeros;
+    std::vector<Tensor> stand_ins, outputs;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      std::vector<int64_t> shape(inputs[i].shape().begin(), inputs[i].shape().end());
+      for (size_t k = 0; k < shape.size(); ++k) {
+        if (shape[k]) continue;
+        zeros.insert(manifest().inputs[i].shape[k].name);
+        shape[k] = 1;
+      }
+      stand_ins.push_back(Empty(manifest().inputs[i].dtype, shape));
+      std::memset(stand_ins[i].data_ptr(), 0, detail::Bytes(stand_ins[i]));
+    }
+    for (const Port& port : manifest().outputs) CheckEmpty(port, zeros);
+    const std::vector<Tensor> results = Call(stand_ins);
+    for (size_t i = 0; i < results.size(); ++i) {
+      std::vector<int64_t> shape(results[i].shape().begin(), results[i].shape().end());
+      const Port& port = manifest().outputs[i];
+      for (size_t k = 0; k < shape.size(); ++k) {
+        if (zeros.count(port.shape[k].name)) shape[k] = 0;
       }
       outputs.push_back(Empty(port.dtype, shape));
-      if (outputs.back().numel())
-        throw Error("an input is empty, but output '" + port.name + "' is not");
     }
     return outputs;
+  }
+
+  static void CheckEmpty(const Port& port, const std::set<std::string>& zeros) {
+    bool is_empty = false, is_sure = true;
+    for (const Extent& extent : port.shape) {
+      is_empty |= zeros.count(extent.name) != 0;
+      std::string word;
+      for (char c : extent.name + " ") {  // "(h + 1) // 2" is computed from h
+        const bool goes_on = std::isalnum(static_cast<unsigned char>(c)) || c == '_';
+        if (!goes_on && zeros.count(word)) is_sure &= word == extent.name;
+        word = goes_on ? word + c : "";
+      }
+    }
+    if (is_empty && is_sure) return;
+    throw Error("an input has no elements, but output '" + port.name + "' " +
+                detail::Show(port.shape) + " is not empty with it, or not sure to be");
   }
 
   std::shared_ptr<State> state_;

@@ -112,7 +112,7 @@ def test_empty_input_of_a_network_whose_output_is_not(tmp_path: Path) -> None:
     artifact.export(executable, manifest, tmp_path / "pair.so")
     session = load(tmp_path / "pair.so")
     a, b = np.ones((2, 4), np.float32), np.ones((0, 2, 2), np.int32)
-    with pytest.raises(ArtifactError, match=r"no elements; output 'double' float32\[n, 4\] has"):
+    with pytest.raises(ArtifactError, match=r"m is 0.*output 'double' float32\[n, 4\] is not"):
         session(a, b)
     both = session(a[:0], b[:, :, :0])
     assert isinstance(both, dict)
