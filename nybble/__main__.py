@@ -99,6 +99,9 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     onnx: Annotated[
         Path | None, typer.Option(help="Also write the quantized network here, as QDQ ONNX.")
     ] = None,
+    parameters: Annotated[
+        str, typer.Option(help="inside the library; or outside: in a file beside it, for CPUs.")
+    ] = "inside",
 ) -> None:
     """Quantize a network and compile it to a shared library."""
     from nybble import commands
@@ -111,7 +114,7 @@ def compile_command(  # noqa: PLR0913, PLR0917  (one per option)
     )  # fmt: skip
     job = commands.CompileJob(
         model, output, calibration, options, targets, keep_float, measure, prefer, onnx,
-        records, threads, allocation_out, drop_of(max_drop, evaluate),
+        records, threads, allocation_out, drop_of(max_drop, evaluate), parameters,
     )  # fmt: skip
     commands.compile_to_file(job)
 
@@ -298,6 +301,19 @@ def inspect(
     from nybble import commands
 
     commands.inspect(net, as_json, time, batch)
+
+
+@app.command()
+def bundle(
+    net: Library,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder to make; empty if it is there.")
+    ],
+) -> None:
+    """Put a library into a folder with all that a machine without Python needs to run it."""
+    from nybble import commands_bundle
+
+    commands_bundle.bundle(net, output)
 
 
 @app.command()

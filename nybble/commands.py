@@ -30,8 +30,9 @@ from nybble.report import data, tables, units
 from nybble.report.progress import console, step
 from nybble.runtime import host
 from nybble.runtime.artifact import write_whole
-from nybble.runtime.manifest import Manifest, Variant, read_all
+from nybble.runtime.manifest import Manifest, Variant, read, read_all
 from nybble.runtime.session import LayerTime
+from nybble.schedules.outside import INSIDE, check_place
 from nybble.schedules.target import resolve_all
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class CompileJob:
     threads: int | None = None
     allocation: Path | None = None
     drop: Drop | None = None
+    parameters: str = INSIDE
 
 
 def compile_to_file(job: CompileJob) -> None:
@@ -71,7 +73,7 @@ def compile_to_file(job: CompileJob) -> None:
     start = time.perf_counter()
     for path in filter(None, (job.output, job.onnx, job.allocation)):
         writable(path)
-    resolve_all(job.targets)
+    check_place(job.parameters, resolve_all(job.targets))
     with step("read records"):
         records = known.gather(job.records)
     samples: Any = Samples(job.calibration) if job.calibration else ()
@@ -91,7 +93,7 @@ def compile_to_file(job: CompileJob) -> None:
     with step(f"compile for {', '.join(job.targets)}") as advance:
         artifact = nybble.compile(
             network, job.targets, advance, measure=job.measure, prefer=job.prefer,
-            records=records, threads=job.threads,
+            records=records, threads=job.threads, parameters=job.parameters,
         )  # fmt: skip
     with step(f"write {job.output}"):
         artifact.save(job.output)
@@ -106,6 +108,9 @@ def compile_to_file(job: CompileJob) -> None:
         console.print(Text(note))
     console.print(tables.exceptions(artifact.manifest))
     written = units.size(job.output.stat().st_size)
+    stored = read(job.output).parameters
+    if stored:
+        written += f" and {units.size(stored['size'])} in {stored['file']}"
     console.print(Text(f"{job.output}: {written}, {time.perf_counter() - start:.1f} s"))
 
 

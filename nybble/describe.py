@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from tvm import sym
 
 import nybble
 from nybble.ir import graph, numerics, specs
@@ -138,7 +141,16 @@ def _port(var: Any, name: str, border: Border) -> Port:
     scale, zero_point = border
     dtype = graph.dtype_of(var)
     held = str(numerics.storage(dtype)) if dtype.startswith(("int", "uint")) else dtype
-    return Port(name, graph.shape_of(var), held, scale, zero_point)
+    return Port(name, tuple(map(_extent, var.ty.shape)), held, scale, zero_point)
+
+
+def _extent(extent: Any) -> int | str:
+    """A number; a name; or what is computed from names, ``(h - 1) // 2 + 1``, as Python says it."""
+    simple = sym.Analyzer().simplify(extent)
+    number = getattr(simple, "value", None)
+    if number is not None:
+        return int(number)
+    return re.sub(r"T\.int64\((-?\d+)\)", r"\1", str(simple)).replace("T.", "")
 
 
 def _input_border(mod: tvm.IRModule, param: Any) -> Border:

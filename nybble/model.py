@@ -176,6 +176,7 @@ class Artifact:
         executable: TVM's executable.
         manifest: what the ``.so`` says of itself.
         higher: the same network for CPUs that can do more, by what they need.
+        outside: the constants that go to a file of their own, in the entry's order.
         notes: what was left aside of the records of earlier sessions, in words.
     """
 
@@ -183,12 +184,18 @@ class Artifact:
     manifest: Manifest
     higher: tuple[Artifact, ...] = ()
     notes: tuple[str, ...] = ()
+    outside: tuple[Array, ...] = ()
 
     def save(self, path: str | Path) -> Path:
         """Links all variants into one file; nothing is left behind on failure.
 
+        Of a network with ``parameters="outside"`` its constants appear beside it, as
+        ``net.so.params``.
+
         Raises:
             ArtifactError: no C compiler, or the file cannot be written.
         """
-        export_all([(one.executable, one.manifest) for one in (self, *self.higher)], path)
+        parts = (self, *self.higher)
+        variants = [(one.executable, one.manifest) for one in parts]
+        export_all(variants, path, [one.outside for one in parts])
         return Path(path)

@@ -32,6 +32,7 @@ from nybble.runtime.session import Session, load
 from nybble.schedules.build import built
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.lower import lower
+from nybble.schedules.outside import INSIDE, OUTSIDE, check_place, lift
 from nybble.schedules.select import Planner
 from nybble.schedules.target import resolve, resolve_all
 
@@ -198,6 +199,7 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
     prefer: str = "speed",
     records: known.Given = None,
     threads: int | None = None,
+    parameters: str = INSIDE,
 ) -> Artifact:
     """Compiles a network for a CPU, GPUs, or several: one file that picks its code when loaded.
 
@@ -219,6 +221,9 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
         threads: that the library will run with, and kernels are timed with: records of as many
             count. None takes the number that all of ``records`` for a target have, if there is
             one; kernels are timed on one thread then where there is none.
+        parameters: ``inside`` the library, or ``outside``, in a file beside it that is mapped when
+            the network is loaded, which then takes their size in memory once and not twice. For
+            CPUs.
 
     Raises:
         NybbleError: an unknown target or preference, a list with several architectures, records
@@ -227,6 +232,7 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
     """
     given: Any = target if isinstance(target, list | tuple) else [target]
     cpus = resolve_all(given)
+    check_place(parameters, cpus)
     if isinstance(model, QuantizedModel):
         module, recipe = model.integer, model.recipe
     else:
@@ -243,15 +249,20 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
         )
         for place in places
     ]
+    split = [lift(one.module) if parameters == OUTSIDE else (one.module, ()) for one in lowered]
     made = [
-        built(scheduled.module, cpu, phases.begin())
-        for scheduled, cpu in zip(lowered, cpus, strict=True)
+        built(scheduled, cpu, phases.begin())
+        for (scheduled, _), cpu in zip(split, cpus, strict=True)
     ]
     limits = [multiply_rates(cpu.features) if measure else None for cpu in cpus]
-    variants = zip(made, lowered, cpus, limits, strict=True)
+    variants = zip(made, lowered, cpus, limits, split, strict=True)
     first, *higher = (
-        Artifact(code.executable, describe(module, scheduled.layers, cpu, recipe, rates, code))
-        for code, scheduled, cpu, rates in variants
+        Artifact(
+            code.executable,
+            describe(module, scheduled.layers, cpu, recipe, rates, code),
+            outside=lifted,
+        )
+        for code, scheduled, cpu, rates, (_, lifted) in variants
     )
     return replace(first, higher=tuple(higher), notes=known.notes(tuned, places))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,9 @@ from numpy.typing import NDArray
 
 from nybble.errors import ArtifactError
 from nybble.runtime.manifest import Port
+from nybble.runtime.parameters import ALIGNMENT
 
-ALIGNMENT = 64  # generated code loads whole cache lines and assumes that they start on one
-
-
-MOST_KNOWN = 64
+MOST_KNOWN = 8
 
 
 class Binder:
@@ -22,10 +21,13 @@ class Binder:
 
     Args:
         ports: the inputs that the network has.
+        forget: called when `MOST_KNOWN` different shapes have come since the last time: what the
+            runtime has kept for them may go.
     """
 
-    def __init__(self, ports: Sequence[Port]):
+    def __init__(self, ports: Sequence[Port], forget: Callable[[], None]):
         self._ports = ports
+        self._forget = forget
         self._known: set[tuple[Any, ...]] = set()
 
     def __call__(self, values: tuple[Any, ...]) -> list[NDArray[Any]]:
@@ -39,8 +41,10 @@ class Binder:
         if kind and kind in self._known:
             return [aligned(value) for value in values]
         arrays = bind(self._ports, values)
-        if kind and len(self._known) < MOST_KNOWN:
-            self._known.add(kind)
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+            self._forget()
+        self._known.add(tuple([(array.shape, array.dtype) for array in arrays]))
         return arrays
 
 
@@ -91,8 +95,6 @@ def _checked(port: Port, value: Any, extents: dict[str, int]) -> NDArray[Any]:
             f"Input '{port.name}': expected shape {_extents(port.shape)}{known}, "
             f"got {_extents(array.shape)}."
         )
-    if 0 in array.shape:
-        raise ArtifactError(f"Input '{port.name}': shape {_extents(array.shape)} is empty.")
     return aligned(array)
 
 
@@ -108,6 +110,50 @@ def _as_array(port: Port, value: Any) -> NDArray[Any]:
         raise ArtifactError(f"Input '{port.name}': not readable as an array: {error}") from error
     kind = type(value).__name__
     raise ArtifactError(f"Input '{port.name}': expected an array of {port}, got a {kind}.")
+
+
+def nothing(
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    arrays: Sequence[NDArray[Any]],
+    run: Callable[[list[NDArray[Any]]], list[NDArray[Any]]],
+) -> list[NDArray[Any]]:
+    """The outputs of a network of which an input has no elements: they have none either.
+
+    Kernels are not made for loops that never turn, so the network runs with 1 in place of each 0;
+    that tells the other extents.
+
+    Args:
+        inputs: the ports of ``arrays``.
+        outputs: the ports to answer.
+        arrays: the inputs, as `bind` gives them.
+        run: the network.
+
+    Raises:
+        ArtifactError: an output has elements all the same, or an extent is computed from a 0.
+    """
+    shapes = zip(inputs, arrays, strict=True)
+    zeros = {
+        name
+        for port, array in shapes
+        for name, extent in zip(port.shape, array.shape, strict=True)
+        if extent == 0
+    }
+    for port in outputs:
+        computed = [w for w in port.shape if isinstance(w, str) and w not in zeros]
+        words = {word for extent in computed for word in re.findall(r"\w+", extent)}
+        if zeros.isdisjoint(port.shape) or not zeros.isdisjoint(words):
+            raise ArtifactError(
+                f"An input has no elements ({', '.join(map(str, zeros))} is 0), but output "
+                f"'{port.name}' {port} is not empty with it, or not sure to be."
+            )
+    stand_ins = [np.zeros([extent or 1 for extent in x.shape], x.dtype) for x in arrays]
+    return [
+        np.empty(
+            [0 if w in zeros else n for w, n in zip(port.shape, y.shape, strict=True)], y.dtype
+        )
+        for port, y in zip(outputs, run(list(map(aligned, stand_ins))), strict=True)
+    ]
 
 
 def aligned(array: NDArray[Any]) -> NDArray[Any]:

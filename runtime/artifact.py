@@ -14,10 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from nybble import tiles
 from nybble.compilers import find_compiler
 from nybble.errors import ArtifactError
-from nybble.runtime import engine
+from nybble.runtime import engine, parameters
 from nybble.runtime.manifest import Manifest, Variant, seal
 
 _LINK = ("-shared", "-fPIC", "-s", "-Wl,--build-id=none")  # -s: nobody debugs by these symbols
@@ -35,13 +37,19 @@ def export(executable: Any, manifest: Manifest, path: str | Path) -> Manifest:
     return export_all([(executable, manifest)], path)[0]
 
 
-def export_all(variants: Sequence[tuple[Any, Manifest]], path: str | Path) -> tuple[Manifest, ...]:
+def export_all(
+    variants: Sequence[tuple[Any, Manifest]],
+    path: str | Path,
+    outside: Sequence[Sequence[NDArray[Any]]] = (),
+) -> tuple[Manifest, ...]:
     """Writes a deployable library; the file appears whole or not at all.
 
     Args:
         variants: what ``tvm.compile`` returned, and the manifest that describes it, whose ``hash``
             is filled in here; the one that needs the fewest CPU features first.
         path: where to write; an existing file is replaced at the very end.
+        outside: the constants of each variant that go to a file of their own beside it, in the
+            order in which its entry takes them; none of any when omitted.
 
     Returns:
         The manifests as they were written.
@@ -52,16 +60,37 @@ def export_all(variants: Sequence[tuple[Any, Manifest]], path: str | Path) -> tu
     """
     path = Path(path)
     compiler = find_compiler(variants[0][1].arch)
-    with _staging(path) as staging:
-        _reserve(staging, [executable for executable, _ in variants])
+    with staged(path) as staging:
+        _reserve(staging, [executable for executable, _ in variants], outside)
         libraries = [staging / f"library{i}.so" for i in range(len(variants))]
         for library, (executable, manifest) in zip(libraries, variants, strict=True):
             link = _linker([*compiler, *_sources(manifest.features, staging)], path)
             executable.export_library(str(library), fcompile=link, workspace_dir=str(staging))
-        sealed = _join(libraries, [manifest for _, manifest in variants])
+        manifests = [manifest for _, manifest in variants]
+        if any(outside):
+            manifests = _write_parameters(staging, path, manifests, outside)
+        sealed = _join(libraries, manifests)
         os.replace(libraries[0], path)
         _sync_directory(path.parent)
     return tuple(variant.manifest for variant in sealed)
+
+
+def _write_parameters(
+    staging: Path,
+    path: Path,
+    manifests: Sequence[Manifest],
+    outside: Sequence[Sequence[NDArray[Any]]],
+) -> list[Manifest]:
+    """Puts the constants beside the library to come; returns manifests that tell of them."""
+    whole, beside = staging / "parameters", path.with_name(path.name + parameters.SUFFIX)
+    with whole.open("wb") as file:
+        found = parameters.write(file, beside.name, outside)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(whole, beside)
+    return [
+        replace(manifest, parameters=one) for manifest, one in zip(manifests, found, strict=True)
+    ]
 
 
 def write_whole(path: str | Path, data: bytes) -> Path:
@@ -71,7 +100,7 @@ def write_whole(path: str | Path, data: bytes) -> Path:
         ArtifactError: the directory is missing or not writable, or the disk is full.
     """
     path = Path(path)
-    with _staging(path) as staging:
+    with staged(path) as staging:
         whole = staging / "whole"
         whole.write_bytes(data)
         os.replace(whole, path)
@@ -90,7 +119,7 @@ def export_module(module: Any, arch: str, features: Iterable[str], path: Path) -
     Raises:
         ArtifactError: there is no C compiler for the architecture, or it fails.
     """
-    with _staging(path) as staging:
+    with staged(path) as staging:
         command = [*find_compiler(arch), *_sources(features, staging)]
         link = _linker(command, path)
         module.export_library(str(path), fcompile=link, workspace_dir=str(staging))
@@ -124,9 +153,18 @@ def _linker(compiler: list[str], path: Path) -> Link:
 
 
 @contextmanager
-def _staging(path: Path) -> Iterator[Path]:
-    """A directory beside ``path``, so that the last step is a rename; gone afterwards."""
-    if path.is_dir():
+def staged(path: Path, is_folder: bool = False) -> Iterator[Path]:
+    """A directory beside ``path``, so that the last step is a rename; gone afterwards.
+
+    Args:
+        path: what will be written.
+        is_folder: a folder, and not a file.
+
+    Raises:
+        ArtifactError: there is a directory where a file shall be, none to hold it, or what the
+            block does ends on a full disk or on what may not be written.
+    """
+    if path.is_dir() and not is_folder:
         raise ArtifactError(f"Cannot write {path}: it is a directory. Name a file in it.")
     if not path.parent.is_dir():
         raise ArtifactError(f"Cannot write {path}: there is no directory {path.parent}.")
@@ -139,10 +177,13 @@ def _staging(path: Path) -> Iterator[Path]:
         raise ArtifactError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
-def _reserve(staging: Path, executables: Sequence[Any]) -> None:
+def _reserve(
+    staging: Path, executables: Sequence[Any], outside: Sequence[Sequence[NDArray[Any]]]
+) -> None:
     """Raises OSError while there is no room; LLVM would abort the process on a full disk."""
     pack = engine.ffi().get_global_func("runtime.ModulePackImportsToTensor")
     needed = sum(2 * (pack(e.mod).shape[0] + _CODE) for e in executables)  # object and library
+    needed += sum(array.nbytes for arrays in outside for array in arrays)
     probe = staging / "reserve"
     with probe.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, needed)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from nybble.errors import ArtifactError
+from nybble.runtime.parameters import Parameters
 
 SCHEMA = 1
 INDEX_SCHEMA = 2  # a reader of single libraries takes it for a newer manifest, and says so
@@ -36,6 +37,7 @@ _LENGTH = struct.Struct("<Q")
 _DIGEST_SIZE = 32
 TRAILER_SIZE = _LENGTH.size + _DIGEST_SIZE + len(MAGIC)
 _ELF64_HEADER = 64
+_LATER = ("device", "parameters")  # fields that older files do not have
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ class Manifest:
             kind of weights; None where nothing was measured.
         hash: SHA-256 of the ELF part in hex, set on export.
         device: the GPUs that run the layers; None where the CPU does.
+        parameters: the constants in a file beside the library; None where they are inside.
     """
 
     inputs: tuple[Port, ...]
@@ -198,6 +201,7 @@ class Manifest:
     rates: Mapping[str, float] | None = None
     hash: str = ""
     device: Device | None = None
+    parameters: Parameters | None = None
 
     def to_json(self) -> str:
         """The manifest as one JSON object with its schema number."""
@@ -231,7 +235,7 @@ class Manifest:
             )
         known = {"schema", *(f.name for f in fields(cls))}
         if schema == SCHEMA:
-            values = {"device": None, **values}  # not there before GPUs were
+            values = {**dict.fromkeys(_LATER), **values}
         if schema != SCHEMA or values.keys() != known:
             raise ArtifactError(f"The manifest is no Nybble manifest of schema {SCHEMA}.")
         values = {name: value for name, value in values.items() if name != "schema"}

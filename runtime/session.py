@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from nybble.errors import ArtifactError
 from nybble.runtime import engine, gpu, host
-from nybble.runtime.arrays import Binder
+from nybble.runtime.arrays import Binder, nothing
 from nybble.runtime.instruments import Observer, Stopwatch, Tracker, called
 from nybble.runtime.manifest import Layer, Manifest, read_all
 
@@ -76,26 +78,33 @@ def load(path: str | Path, threads: int | None = None) -> Session:
         )
     variants = read_all(path)
     chosen = variants[host.choose([variant.manifest for variant in variants])]
-    vm = engine.open_variant(Path(path), chosen)
-    return Session(vm, chosen.manifest, count)
+    library = engine.open_variant(Path(path), chosen)
+    try:
+        return Session(library, chosen.manifest, count)
+    except (RuntimeError, AttributeError) as error:
+        raise ArtifactError(f"{path}: the TVM runtime refuses it: {error}") from error
 
 
 class Session:
-    """A loaded network. Call it from one thread at a time; made by `load`.
+    """A loaded network, for any number of threads at a time; made by `load`.
+
+    Each thread that calls runs on a virtual machine of its own; they share code and constants. On a
+    GPU calls take turns.
 
     Attributes:
         manifest: what the library says about itself.
         threads: that kernels run on.
     """
 
-    def __init__(self, vm: Any, manifest: Manifest, threads: int):
+    def __init__(self, library: engine.Library, manifest: Manifest, threads: int):
         self.manifest = manifest
         self.threads = threads
-        self._vm = vm
-        device = manifest.device
-        self._memory = engine.Memory() if device is None else gpu.Memory(engine.ffi())
-        self._main = vm["graphed" if device and device["graphed"] else "main"]
-        self._bind = Binder(manifest.inputs)
+        self._library = library
+        on_gpu = manifest.device is not None
+        self._memory = gpu.Memory(engine.ffi()) if on_gpu else engine.Memory()
+        self._turns: Any = threading.RLock() if on_gpu else nullcontext()
+        self._idle = [library.machine()]
+        self._bind = Binder(manifest.inputs, engine.release_memory)
 
     def __call__(self, *inputs: Any) -> NDArray[Any] | dict[str, NDArray[Any]]:
         """Runs the network.
@@ -104,12 +113,18 @@ class Session:
             inputs: one array per input in the manifest's order, or one mapping by input name.
 
         Returns:
-            The output, or a dict by output name where there are several.
+            The output, or a dict by output name where there are several; without elements for
+            inputs without (batch 0).
 
         Raises:
-            ArtifactError: the inputs do not fit the manifest.
+            ArtifactError: the inputs do not fit the manifest, or one is empty and an output is not.
         """
-        results = self._arrays(self._run(self._tensors(inputs)))
+        arrays = self._bind(inputs)
+        if all(array.size for array in arrays):
+            results = self._results(arrays)
+        else:
+            ends = self.manifest.inputs, self.manifest.outputs
+            results = nothing(*ends, arrays, self._results)
         if len(results) == 1:
             return results[0]
         return {p.name: array for p, array in zip(self.manifest.outputs, results, strict=True)}
@@ -127,7 +142,8 @@ class Session:
         """
         tracker = Tracker(self.manifest, observer, self._memory.give)
         try:
-            self._instrumented(self._tensors(_as_tuple(inputs)), tracker.on_call)
+            with self._turns:
+                self._run(self._tensors(_as_tuple(inputs)), tracker.on_call)
         except RuntimeError:
             if tracker.failure is not None:
                 raise tracker.failure from None
@@ -152,7 +168,7 @@ class Session:
         tensors, runs = self._tensors(_as_tuple(inputs)), []
         for _ in range(repeats + 1):
             watch = Stopwatch(self.manifest, self._memory.wait if self.manifest.device else None)
-            self._instrumented(tensors, watch.on_call)
+            self._run(tensors, watch.on_call)
             runs.append(watch.seconds())
         medians = [statistics.median(times) for times in zip(*runs[1:], strict=True)]
         return [LayerTime(la, t) for la, t in zip(called(self.manifest), medians, strict=True)]
@@ -182,25 +198,36 @@ class Session:
             times.append(time.perf_counter() - start)
         return Benchmark(tuple(times), self.threads)
 
-    def _tensors(self, inputs: tuple[Any, ...]) -> list[Any]:
-        return self._memory.take(self._bind(inputs))
+    def _results(self, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        with self._turns:
+            return self._arrays(self._run(self._memory.take(arrays)))
 
-    def _run(self, tensors: list[Any], function: Any = None) -> Any:
-        call = partial(function or self._main, *tensors)
-        return engine.run(self.threads, call) if self.manifest.device is None else call()
+    def _tensors(self, inputs: tuple[Any, ...]) -> list[Any]:
+        arrays = self._bind(inputs)
+        if not all(array.size for array in arrays):
+            raise ArtifactError("An input has no elements, so there is nothing to run.")
+        return self._memory.take(arrays)
+
+    def _run(self, tensors: list[Any], on_call: Callable[..., int] | None = None) -> Any:
+        """One call on a machine that no other thread is using."""
+        try:
+            machine = self._idle.pop()
+        except IndexError:
+            machine = self._library.machine()
+        call = partial(machine.traced if on_call else machine.run, *tensors)
+        try:
+            if on_call is not None:
+                machine.instrument(engine.ffi().convert(on_call))
+            return engine.run(self.threads, call) if self.manifest.device is None else call()
+        finally:
+            if on_call is not None:
+                machine.instrument(None)
+            self._idle.append(machine)
 
     def _arrays(self, result: Any) -> list[NDArray[Any]]:
         """The outputs as arrays that own their memory through the runtime's tensors."""
         single = len(self.manifest.outputs) == 1 and hasattr(result, "__dlpack__")
         return [self._memory.give(tensor) for tensor in ([result] if single else result)]
-
-    def _instrumented(self, tensors: list[Any], on_call: Callable[..., int]) -> None:
-        """One run in which the VM calls ``on_call`` right before and right after every function."""
-        self._vm["set_instrument"](engine.ffi().convert(on_call))
-        try:
-            self._run(tensors, self._vm["main"])  # kernel after kernel, without graphs
-        finally:
-            self._vm["set_instrument"](None)
 
 
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:

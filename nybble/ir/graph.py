@@ -210,8 +210,8 @@ class Emitter:
 
 
 def substitute(expr: Any, replace: Mapping[Any, Any]) -> Any:
-    """A call (or tuple, or leaf) with its variable operands replaced; attributes stay."""
-    if isinstance(expr, relax.Var):
+    """A call (or tuple, or leaf) with variables and constants in it replaced; attributes stay."""
+    if isinstance(expr, relax.Var) or is_constant(expr):
         return replace.get(expr, expr)
     if isinstance(expr, relax.Tuple):
         return relax.Tuple([substitute(f, replace) for f in expr.fields])

@@ -1,81 +1,106 @@
-// Runs a network that Nybble compiled, from C++, with the TVM runtime alone.
+// Runs a network that Nybble compiled, with the TVM runtime alone: an example of nybble.h, and the
+// program that `nybble bundle` puts beside a network.
 //
-//   run NET.so INPUT.raw OUTPUT.raw EXTENT...
+//   run NET.so                             what the network takes and gives
+//   run NET.so INPUT.npy… -o FOLDER        one input each, in order; writes FOLDER/OUTPUT.npy
 //
-// INPUT.raw holds the one float32 input of the given extents, OUTPUT.raw receives the first output
-// as it stands in memory. Build it against tvm_ffi's headers and link libtvm_ffi; libtvm_runtime
-// must be linked although nothing here names it (-Wl,--no-as-needed): it brings the virtual machine.
-//
-// nybble.h checks the file before it is opened, and picks the variant that this CPU runs best.
+//   --variant TARGET    of a file with several, the one to run (else NYBBLE_VARIANT, else the best)
+//   --threads N         of the kernels (else TVM_NUM_THREADS, else one a core)
+//   --repeat N          runs N times, and says how long the fastest took
+#include <chrono>
+#include <iostream>
+#include <limits>
+
+#include "npy.h"
 #include "nybble.h"
 
-#include <tvm/ffi/container/array.h>
-#include <tvm/ffi/container/tensor.h>
-#include <tvm/ffi/function.h>
+namespace {
 
-#include <cstdlib>
-#include <fstream>
-#include <iostream>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
-namespace ffi = tvm::ffi;
-
-// Generated code assumes that every tensor starts on a cache line.
-struct CacheLines {
-  static constexpr size_t kSize = 64;
-  void AllocData(DLTensor* tensor) {
-    size_t bytes = ffi::GetDataSize(*tensor);
-    tensor->data = std::aligned_alloc(kSize, (bytes + kSize - 1) / kSize * kSize);
-  }
-  void FreeData(DLTensor* tensor) { std::free(tensor->data); }
+struct Arguments {
+  std::string net, folder;
+  std::vector<std::string> inputs;
+  nybble::Options options;
+  int repeat = 1;
 };
 
-std::streamsize Bytes(const ffi::Tensor& tensor) {
-  return static_cast<std::streamsize>(ffi::GetDataSize(tensor.numel(), tensor.dtype()));
-}
-
-ffi::Tensor ReadInput(const std::string& path, const std::vector<int64_t>& extents) {
-  ffi::Tensor input = ffi::Tensor::FromNDAlloc(CacheLines(), ffi::Shape(extents),
-                                               DLDataType{kDLFloat, 32, 1}, DLDevice{kDLCPU, 0});
-  std::streamsize bytes = Bytes(input);
-  std::ifstream file(path, std::ios::binary);
-  if (!file.read(static_cast<char*>(input.data_ptr()), bytes) || file.peek() != EOF) {
-    throw std::runtime_error(path + " does not hold exactly " + std::to_string(bytes) + " bytes");
+int Count(const std::string& text) {
+  if (text.empty() || text.size() > 9 ||
+      text.find_first_not_of("0123456789") != std::string::npos || std::stoi(text) == 0) {
+    throw nybble::Error(text + ": a positive number is expected here");
   }
-  return input;
+  return std::stoi(text);
 }
 
-void Run(const std::vector<std::string>& args) {
-  std::vector<int64_t> extents;
-  for (size_t i = 3; i < args.size(); ++i) extents.push_back(std::stoll(args[i]));
-
-  constexpr int kPooledAllocator = 2;
-  ffi::Module library = nybble::Open(args[0]);
-  ffi::Module vm = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
-  vm->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, kPooledAllocator);
-
-  ffi::Any result = vm->GetFunction("main").value()(ReadInput(args[1], extents));
-  auto several = result.as<ffi::Array<ffi::Tensor>>();
-  ffi::Tensor output = several ? (*several)[0] : result.cast<ffi::Tensor>();
-
-  std::ofstream file(args[2], std::ios::binary);
-  std::streamsize bytes = Bytes(output);
-  if (!file.write(static_cast<const char*>(output.data_ptr()), bytes).flush()) {
-    throw std::runtime_error("cannot write " + args[2]);
+Arguments Read(int argc, char** argv) {
+  Arguments found;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    const bool is_option = word.size() > 1 && word[0] == '-';
+    if (is_option && i + 1 == argc)
+      throw nybble::Error(word + ": unknown, or its value is missing");
+    if (word == "-o") {
+      found.folder = argv[++i];
+    } else if (word == "--variant") {
+      found.options.variant = argv[++i];
+    } else if (word == "--threads") {
+      found.options.threads = Count(argv[++i]);
+    } else if (word == "--repeat") {
+      found.repeat = Count(argv[++i]);
+    } else if (is_option) {
+      throw nybble::Error(word + ": no such option");
+    } else if (found.net.empty()) {
+      found.net = word;
+    } else {
+      found.inputs.push_back(word);
+    }
   }
-  for (int64_t extent : output.shape()) std::cout << extent << ' ';
-  std::cout << '\n';
+  if (found.net.empty()) throw nybble::Error("usage: run NET.so [INPUT.npy… -o FOLDER]");
+  if (found.inputs.empty() != found.folder.empty()) {
+    throw nybble::Error("inputs and -o FOLDER go together: give both, or neither");
+  }
+  return found;
 }
+
+void Describe(const std::string& net) {
+  for (const nybble::Manifest& manifest : nybble::Inspect(net)) {
+    std::cout << "for " << manifest.target << ", " << manifest.layers.size() << " layers\n";
+    for (const nybble::Port& port : manifest.inputs) {
+      std::cout << "  takes " << port.name << ": " << port.dtype << " "
+                << nybble::detail::Show(port.shape) << "\n";
+    }
+    for (const nybble::Port& port : manifest.outputs) {
+      std::cout << "  gives " << port.name << ": " << port.dtype << " "
+                << nybble::detail::Show(port.shape) << "\n";
+    }
+  }
+}
+
+void Run(const Arguments& arguments) {
+  const nybble::Network network(arguments.net, arguments.options);
+  std::vector<nybble::Tensor> inputs, outputs;
+  for (const std::string& path : arguments.inputs) inputs.push_back(nybble::ReadNpy(path));
+  double fastest = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < arguments.repeat; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    outputs = network.Run(inputs);
+    const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+    fastest = std::min(fastest, took.count());
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    std::string name = network.manifest().outputs[i].name;
+    std::replace(name.begin(), name.end(), '/', '_');
+    nybble::WriteNpy(arguments.folder + "/" + name + ".npy", outputs[i]);
+    std::cout << name << ": " << nybble::detail::Show(outputs[i]) << "\n";
+  }
+  std::cout << fastest << " ms, variant " << network.manifest().target << "\n";
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 5) {
-    std::cerr << "usage: run NET.so INPUT.raw OUTPUT.raw EXTENT...\n";
-    return 2;
-  }
   try {
-    Run({argv + 1, argv + argc});
+    const Arguments arguments = Read(argc, argv);
+    arguments.inputs.empty() ? Describe(arguments.net) : Run(arguments);
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

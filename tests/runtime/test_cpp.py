@@ -1,73 +1,164 @@
-"""The C++ example compiles against the installed headers and computes what Python computes."""
+"""What `nybble bundle` writes runs without Python, and its program answers as Python does."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-from importlib.util import find_spec
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nybble.runtime import artifact, engine, host
+from nybble.runtime import artifact, bundle, engine, host
 from nybble.runtime.manifest import Device
 from nybble.runtime.session import load
-from tests.runtime.tiny import tiny_executable, tiny_manifest
+from tests.runtime.tiny import tiny_executable, tiny_manifest, tiny_outside, tiny_pair
 
-SOURCE = Path(__file__).parents[2] / "runtime" / "csrc" / "run.cc"
+X = np.arange(12, dtype=np.float32).reshape(3, 4)
+W = np.arange(1, 5, dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (g++ or clang++) on the PATH")
-    spec = find_spec("tvm")
-    assert spec is not None
-    assert spec.origin is not None
-    runtime = Path(spec.origin).parent / "lib"
-    ffi = Path(engine.ffi().__file__).parent
-    path = tmp_path_factory.mktemp("cpp") / "run"
-    subprocess.run(
-        [
-            compiler, "-std=c++17", "-O1", "-Wall", "-Werror", "-o", path, SOURCE,
-            f"-isystem{ffi / 'include'}",
-            f"-L{ffi / 'lib'}", f"-L{runtime}", f"-Wl,-rpath,{ffi / 'lib'}:{runtime}",
-            "-Wl,--no-as-needed", "-ltvm_ffi", "-ltvm_runtime",
-        ],
-        check=True,
-    )  # fmt: skip
-    return path
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle, of a network with its parameters in a file."""
+    place = tmp_path_factory.mktemp("cpp")
+    executable, parameters = tiny_outside()
+    net = place / "net.so"
+    artifact.export_all([(executable, tiny_manifest(layers=()))], net, [parameters])
+    made = bundle.bundle(net, place / "bundle")
+    assert made.runtime <= 7_000_000
+    total = sum(path.stat().st_size for path in made.folder.rglob("*") if path.is_file())
+    assert made.network == sum(path.stat().st_size for path in place.glob("net.so*"))
+    assert made.runtime + made.network == total
+    return made.folder
 
 
-def test_equals_python(program: Path, library: Path, tmp_path: Path) -> None:
-    x = np.arange(12, dtype=np.float32).reshape(3, 4)
-    (tmp_path / "in.raw").write_bytes(x.tobytes())
-    arguments = [*map(str, (library, tmp_path / "in.raw", tmp_path / "out.raw")), "3", "4"]
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["3", "4"]
-    assert (tmp_path / "out.raw").read_bytes() == np.asarray(load(library)(x)).tobytes()
-
-
-def both(program: Path, net: Path, folder: Path, **env: str) -> tuple[int, str, bytes]:
-    """Exit code, errors and output bytes of the program on ones (1, 4)."""
-    (folder / "in.raw").write_bytes(np.ones((1, 4), np.float32).tobytes())
-    arguments = [*map(str, (net, folder / "in.raw", folder / "out.raw")), "1", "4"]
+def run(
+    program: Path, net: Path, inputs: Sequence[Any], *options: str, env: Any = None
+) -> tuple[dict[str, Any], str]:
+    """The outputs by name, and what went wrong."""
+    place = net.parent / "results"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    for i, array in enumerate(inputs):
+        np.save(place / f"{i}.in", array)
+    paths = [str(place / f"{i}.in.npy") for i in range(len(inputs))]
     done = subprocess.run(
-        [program, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **env},
+        [program, net, *paths, "-o", place, *options],
+        capture_output=True, text=True, check=False, env=env or {}, timeout=60,
+    )  # fmt: skip
+    found = {p.stem: np.load(p) for p in place.glob("*.npy") if str(p) not in paths}
+    assert (done.returncode == 0) == (done.stderr == "") == bool(found)
+    return found, done.stderr
+
+
+def test_bundle_runs_by_itself(folder: Path) -> None:
+    outputs, errors = run(folder / "run", folder / "net.so", [X])
+    assert errors == ""
+    np.testing.assert_array_equal(outputs["y"], X * W)
+    np.testing.assert_array_equal(load(folder / "net.so")(X), X * W)
+    listed = subprocess.run(
+        ["ldd", folder / "run"], env={}, capture_output=True, text=True, check=True
+    ).stdout
+    found = {line.split()[0]: line.split()[2] for line in listed.splitlines() if "=> " in line}
+    assert {name for name in found if "tvm" in name} == {"libtvm_ffi.so", "libtvm_runtime.so"}
+    for name, path in found.items():
+        assert path.startswith(str(folder) if "tvm" in name else ("/lib", "/usr/lib")), path
+
+
+def test_bundle_runs_where_nothing_else_is(folder: Path, tmp_path: Path) -> None:
+    """In a root directory that holds the bundle and the C library: no Python, no wheel."""
+    if os.geteuid() != 0:
+        pytest.skip("changing the root directory needs root")
+    shutil.copytree(folder, tmp_path / "b")
+    listed = subprocess.run(
+        ["ldd", folder / "run"], capture_output=True, text=True, check=True
+    ).stdout
+    for path in [word for word in listed.split() if word.startswith("/") and "tvm" not in word]:
+        (tmp_path / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, tmp_path / path[1:])
+        os.chmod(tmp_path / path[1:], 0o755)
+    for name in ("o", "proc"):
+        (tmp_path / name).mkdir()
+    np.save(tmp_path / "x.npy", X)
+    inside = f"mount --bind /proc {tmp_path}/proc && exec chroot {tmp_path} "
+    command = ["unshare", "-m", "sh", "-c", inside + "/b/run /b/net.so /x.npy -o /o"]
+    env = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("no mounts here, and $ORIGIN is looked up in /proc")
+    assert done.stderr == ""
+    np.testing.assert_array_equal(np.load(tmp_path / "o" / "y.npy"), X * W)
+
+
+def test_manifest_is_shown_without_running(folder: Path) -> None:
+    done = subprocess.run(
+        [folder / "run", folder / "net.so"], env={}, capture_output=True, text=True, check=True
     )
-    wrote = folder / "out.raw"
-    return done.returncode, done.stderr, wrote.read_bytes() if wrote.exists() else b""
+    assert done.stdout.splitlines() == [
+        "for x86-64, 0 layers", "  takes x: float32 (n, 4)", "  gives y: float32 (n, 4)",
+    ]  # fmt: skip
 
 
-def test_variants(program: Path, tmp_path: Path) -> None:
+def test_several_inputs_outputs_and_shapes(folder: Path, tmp_path: Path) -> None:
+    executable, manifest = tiny_pair()
+    artifact.export(executable, manifest, tmp_path / "pair.so")
+    session = load(tmp_path / "pair.so")
+    for n, m in ((1, 1), (3, 5), (0, 2), (2, 0), (0, 0)):
+        a = np.arange(4 * n, dtype=np.float32).reshape(n, 4)
+        b = np.arange(2 * m * n, dtype=np.int32).reshape(m, 2, n)
+        outputs, errors = run(folder / "run", tmp_path / "pair.so", [a, b])
+        if (n, m) == (2, 0):
+            assert "output 'double' (n, 4) is not empty" in errors
+            continue
+        assert errors == ""
+        np.testing.assert_array_equal(outputs["double"], 2 * a)
+        np.testing.assert_array_equal(outputs["më\t😀"], b + 1)
+        for name, array in session(a, b).items():
+            np.testing.assert_array_equal(outputs[name], array)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([X.astype(np.float64)], "'x': expected float32 (n, 4), contiguous in this machine's"),
+        ([X[:, :3]], "got float32 (3, 3)"),
+        ([X[0]], "got float32 (4)"),
+        ([X, X], "2 inputs given, the network has 1"),
+        ([np.asfortranarray(X)], "in Fortran's order"),
+        ([X.astype(np.complex64)], "elements of type '<c8'"),
+    ],
+)
+def test_wrong_inputs(folder: Path, inputs: list[Any], message: str) -> None:
+    assert message in run(folder / "run", folder / "net.so", inputs)[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--threads", "0"), "0: a positive number"),
+        (("--threads", "100000"), "100000 threads: this process may use 1 to"),
+        (("--best", "1"), "--best: no such option"),
+        (("--repeat",), "its value is missing"),
+        (("--variant", "other"), "the file holds no variant other"),
+    ],
+)
+def test_wrong_options(folder: Path, options: tuple[str, ...], message: str) -> None:
+    assert message in run(folder / "run", folder / "net.so", [X], *options)[1]
+
+
+def test_no_inputs_file(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\1\0")
+    for name, message in (("x.npy", "truncated"), ("none.npy", "not an .npy file")):
+        command = [folder / "run", folder / "net.so", tmp_path / name, "-o", tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, message in done.stderr) == (1, True), done.stderr
+
+
+def test_variants(folder: Path, tmp_path: Path) -> None:
     nowhere = ("feature9",)
     needs = {"low": (), "middle": tuple(sorted(host.features())[:3]), "high": nowhere}
     parts = [
@@ -80,16 +171,36 @@ def test_variants(program: Path, tmp_path: Path) -> None:
     parts.append((tiny_executable(factor=9), tiny_manifest(target="gpu", device=device)))
     fat = tmp_path / "fat.so"
     artifact.export_all(parts, fat)
-    for env, factor in (({}, 2), ({"NYBBLE_VARIANT": "low"}, 1)):
-        code, errors, output = both(program, fat, tmp_path, **env)
-        assert (code, errors) == (0, "")
-        assert output == ((np.arange(1, 5, dtype=np.float32) * factor) ** 2).tobytes()
-    code, errors, _ = both(program, fat, tmp_path, NYBBLE_VARIANT="high")
-    assert (code, "the variant high needs feature9" in errors) == (1, True)
-    code, errors, _ = both(program, fat, tmp_path, NYBBLE_VARIANT="gpu")
-    assert (code, "the variant gpu needs a GPU, which only" in errors) == (1, True)
-    code, errors, _ = both(program, fat, tmp_path, NYBBLE_VARIANT="none")
-    assert (code, "holds no variant none" in errors) == (1, True)
+    for options, env, factor in (
+        ((), {}, 2), (("--variant", "low"), {}, 1), ((), {"NYBBLE_VARIANT": "low"}, 1),
+    ):  # fmt: skip
+        outputs, _ = run(folder / "run", fat, [X], *options, env=env)
+        np.testing.assert_array_equal(outputs["y"], X * (W * factor) ** 2)
+    for name, message in {
+        "high": "the variant high needs feature9",
+        "gpu": "the variant gpu needs a GPU, which only",
+        "none": "holds no variant none",
+    }.items():
+        assert message in run(folder / "run", fat, [X], env={"NYBBLE_VARIANT": name})[1]
+
+
+def test_variants_with_parameters(folder: Path, tmp_path: Path) -> None:
+    """One file of parameters for all variants; equal ones stand in it once."""
+    made = [tiny_outside(factor) for factor in (1, 2, 1)]
+    parts = [
+        (executable, tiny_manifest(layers=(), target=f"t{i}"))
+        for i, (executable, _) in enumerate(made)
+    ]
+    fat = tmp_path / "fat.so"
+    manifests = artifact.export_all(parts, fat, [values for _, values in made])
+    assert [m.parameters["size"] for m in manifests if m.parameters] == [80] * 3  # 16, 48 to 64, 16
+    for name, factor in (("t0", 1), ("t1", 2), ("t2", 1)):
+        outputs, errors = run(folder / "run", fat, [X], "--variant", name)
+        assert errors == ""
+        np.testing.assert_array_equal(outputs["y"], X * W * factor)
+
+
+Damage = Callable[[bytes], bytes]
 
 
 @pytest.mark.parametrize(
@@ -103,18 +214,70 @@ def test_variants(program: Path, tmp_path: Path) -> None:
     ],
 )
 def test_damaged_files_are_messages(
-    program: Path, library: Path, tmp_path: Path, damage: Any, message: str
+    folder: Path, library: Path, tmp_path: Path, damage: Damage, message: str
 ) -> None:
     path = tmp_path / "net.so"
     path.write_bytes(damage(library.read_bytes()))
-    code, errors, output = both(program, path, tmp_path)
-    assert (code, output) == (1, b"")
-    assert message in errors
+    assert message in run(folder / "run", path, [X])[1]
 
 
-def test_bad_input_is_a_message(program: Path, library: Path, tmp_path: Path) -> None:
-    (tmp_path / "in.raw").write_bytes(b"1234")
-    arguments = [*map(str, (library, tmp_path / "in.raw", tmp_path / "out.raw")), "3", "4"]
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "does not hold exactly 48 bytes" in done.stderr
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda whole: whole[:-1], "15 bytes, but the library's parameters are 16"),
+        (lambda whole: whole[:-1] + b"?", "do not match the library"),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_parameters_are_checked(
+    folder: Path, tmp_path: Path, damage: Damage | None, message: str
+) -> None:
+    shutil.copyfile(folder / "net.so", tmp_path / "net.so")
+    if damage is not None:
+        damaged = damage((folder / "net.so.params").read_bytes())
+        (tmp_path / "net.so.params").write_bytes(damaged)
+    assert message in run(folder / "run", tmp_path / "net.so", [X])[1]
+
+
+PROGRAM = r"""
+#include <thread>
+
+#include "nybble.h"
+
+// Several threads call one network, each with a batch of its own, and check every result.
+int main(int, char** argv) {
+  const nybble::Network network(argv[1], {"", 2});
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 500; ++i) {
+        const nybble::Tensor x = nybble::Empty("float32", {t + 1 + i % 3, 4});
+        for (int64_t k = 0; k < x.numel(); ++k) nybble::Data<float>(x)[k] = t + i;
+        const nybble::Tensor y = network.Run({{"x", x}}).at("y");
+        for (int64_t k = 0; k < y.numel(); ++k) {
+          wrong += nybble::Data<float>(y)[k] != (t + i) * (k % 4 + 1) * (k % 4 + 1);
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return wrong != 0;
+}
+"""
+
+
+@pytest.mark.slow
+def test_one_network_in_several_threads(folder: Path, library: Path, tmp_path: Path) -> None:
+    """A user's own program, built with all warnings as errors."""
+    (tmp_path / "threads.cc").write_text(PROGRAM)
+    include = Path(engine.ffi().__file__).parent / "include"
+    libraries = folder / "lib"
+    command = [
+        "g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread",
+        tmp_path / "threads.cc", "-o", tmp_path / "threads", f"-I{bundle.CSRC}",
+        f"-isystem{include}", f"-L{libraries}", f"-Wl,-rpath,{libraries}",
+        "-Wl,--disable-new-dtags", "-Wl,--no-as-needed", "-ltvm_ffi", "-ltvm_runtime",
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    subprocess.run([tmp_path / "threads", library], check=True, timeout=120)

@@ -42,6 +42,43 @@ def tiny_manifest(**changes: Any) -> Manifest:
     return Manifest(**{**values, **changes})
 
 
+def tiny_pair() -> tuple[Any, Manifest]:
+    """``2 a`` for a (n, 4) float32 and ``b + 1`` for b (m, 2, n) int32, with awkward names."""
+    n, m = tvm.tirx.Var("n", "int64"), tvm.tirx.Var("m", "int64")
+    a = tvm.relax.Var("a", tvm.relax.TensorType([n, 4], "float32"))
+    b = tvm.relax.Var("b", tvm.relax.TensorType([m, 2, n], "int32"))
+    builder = tvm.relax.BlockBuilder()
+    with builder.function("main", [a, b]):
+        with builder.dataflow():
+            results = [
+                builder.emit_output(tvm.relax.op.multiply(a, tvm.relax.const(2.0, "float32"))),
+                builder.emit_output(tvm.relax.op.add(b, tvm.relax.const(1, "int32"))),
+            ]
+        builder.emit_func_output(tvm.relax.Tuple(results))
+    target = tvm.target.Target({"kind": "llvm", "mtriple": f"{host.arch()}-linux-gnu"})
+    manifest = tiny_manifest(
+        inputs=(Port('größe/"a"', ("n", 4), "float32"), Port("b", ("m", 2, "n"), "int32")),
+        outputs=(Port("double", ("n", 4), "float32"), Port("më\t😀", ("m", 2, "n"), "int32")),
+        layers=(),
+    )
+    return tvm.compile(builder.get(), target), manifest
+
+
+def tiny_outside(factor: int = 1) -> tuple[Any, list[Any]]:
+    """``x * w`` for x (n, 4), which takes w (4,) as a parameter; and the parameters."""
+    n = tvm.tirx.Var("n", "int64")
+    x = tvm.relax.Var("x", tvm.relax.TensorType([n, 4], "float32"))
+    w = tvm.relax.Var("w", tvm.relax.TensorType([4], "float32"))
+    builder = tvm.relax.BlockBuilder()
+    with builder.function("main", [x, w]):
+        with builder.dataflow():
+            result = builder.emit_output(tvm.relax.op.multiply(x, w))
+        builder.emit_func_output(result)
+    target = tvm.target.Target({"kind": "llvm", "mtriple": f"{host.arch()}-linux-gnu"})
+    values = np.arange(1, 5, dtype="float32") * factor
+    return tvm.compile(builder.get(), target), [values]
+
+
 def tiny_executable(weights: int = 4, outputs: int = 1, arch: str = "", factor: int = 1) -> Any:
     """``x * w * w`` for x (n, 4), w = factor·(1 2 3 4 …), ``weights`` floats; ``outputs`` times."""
     n = tvm.tirx.Var("n", "int64")

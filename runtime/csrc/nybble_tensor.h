@@ -1,0 +1,90 @@
+// Tensors in this machine's memory, for nybble.h.
+#ifndef NYBBLE_TENSOR_H_
+#define NYBBLE_TENSOR_H_
+
+#include <tvm/ffi/container/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "nybble_file.h"
+
+namespace nybble {
+
+namespace ffi = tvm::ffi;
+
+using Tensor = ffi::Tensor;
+
+namespace detail {
+
+constexpr size_t kCacheLine = 64;  // generated code assumes that every tensor starts on one
+constexpr DLDevice kCpu{kDLCPU, 0};
+
+struct Aligned {
+  void AllocData(DLTensor* tensor) {
+    const size_t bytes = std::max<size_t>(ffi::GetDataSize(*tensor), 1);
+    tensor->data =
+        std::aligned_alloc(kCacheLine, (bytes + kCacheLine - 1) / kCacheLine * kCacheLine);
+    if (!tensor->data) throw std::bad_alloc();
+  }
+  void FreeData(DLTensor* tensor) { std::free(tensor->data); }
+};
+
+// Memory of a mapped file, which stays mapped as long as the tensor lives.
+struct Mapped {
+  std::shared_ptr<const Mapping> file;
+  size_t offset;
+  void AllocData(DLTensor* tensor) { tensor->data = const_cast<uint8_t*>(file->data() + offset); }
+  void FreeData(DLTensor*) {}
+};
+
+inline DLDataType Type(const std::string& name) { return ffi::StringToDLDataType(name); }
+
+inline std::string Show(const std::vector<Extent>& shape) {
+  std::string text;
+  for (const Extent& extent : shape) {
+    text += (text.empty() ? "" : ", ") +
+            (extent.name.empty() ? std::to_string(extent.size) : extent.name);
+  }
+  return "(" + text + ")";
+}
+
+inline std::string Show(const Tensor& tensor) {
+  std::vector<Extent> shape;
+  for (int64_t extent : tensor.shape()) shape.push_back({extent, ""});
+  return ffi::DLDataTypeToString(tensor.dtype()) + " " + Show(shape);
+}
+
+inline size_t Bytes(const Tensor& tensor) {
+  return ffi::GetDataSize(tensor.numel(), tensor.dtype());
+}
+
+}  // namespace detail
+
+// A tensor of that dtype ("float32") with nothing in it yet, as kernels want it in memory.
+inline Tensor Empty(const std::string& dtype, const std::vector<int64_t>& shape) {
+  return Tensor::FromNDAlloc(detail::Aligned(), ffi::Shape(shape), detail::Type(dtype),
+                             detail::kCpu);
+}
+
+// A tensor's elements, in row-major order.
+template <typename T>
+T* Data(const Tensor& tensor) {
+  constexpr uint8_t kCode = std::is_floating_point_v<T> ? kDLFloat
+                            : std::is_signed_v<T>       ? kDLInt
+                                                        : kDLUInt;
+  if (tensor.dtype() != DLDataType{kCode, 8 * sizeof(T), 1}) {
+    throw Error("Data: the tensor holds " + detail::Show(tensor));
+  }
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+}  // namespace nybble
+
+#endif  // NYBBLE_TENSOR_H_
