@@ -22,6 +22,10 @@ from nybble.frontend.quantized import held_in
 from nybble.ir import graph
 
 NEWEST_OPSET = 28
+MISTAKES = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What converters run into where a node's operands or attributes break ONNX's rules."""
 RECIPE = "nybble.recipe"  # as `nybble.export` writes it
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
@@ -59,6 +63,7 @@ class _Importer:
         self.unsupported: list[UnsupportedNode] = []
         self.unknown: set[str] = set()  # tensors that unsupported nodes left undefined
         self.inferred: dict[str, Any] | None = None
+        self.mistake: Exception | None = None  # the first error that no converter foresaw
         self.functions = {(f.domain, f.name): f for f in self.source.model.functions}
         for param in params:
             if graph.dtype_of(param) in WIDER:
@@ -73,7 +78,7 @@ class _Importer:
             if any(name in needed for name in proto.output):
                 self._convert(proto, needed)
         if self.unsupported:
-            raise UnsupportedOpError(self.unsupported)
+            raise UnsupportedOpError(self.unsupported) from self.mistake
         names = [output.name for output in self.graph.output]
         results = [self._output(output) for output in self.graph.output]
         return self.build.finish(results, names, self.source.property(RECIPE))
@@ -89,7 +94,7 @@ class _Importer:
         if declared not in ("", held_in(dtype_of(value)), *WIDER):
             declared = ""
         if not declared:
-            kind = onnx.TensorProto.DataType.Name(code)
+            kind = onnx_file.type_name(code)
             raise ImportModelError(
                 f"Output '{info.name}': the model declares {kind}, and {dtype_of(value)} is what"
                 " can be computed. Cast it, or leave the cast to the caller."
@@ -118,9 +123,16 @@ class _Importer:
                 return
             self._translate(proto, name, needed, self.source.opset)
         except Refused as refused:
-            label = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
-            self.unsupported.append(UnsupportedNode(label, name, str(refused)))
-            self._placeholders(proto)
+            self._refuse(proto, name, str(refused))
+        except MISTAKES as error:
+            self.mistake = self.mistake or error
+            reason = " ".join(str(error).split())[:200] or "it says no more"
+            self._refuse(proto, name, f"cannot be translated ({type(error).__name__}: {reason})")
+
+    def _refuse(self, proto: onnx.NodeProto, name: str, reason: str) -> None:
+        label = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
+        self.unsupported.append(UnsupportedNode(label, name, reason))
+        self._placeholders(proto)
 
     def _translate(self, proto: onnx.NodeProto, name: str, needed: set[str], opset: int) -> None:
         """Gives the outputs of one node their values.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import tvm
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from tvm import relax
@@ -19,6 +20,7 @@ from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
 from nybble.frontend.build import is_sound, not_finite
 
 OLDEST_OPSET = 7
+NO_VERSION = 1 << 31  # ONNX's checker takes numbers below
 BATCH = "batch"
 INPUTS = {
     onnx.TensorProto.FLOAT: "float32",
@@ -30,6 +32,7 @@ INPUTS = {
 }  # fmt: skip
 """Types of inputs, and the dtypes in which callers hand them over: below 8 bits one in a byte."""
 Shapes = Mapping[str, Sequence[int | str | None]]
+_EQUATION = re.compile(rb"([A-Za-z, ]|->|[.]{3})*")
 
 
 @dataclass
@@ -72,12 +75,34 @@ def read(source: str | Path | bytes | onnx.ModelProto) -> Source:
         raise ImportModelError(
             "Model: it holds no graph, so it is no ONNX model (or an empty one)."
         )
+    _check_texts(model)
+    versions = [model.ir_version, *(o.version for o in model.opset_import)]
+    if not all(0 <= version < NO_VERSION for version in versions):
+        raise ImportModelError(f"Model: no version of ONNX is among {versions}; it is damaged.")
     if parsed.opset < OLDEST_OPSET:
         raise ImportModelError(
             f"Model: it uses opset {parsed.opset}; the oldest supported one is {OLDEST_OPSET}. "
             "Convert it with onnx.version_converter, or export it again."
         )
     return parsed
+
+
+def _check_texts(message: Any) -> None:
+    """Refuses names that are no UTF-8: protobuf hands them out as bytes."""
+    texts: list[Any] = []
+    if isinstance(message, onnx.TensorProto):  # listing its fields would copy its values
+        texts = [message.name]
+    else:
+        for field_, value in message.ListFields():
+            entries = [value] if isinstance(value, str | bytes | Message) else value
+            if field_.type == field_.TYPE_STRING:
+                texts += entries
+            elif field_.type == field_.TYPE_MESSAGE:
+                for entry in entries:
+                    _check_texts(entry)
+    bad = [text for text in texts if not isinstance(text, str)]
+    if bad:
+        raise ImportModelError(f"Model: damaged: a name in it is no text, but {bad[0]!r}.")
 
 
 def _file(path: Path) -> bytes:
@@ -147,7 +172,7 @@ def _input(
 ) -> relax.Var:
     kind = info.type.tensor_type
     if kind.elem_type not in INPUTS:
-        known = onnx.TensorProto.DataType.keys()[kind.elem_type]
+        known = type_name(kind.elem_type)
         if known.startswith(("FLOAT8", "FLOAT4")):
             raise UnsupportedOpError(
                 [UnsupportedNode("Input", info.name, f"its dtype {known} has no integer form")]
@@ -178,6 +203,12 @@ def _input(
     return relax.Var(info.name, relax.TensorType(extents, INPUTS[kind.elem_type]))
 
 
+def type_name(code: int) -> str:
+    """ONNX's name of an element type, or its number where it has none."""
+    known = onnx.TensorProto.DataType
+    return str(known.Name(code)) if code in known.values() else f"type {code}"
+
+
 def _declared(info: onnx.ValueInfoProto) -> list[int | None] | None:
     kind = info.type.tensor_type
     if not kind.HasField("shape"):
@@ -206,6 +237,8 @@ def inferred_types(model: onnx.ModelProto, params: Sequence[relax.Var]) -> dict[
     """Types of float tensors as ONNX infers them; only to look behind an unsupported node."""
     leading = [size for p in params for size in list(p.ty.shape.values)[:1]]
     batches = [size for size in leading if not isinstance(size, tvm.tirx.IntImm)]
+    if not _terminates(model.graph):
+        return {}
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except (onnx.shape_inference.InferenceError, ValueError):
@@ -219,3 +252,10 @@ def inferred_types(model: onnx.ModelProto, params: Sequence[relax.Var]) -> dict[
             if None not in sizes:
                 types[info.name] = relax.TensorType(sizes, "float32")
     return types
+
+
+def _terminates(graph: onnx.GraphProto) -> bool:
+    """Whether ONNX's inference ends: at what is no term of an Einsum it waits for the next letter."""
+    equations = [a.s for n in graph.node if n.op_type == "Einsum" for a in n.attribute]
+    inner = [a.g for n in graph.node for a in n.attribute if a.HasField("g")]
+    return all(map(_EQUATION.fullmatch, equations)) and all(map(_terminates, inner))

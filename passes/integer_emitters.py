@@ -89,14 +89,16 @@ class Lowering:
         (leaf,) = region.operands
         assert isinstance(leaf, Leaf)
         lo, hi = numerics.limits(leaf.grid.dtype)
+        rank = len(graph.shape_of(region.steps[-1][0]))  # constants that fill a tensor broadcast
         q = np.arange(lo, hi + 1).astype(numerics.storage(leaf.grid.dtype))
+        q = q.reshape(-1, *[1] * rank)
         first = next(v for v in graph.operands(region.steps[0][1]) if isinstance(v, relax.Var))
         values = {first: numerics.dequantize(q, *_arrays(leaf.grid))}
         with np.errstate(all="ignore"):  # also of values that no input ever takes
             for var, call in region.steps:
                 values[var] = interpreter.evaluate(call, values, str(var.name))
         entries = numerics.quantize(values[var], *_arrays(region.out), region.out.dtype)
-        table = graph.constant(entries, region.out.dtype)
+        table = graph.constant(entries.reshape(len(q), -1)[:, 0], region.out.dtype)
         return emitter.emit(ops.call("table", [self.integers[leaf.name], table]), region.name)
 
     # ---- operands

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from nybble.errors import ArtifactError
+from nybble.runtime import typed
 from nybble.runtime.parameters import Parameters
 
 SCHEMA = 1
@@ -214,18 +215,14 @@ class Manifest:
         Raises:
             ArtifactError: no JSON object, a newer schema, or missing or unknown fields.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ArtifactError(f"The manifest is not JSON: {error}.") from error
-        return cls.from_dict(values)
+        return cls.from_dict(_parsed(text))
 
     @classmethod
     def from_dict(cls, values: Any) -> Manifest:
         """`from_json` on what the JSON says.
 
         Raises:
-            ArtifactError: a newer schema, or missing or unknown fields.
+            ArtifactError: a newer schema, missing or unknown fields, or values of another kind.
         """
         schema = values.get("schema") if isinstance(values, dict) else None
         if isinstance(schema, int) and schema > INDEX_SCHEMA:
@@ -239,11 +236,29 @@ class Manifest:
         if schema != SCHEMA or values.keys() != known:
             raise ArtifactError(f"The manifest is no Nybble manifest of schema {SCHEMA}.")
         values = {name: value for name, value in values.items() if name != "schema"}
+        typed.check(values, cls, "manifest")
         for side in ("inputs", "outputs"):
             values[side] = tuple(_port(port) for port in values[side])
         for name in ("layers", "features", "kept_float", "float_ops"):
             values[name] = tuple(values[name])
         return cls(**values)
+
+
+class Place(TypedDict):
+    """Where a variant lies in a file, and what it needs."""
+
+    target: str
+    features: list[str]
+    device: str | None
+    offset: int
+    size: int
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ArtifactError(f"The manifest is not JSON: {error}.") from error
 
 
 def _port(values: dict[str, Any]) -> Port:
@@ -327,18 +342,20 @@ def read_all(path: str | Path) -> tuple[Variant, ...]:
 
 def _variants(text: str, end: int) -> tuple[Variant, ...]:
     """What the JSON says of the ``end`` bytes before it."""
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ArtifactError(f"The manifest is not JSON: {error}.") from error
+    values = _parsed(text)
     if not isinstance(values, dict) or values.get("schema") != INDEX_SCHEMA:
         return (Variant(Manifest.from_dict(values), 0, end),)
     if values.keys() != {"schema", "variants", "manifests"}:
         raise ArtifactError(f"The index of variants is none of schema {INDEX_SCHEMA}.")
-    manifests = map(Manifest.from_dict, values["manifests"])
+    typed.check(values["variants"], list[Place], "variants")
+    typed.check(values["manifests"], list[Any], "manifests")
+    manifests = [Manifest.from_dict(one) for one in values["manifests"]]
+    places = [(place["offset"], place["size"]) for place in values["variants"]]
+    inside = all(0 <= offset < offset + size <= end for offset, size in places)
+    if not places or len(places) != len(manifests) or places[0][0] != 0 or not inside:
+        raise ArtifactError(f"The index of variants does not fit {end:,} bytes of libraries.")
     return tuple(
-        Variant(manifest, int(place["offset"]), int(place["size"]))
-        for manifest, place in zip(manifests, values["variants"], strict=True)
+        Variant(manifest, *place) for manifest, place in zip(manifests, places, strict=True)
     )
 
 
@@ -370,7 +387,10 @@ def _verified(data: mmap.mmap, path: Path) -> tuple[str, int]:
             f"{path}: damaged: its contents do not match the checksum written at export. "
             "Copy it again from where it was made, or compile the model again."
         )
-    return bytes(data[start : start + length]).decode(), start
+    try:
+        return bytes(data[start : start + length]).decode(), start
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path}: the manifest is no text: {error}.") from error
 
 
 def _elf_size(header: bytes) -> int:
