@@ -11,6 +11,7 @@ from nybble.ir import graph, ops
 from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
 from nybble.passes.plan import pads_zeros
+from nybble.passes.resize import copies
 from nybble.passes.view import View
 
 MOVES = {
@@ -24,7 +25,7 @@ rounding to a grid, which holds 0 and keeps the order."""
 def is_move(call: Any) -> bool:
     """Whether a call commutes with the rounding to a grid."""
     op = graph.op_name(call)
-    return op in MOVES and (op != "relax.nn.pad" or pads_zeros(call))
+    return copies(call) or (op in MOVES and (op != "relax.nn.pad" or pads_zeros(call)))
 
 
 @module_pass

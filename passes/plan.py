@@ -19,19 +19,28 @@ from nybble.ir import graph
 from nybble.passes import rows
 from nybble.passes.fold_batch_norm import AFFINE, affine, is_linear
 from nybble.passes.pointwise import CLAMPS, functions
+from nybble.passes.resize import RESIZE, resize_of
 from nybble.passes.view import View
 from nybble.passes.widths import activation_bits, layer_widths
 from nybble.recipe import Recipe, Weights
 
 ACTIVATIONS = CLAMPS
 SHUFFLES = {"relax.reshape", "relax.permute_dims", "relax.strided_slice"}
-AT_THE_END = ("table", "inner", "softmax")  # float where no quantized layer follows
-TAKES_CLAMP = {"linear", "bias", "add", "shift", "product", "activation", "avg_pool"}
+AT_THE_END = (
+    "table",
+    "inner",
+    "softmax",
+    "nearest",
+    "bilinear",
+)  # float where no quantized layer follows
+TAKES_CLAMP = {
+    "linear", "bias", "add", "shift", "product", "activation", "avg_pool", "bilinear",
+}  # fmt: skip
 NON_NEGATIVE = {"relax.nn.relu", "relax.sigmoid", "relax.nn.softmax", "relax.exp"}
 KEEPS_SIGN = {
     "relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.reshape", "relax.permute_dims",
     "relax.nn.pad", "relax.concat", "relax.add", "relax.multiply", "relax.mean",
-    "relax.strided_slice",
+    "relax.strided_slice", RESIZE,
 }  # fmt: skip
 
 
@@ -83,7 +92,8 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
 
     Returns:
         (kind, reason): linear, bias, activation, add, product, concat, max_pool, avg_pool, through,
-        scale, shift, matmul, mask, softmax, norm, lookup; or float with the reason in words.
+        nearest, bilinear, scale, shift, matmul, mask, softmax, norm, lookup; or float with the
+        reason in words.
         Tables are found by `nybble.passes.pointwise`.
     """
     call, op = view.calls[name], view.op(name)
@@ -97,8 +107,8 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
     if op == "relax.concat":
         computed = len(sources) == len(graph.operands(call))
         return ("concat", "") if computed else ("float", "joins a constant")
-    if op in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
-        return pool_kind(call, op)
+    if op in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d", RESIZE):
+        return resize_kind(call) if op == RESIZE else pool_kind(call, op)
     other = _arithmetic(view, name, kinds) if op in AFFINE else _shuffle(call, op)
     return rows.kind_of(view, name) or other
 
@@ -148,6 +158,14 @@ def pool_kind(call: Any, op: str) -> tuple[str, str]:
     if not static or tuple(attrs["dilation"]) != (1, 1):
         return "float", "needs a static image size and no dilation"
     return "avg_pool", ""
+
+
+def resize_kind(call: Any) -> tuple[str, str]:
+    """Nearest or bilinear, or float with the reason."""
+    found = resize_of(call)
+    if isinstance(found, str):
+        return "float", found
+    return ("nearest" if found.mode is None else "bilinear"), ""
 
 
 def _arithmetic(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
@@ -286,7 +304,7 @@ def _owners(view: View, kinds: dict[str, str], points: list[str]) -> dict[str, s
     owner: dict[str, str] = {}
     for name in points:
         kind = kinds.get(name, "input")
-        shares = kind in ("through", "max_pool") and view.sources(name)[0] in owner
+        shares = kind in ("through", "max_pool", "nearest") and view.sources(name)[0] in owner
         owner[name] = owner[view.sources(name)[0]] if shares else name
         if kind == "concat":
             for source in view.sources(name):

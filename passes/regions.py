@@ -14,11 +14,12 @@ from nybble.passes.fold_stored import values_of
 from nybble.passes.grids import Grid
 from nybble.passes.plan import ACTIVATIONS, clamp_bounds, pads_zeros, pool_kind
 from nybble.passes.pointwise import functions
+from nybble.passes.resize import RESIZE, resize_of
 from nybble.passes.view import View, per_channel
 
 GATHERS = {
     "relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.nn.max_pool2d", "relax.concat",
-    "relax.nn.avg_pool2d", "relax.strided_slice",
+    "relax.nn.avg_pool2d", "relax.strided_slice", RESIZE,
 }  # fmt: skip
 
 
@@ -363,7 +364,7 @@ def gathers(call: Any) -> bool:
         return pads_zeros(call)
     if op in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
         return pool_kind(call, op)[0] != "float"
-    return True
+    return op != RESIZE or not isinstance(resize_of(call), str)
 
 
 def is_channels_last(call: Any) -> bool:

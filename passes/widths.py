@@ -9,6 +9,7 @@ from typing import Any
 
 from nybble.budget import MIXED
 from nybble.errors import NybbleError
+from nybble.passes.resize import copies
 from nybble.passes.view import View
 from nybble.recipe import FLOAT, Recipe, Weights, Widths
 
@@ -127,6 +128,6 @@ class _Asked:
         for reader in self.view.readers[name]:
             if reader in self.widths:
                 found.append(self.widths[reader].activations)
-            elif self.view.op(reader) in SHARES_GRID:
+            elif self.view.op(reader) in SHARES_GRID or copies(self.view.calls[reader]):
                 found += self._by_layers(reader)
         return found

@@ -21,6 +21,7 @@ from nybble.schedules.cpu import (
     matmul_generic,
     norms,
     pooling,
+    resampling,
     rescale,
     riscv,
     softmax,
@@ -78,6 +79,7 @@ KERNELS: tuple[Kernel, ...] = (
     elementwise.DEQUANTIZE,
     pooling.MAX_POOL2D,
     pooling.SUM_POOL2D,
+    *resampling.KERNELS,
     concat.CONCAT,
 )
 

@@ -17,7 +17,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from nybble.ir import numerics, rows
+from nybble.ir import numerics, resampling, rows
 from nybble.ir.graph import attributes
 from nybble.ir.weight_only import weight_only
 
@@ -96,6 +96,20 @@ def _sum_pool2d(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any],
     return _window_shape(types[0], attrs["pool_size"], attrs, types[0].shape[3]), "int32"
 
 
+def _resized(types: list[Any], attrs: dict[str, Any]) -> list[Any]:
+    n, *image, c = types[0].shape
+    scales = zip(image, attrs["up"], attrs["down"], strict=True)
+    return [n, *(extent * up // down for extent, up, down in scales), c]
+
+
+def _nearest2d(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return _resized(types, attrs), str(types[0].dtype)
+
+
+def _bilinear2d(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return _resized(types, attrs), "int32"
+
+
 def _quantize_law(x: Any, scale: Any, zero_point: Any, *, dtype: str, axis: int) -> Any:
     return numerics.quantize(x, along(scale, axis, x.ndim), along(zero_point, axis, x.ndim), dtype)
 
@@ -129,6 +143,7 @@ def along(vector: Any, axis: int, ndim: int) -> Any:
 
 
 _WINDOW = {"strides": ..., "padding": ...}
+_RESIZED = {"up": ..., "down": (1, 1)}
 _NORMALISED = {"shift": ..., "dtype": ..., "lo": ..., "hi": ..., "zero_point": 0}
 _REQUANTIZED = {"dtype": ..., "lo": ..., "hi": ..., "zero_point": 0, "rounding": "half_up"}
 
@@ -189,6 +204,14 @@ VOCABULARY: dict[str, OpDef] = {
         OpDef(
             "sum_pool2d", ("x",), {**_WINDOW, "pool_size": ..., "pad_value": 0},
             _sum_pool2d, numerics.sum_pool2d, "sum over windows in int32",
+        ),
+        OpDef(
+            "nearest2d", ("x",), _RESIZED, _nearest2d, resampling.nearest2d,
+            "copies of pixels: each axis grows by up / down",
+        ),
+        OpDef(
+            "bilinear2d", ("x",), {**_RESIZED, "mode": ...}, _bilinear2d, resampling.bilinear2d,
+            "interpolation between four pixels, as whole sums in int32",
         ),
         OpDef(
             "matmul", ("a", "b"), {"zero_point_a": 0, "zero_point_b": 0, "transpose_b": False},

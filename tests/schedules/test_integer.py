@@ -123,6 +123,10 @@ EVERY_OP = {
     ),
     "max_pool2d": one("max_pool2d", [], ((5, 6, 7), "int8"), pool_size=(3, 2), **WINDOW),
     "sum_pool2d": one("sum_pool2d", [], ((5, 6, 7), "uint8"), pool_size=(5, 6), **WINDOW),
+    "nearest2d": one("nearest2d", [], ((5, 6, 7), "int8"), up=(3, 4), down=(1, 3)),
+    "bilinear2d": one(
+        "bilinear2d", [], ((5, 6, 7), "uint8"), up=(2, 5), down=(1, 3), mode="half_pixel"
+    ),
     "matmul": product_of_matrices(),
     "softmax": one("softmax", scale(1, most=20), ((5, 6, 7), "int32"), dtype="uint8"),
     "masked_softmax": masked(),
