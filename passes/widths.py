@@ -11,7 +11,7 @@ from nybble.budget import MIXED
 from nybble.errors import NybbleError
 from nybble.passes.resize import copies
 from nybble.passes.view import View
-from nybble.recipe import FLOAT, Recipe, Weights, Widths
+from nybble.recipe import Recipe, Weights, Widths
 
 SHARES_GRID = {
     "relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.nn.max_pool2d",
@@ -39,9 +39,9 @@ def layer_widths(view: View, kinds: Mapping[str, str], recipe: Recipe) -> dict[s
         NybbleError: a pattern of ``recipe.layers`` matches no such layer, or the recipe quantizes
             weights only.
     """
-    if recipe.activations == FLOAT:
+    if not recipe.is_calibrated:
         raise NybbleError(
-            "Recipe: activations='float' quantizes weights only, so nothing is calibrated. Use "
+            f"Recipe: with activations='{recipe.activations}' nothing is calibrated. Use "
             "nybble.quantize, or the pass weights_only."
         )
     linear = [name for name in view.calls if kinds[name] == "linear"]

@@ -19,7 +19,7 @@ from tvm import relax
 
 from nybble.ir import numerics, resampling, rows
 from nybble.ir.graph import attributes
-from nybble.ir.weight_only import weight_only
+from nybble.ir.weight_only import rescale_rows, rounded, row_tops, weight_only
 
 Infer = Callable[[list[Any], dict[str, Any]], tuple[Sequence[Any], str]]
 
@@ -85,6 +85,14 @@ def _linear(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], st
 
 def _weight_only(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
     return [*list(types[0].shape)[:-1], types[1].shape[0]], "float32"
+
+
+def _row_tops(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return [*list(types[0].shape)[:-1], 1], "float32"
+
+
+def _quantized_rows(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return types[0].shape, "int8"
 
 
 def _max_pool2d(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
@@ -175,6 +183,18 @@ VOCABULARY: dict[str, OpDef] = {
             "weight_only", ("x", "w", "scale", "zero_point", "bias"),
             {"group": ..., "compute": "int8"}, _weight_only, weight_only,
             "float32 (…, K) x integers (O, K) with a scale per group + bias -> float32",
+        ),
+        OpDef(
+            "row_tops", ("x",), {}, _row_tops, row_tops,
+            "the largest magnitude of each row, float32 (…, K) -> (…, 1)",
+        ),
+        OpDef(
+            "quantize_rows", ("x", "top"), {}, _quantized_rows, rounded,
+            "float32 rows as int8 of -127..127, by their largest magnitude",
+        ),
+        OpDef(
+            "rescale_rows", ("acc", "top", "scale", "bias"), {}, _dequantized, rescale_rows,
+            "int32 sums of quantized rows -> float32: a scale per channel and one per row, bias",
         ),
         OpDef(
             "requantize", ("x", "multiplier", "shift"), {**_REQUANTIZED, "zero_point_in": 0},
