@@ -20,7 +20,7 @@ from nybble.passes import rows
 from nybble.passes.fold_batch_norm import AFFINE, affine, is_linear
 from nybble.passes.pointwise import CLAMPS, functions
 from nybble.passes.resize import RESIZE, resize_of
-from nybble.passes.view import View
+from nybble.passes.view import View, repeats
 from nybble.passes.widths import activation_bits, layer_widths
 from nybble.recipe import Recipe, Weights
 
@@ -80,7 +80,7 @@ def plan(mod: tvm.IRModule, recipe: Recipe) -> Plan:
     for name in [n for n in leaving if kinds[n] in AT_THE_END]:
         kinds[name], kept[name] = "float", "follows the last quantized layer"
     points = _points(view, kinds, leaving)
-    outside = {name for name in leaving if view.op(name) in SHUFFLES}
+    outside = {n for n in leaving if view.op(n) in SHUFFLES or repeats(view.calls[n])}
     kept = {name: why for name, why in kept.items() if name not in outside}
     owner, widths = _owners(view, kinds, points), layer_widths(view, kinds, recipe)
     bits = activation_bits(view, owner, widths, recipe)
@@ -114,13 +114,17 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
 
 
 def is_float(view: View, name: str) -> bool:
-    """Whether a binding and all it reads are floats: token numbers and masks are not quantized."""
-    tensors = [view.variables[name], *graph.operands(view.calls[name])]
+    """Whether a binding and all it reads are floats: token numbers and masks are not quantized.
+
+    The places of a constant gather are not read as values.
+    """
+    call = view.calls[name]
+    tensors = [view.variables[name], *graph.operands(call)[: 1 if repeats(call) else None]]
     return all(graph.dtype_of(tensor).startswith("float") for tensor in tensors)
 
 
 def _shuffle(call: Any, op: str) -> tuple[str, str]:
-    if op in SHUFFLES:
+    if op in SHUFFLES or repeats(call):
         return "through", ""
     if op != "relax.nn.pad":
         return "float", "has no integer form yet"
@@ -320,7 +324,8 @@ def non_negative(view: View, given: Iterable[str]) -> set[str]:
     for name, call in view.calls.items():
         op, sources = view.op(name), view.sources(name)
         clipped = op == "relax.clip" and clamp_bounds(call)[0] >= 0
-        inherits = op in KEEPS_SIGN and len(sources) == len(graph.operands(call))
+        keeps = op in KEEPS_SIGN and len(sources) == len(graph.operands(call))
+        inherits = keeps or repeats(call)
         if op in NON_NEGATIVE or clipped or (inherits and all(s in found for s in sources)):
             found.add(name)
     return found

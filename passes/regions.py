@@ -15,7 +15,7 @@ from nybble.passes.grids import Grid
 from nybble.passes.plan import ACTIVATIONS, clamp_bounds, pads_zeros, pool_kind
 from nybble.passes.pointwise import functions
 from nybble.passes.resize import RESIZE, resize_of
-from nybble.passes.view import View, per_channel
+from nybble.passes.view import View, per_channel, repeats
 
 GATHERS = {
     "relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.nn.max_pool2d", "relax.concat",
@@ -185,10 +185,10 @@ class Matcher:
         leaf = self.leaf(name)
         if leaf is not None:
             return Region(name, None, (leaf,))
-        if op in GATHERS and gathers(call):
-            leaves = tuple(self.leaf(source) for source in self.view.sources(name))
-            known = tuple(leaf for leaf in leaves if leaf is not None)
-            return Region(name, call, known) if len(known) == len(graph.operands(call)) else None
+        if repeats(call) or (op in GATHERS and gathers(call)):
+            tensors = graph.operands(call)[: 1 if repeats(call) else None]
+            known = tuple(leaf for t in tensors if (leaf := self.leaf(str(getattr(t, "name", "")))))
+            return Region(name, call, known) if len(known) == len(tensors) else None
         if op == "relax.add" and len(self.view.sources(name)) == 2:
             return self._residual(name, call, out)
         if op == "relax.multiply" and len(self.view.sources(name)) == 2:

@@ -9,8 +9,9 @@ from typing import Any
 
 from nybble.budget import MIXED
 from nybble.errors import NybbleError
+from nybble.ir import graph
 from nybble.passes.resize import copies
-from nybble.passes.view import View
+from nybble.passes.view import View, repeats
 from nybble.recipe import Recipe, Weights, Widths
 
 SHARES_GRID = {
@@ -122,12 +123,16 @@ class _Asked:
         readers = self.view.readers[name]
         return max((self.known[reader] for reader in readers), default=self.default)
 
+    def _shares_grid(self, name: str) -> bool:
+        call = self.view.calls[name]
+        return graph.op_name(call) in SHARES_GRID or copies(call) or repeats(call)
+
     def _by_layers(self, name: str) -> list[int]:
         """What layers ask for that read the tensor itself, or it through ops of the same grid."""
         found: list[int] = []
         for reader in self.view.readers[name]:
             if reader in self.widths:
                 found.append(self.widths[reader].activations)
-            elif self.view.op(reader) in SHARES_GRID or copies(self.view.calls[reader]):
+            elif self._shares_grid(reader):
                 found += self._by_layers(reader)
         return found
