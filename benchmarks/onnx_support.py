@@ -1,10 +1,10 @@
 """Which of ONNX's own operator tests pass: writes docs/onnx_support.md.
 
-    python -m benchmarks.onnx_support              all of them, about 20 minutes on one core
+    python -m benchmarks.onnx_support              all of them, some minutes on one core
     python -m benchmarks.onnx_support --only Resize --jobs 2 --no-table
 
-Every case of ``onnx.backend.test`` runs in a process of its own, through the whole walk (import,
-float, compile, run) and, beside it, through TVM's own ONNX importer and its default pipeline.
+Every case of ``onnx.backend.test`` runs in another process, through the whole walk (import, float,
+compile, run) and, beside it, through TVM's own ONNX importer and its default pipeline.
 Operands that decide shapes (axes, pads, a Reshape's target …) become constants of the model for
 both, since a compiled network has fixed shapes.
 """
@@ -16,9 +16,10 @@ import contextlib
 import multiprocessing as mp
 import os
 import re
+import signal
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from onnx import numpy_helper
 import nybble
 from nybble.errors import NybbleError, UnsupportedOpError
 
-SECONDS = 30
+SECONDS = 30  # of CPU time for a case: a busy machine changes no outcome
+WAIT = 40 * SECONDS  # for one that sleeps
+TOGETHER = 10  # cases that one process runs, unless one ends it
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "onnx_support.md"
 SHAPING: dict[str, tuple[int, ...]] = {
     "AffineGrid": (1,), "CastLike": (1,), "CenterCropPad": (1,), "Col2Im": (1, 2), "Compress": (1,),
@@ -48,6 +51,10 @@ SHAPING: dict[str, tuple[int, ...]] = {
     )},
 }  # fmt: skip
 """Operands by operator that decide shapes, or that are weights in every real network."""
+
+
+Item = tuple[str, str, Any]
+"""Engine, operator, case."""
 
 
 # ---------------------------------------------------------------- cases
@@ -181,32 +188,43 @@ def difference(got: list[Any], wanted: list[Any], case: Any) -> str:
     return ""
 
 
-def _child(engine: str, case: Any, pipe: Any) -> None:
+def _child(work: Sequence[Item], pipe: Any) -> None:
     with contextlib.suppress(OSError), Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-    pipe.send(outcome(engine, case))
+    for engine, _, case in work:
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # CPU time; its signal ends the process
+        pipe.send(outcome(engine, case))
     pipe.close()
-    os._exit(0)  # without the interpreter's farewell, which takes longer than the case
+    os._exit(0)  # without the interpreter's farewell, which takes longer than the cases
 
 
-def isolated(engine: str, case: Any) -> tuple[str, str]:
-    """`outcome` in a process of its own: crashed and timed out are outcomes too."""
-    context = mp.get_context("fork")
-    receive, send = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(engine, case, send))
-    child.start()
-    send.close()
-    try:
-        if not receive.poll(SECONDS):
-            return "timeout", f"after {SECONDS} s"
-        return receive.recv()
-    except EOFError:
-        child.join()
-        return "crashed", f"exit code {child.exitcode}"
-    finally:
+def isolated(work: Sequence[Item]) -> list[tuple[str, str]]:
+    """The `outcome` of every case, in another process: crashed and timed out are outcomes too.
+
+    One process runs them in order; where a case ends it, another one goes on with the next.
+    """
+    context, found = mp.get_context("fork"), list[tuple[str, str]]()
+    while len(found) < len(work):
+        receive, send = context.Pipe(duplex=False)
+        child = context.Process(target=_child, args=(work[len(found) :], send))
+        child.start()
+        send.close()
+        try:
+            while len(found) < len(work) and receive.poll(WAIT):
+                found.append(receive.recv())
+            is_ended = len(found) < len(work)
+        except EOFError:
+            is_ended = True
+        if is_ended:
+            child.kill()
+            child.join()
+            is_late = child.exitcode in (-signal.SIGPROF, -signal.SIGKILL)
+            late = ("timeout", f"after {SECONDS} s")
+            found.append(late if is_late else ("crashed", f"exit code {child.exitcode}"))
         child.kill()
         child.join()
+    return found
 
 
 # ---------------------------------------------------------------- the table
@@ -288,7 +306,8 @@ def main() -> None:
         ThreadPoolExecutor(args.jobs) as pool,
         (args.log or Path(os.devnull)).open("a") as log,
     ):
-        found = pool.map(lambda item: isolated(item[0], item[2]), work)
+        runs = [work[start : start + TOGETHER] for start in range(0, len(work), TOGETHER)]
+        found = (outcome for run in pool.map(isolated, runs) for outcome in run)
         for count, ((engine, op, case), (kind, why)) in enumerate(zip(work, found, strict=True), 1):
             results[op][engine][kind] += 1
             short = " ".join(why.split())[:300]

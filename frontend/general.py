@@ -21,6 +21,13 @@ def matmul(build: Builder, left: Value, right: Value, name: str) -> relax.Var:
     return build.emit(relax.op.matmul(*operands), name)
 
 
+def prelu(build: Builder, x: Value, slopes: Any, name: str) -> Value:
+    """max(x, 0) + slope·min(x, 0) by constant slopes that broadcast: a form that integers have."""
+    low = build.binary("minimum", x, 0.0, f"{name}.low")
+    bent = build.binary("multiply", low, slopes, f"{name}.slope")
+    return build.binary("add", build.relu(x, f"{name}.high"), bent, name)
+
+
 def pool3d(build: Builder, kind: str, x: Value, window: Window, counted: bool, name: str) -> Value:
     """``max`` or ``avg`` pooling over three axes; ``counted`` is whether padding counts."""
     padding = window.full_padding(*extents.shape(x)[2:])

@@ -49,8 +49,12 @@ def from_onnx(
         ImportModelError: no readable ONNX model, or one without a meaning (NaN weights, no inputs).
         UnsupportedOpError: operators without a translation; it lists every one of them.
     """
-    parsed = onnx_dynamic.as_float(onnx_file.read(source))
-    return _Importer(parsed, onnx_file.inputs(parsed, shapes)).run()
+    given = onnx_file.read(source)
+    parsed = onnx_dynamic.as_float(given)
+    module = _Importer(parsed, onnx_file.inputs(parsed, shapes)).run()
+    if not onnx_dynamic.is_dynamic(given):
+        return module
+    return tvm.IRModule({"main": module["main"].with_attr(graph.AT_RUN_TIME, True)})
 
 
 class _Importer:

@@ -5,7 +5,7 @@
     MatMul(x, DequantizeLinear(w))
 
 Nybble quantizes such activations at run time as well, each row by itself
-(`nybble.ir.weight_only`), which is at least as fine as one scale for all rows.
+(`nybble.passes.dynamic`), which is at least as fine as one scale for all rows.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ from onnx import TensorProto, helper
 from nybble.frontend.onnx_file import Source
 
 FUSED = "MatMulIntegerToFloat"  # of com.microsoft
+AT_RUN_TIME = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 LAYERS = {"MatMulInteger": ("MatMul", 1), "ConvInteger": ("Conv", 0)}
 """Operator -> the float one, and the axis of the weights that scales run along."""
+
+
+def is_dynamic(source: Source) -> bool:
+    """Whether a model quantizes activations at run time."""
+    return any(node.op_type in AT_RUN_TIME for node in source.model.graph.node)
 
 
 def as_float(source: Source) -> Source:

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 from tvm import relax
 
-from nybble.frontend import extents
+from nybble.frontend import extents, general
 from nybble.frontend.build import Builder, Value, dtype_of
 from nybble.frontend.extents import Refused
 from nybble.frontend.onnx_node import Node
@@ -160,6 +160,9 @@ def _hard_sigmoid(node: Node, build: Builder) -> Value:
 def _prelu(node: Node, build: Builder) -> Value:
     """The operand where positive, slope·x elsewhere."""
     x, slope = node.inputs
+    is_float = isinstance(x, relax.Var) and dtype_of(x) == "float32"
+    if is_float and isinstance(slope, np.ndarray) and np.isfinite(slope).all():
+        return general.prelu(build, x, slope, node.name)
     steep = build.binary("multiply", x, slope, f"{node.name}.slope")
     positive = build.binary("greater_equal", x, 0, f"{node.name}.positive")
     return build.where(positive, x, steep, node.name)

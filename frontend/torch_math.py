@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tvm import relax
 
-from nybble.frontend import extents
+from nybble.frontend import extents, general
 from nybble.frontend.build import Builder, Value
 
 aten = torch.ops.aten
@@ -67,9 +67,7 @@ def prelu(build: Builder, name: str, x: Value, slope: Value) -> Value:
     slopes = build.weights(slope, "slope")
     if slopes.size > 1:
         slopes = slopes.reshape(-1, *[1] * (extents.rank(x) - 2))
-    low = build.binary("minimum", x, 0.0, f"{name}.low")
-    bent = build.binary("multiply", low, slopes, f"{name}.slope")
-    return build.binary("add", build.relu(x, f"{name}.high"), bent, name)
+    return general.prelu(build, x, slopes, name)
 
 
 CONVERTERS: dict[Any, Any] = {

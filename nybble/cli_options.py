@@ -63,7 +63,11 @@ Calibrator = Annotated[
 ]
 Weights = Annotated[str | None, typer.Option(help="Bits of weights, 1 to 8, ternary, or mixed.")]
 Activations = Annotated[
-    str | None, typer.Option(help="Bits of activations, 1 to 8; float: weights only.")
+    str | None,
+    typer.Option(
+        help="Bits of activations, 1 to 8; dynamic: of linear layers only, 8 bits, with scales "
+        "found at run time; float: weights only."
+    ),
 ]
 Solver = Annotated[str | None, typer.Option(help="ilp, iqp or closed_form.")]
 FirstLast = Annotated[

@@ -25,7 +25,6 @@ from nybble.allocated import allocated
 from nybble.commands_quantized import check_calibration
 from nybble.errors import ArtifactError, ImportModelError, NybbleError
 from nybble.options import RecipeOptions
-from nybble.recipe import FLOAT
 from nybble.report import data, tables, units
 from nybble.report.progress import console, step
 from nybble.runtime import host
@@ -68,7 +67,7 @@ def compile_to_file(job: CompileJob) -> None:
         NybbleError: the arguments do not go together, or a stage of the walk refuses.
     """
     recipe = job.recipe.recipe()
-    is_calibrated = not job.keep_float and recipe.activations != FLOAT
+    is_calibrated = not job.keep_float and recipe.is_calibrated
     _check(job, is_calibrated)
     start = time.perf_counter()
     for path in filter(None, (job.output, job.onnx, job.allocation)):

@@ -15,7 +15,6 @@ from nybble.commands import Samples, load_model
 from nybble.commands_quantized import check_calibration
 from nybble.errors import NybbleError
 from nybble.options import RecipeOptions
-from nybble.recipe import FLOAT
 from nybble.report.progress import console, step
 from nybble.schedules.target import resolve
 from nybble.tune_elsewhere import Batches, exchange, measuring
@@ -73,7 +72,7 @@ def run(job: TuneJob) -> None:
         NybbleError: the arguments do not go together, or the session refuses.
     """
     recipe = job.recipe.recipe()
-    is_calibrated = not job.keep_float and recipe.activations != FLOAT
+    is_calibrated = not job.keep_float and recipe.is_calibrated
     if job.calibration is not None and not is_calibrated:
         raise NybbleError(HOW)
     resolve(job.target)

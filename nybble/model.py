@@ -14,7 +14,7 @@ from nybble.allocation.result import Allocation
 from nybble.errors import NybbleError
 from nybble.export.onnx import to_onnx
 from nybble.ir import graph, interpreter
-from nybble.recipe import FLOAT, Recipe
+from nybble.recipe import Recipe
 from nybble.runtime.artifact import export_all, write_whole
 from nybble.runtime.manifest import Manifest
 
@@ -163,7 +163,7 @@ class QuantizedModel(Model):
             ArtifactError: the file cannot be written.
         """
         recipe = self.recipe
-        module = self.integer if recipe and recipe.activations == FLOAT else self.module
+        module = self.module if recipe is None or recipe.is_calibrated else self.integer
         data = to_onnx(module, recipe.to_json() if recipe else "")
         return data if path is None else write_whole(path, data)
 

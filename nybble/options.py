@@ -10,7 +10,15 @@ from typing import Any
 from nybble.allocation.result import Allocation
 from nybble.budget import parse_budget
 from nybble.errors import NybbleError
-from nybble.recipe import FLOAT, Recipe, parse_choice, parse_layer, parse_weights, with_widths
+from nybble.recipe import (
+    DYNAMIC,
+    FLOAT,
+    Recipe,
+    parse_choice,
+    parse_layer,
+    parse_weights,
+    with_widths,
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class RecipeOptions:
     Attributes:
         file: a recipe as JSON.
         weights: bits, or ``ternary``.
-        activations: bits.
+        activations: bits, ``float`` or ``dynamic``.
         first_last: bits, or ``none``.
         layers: overrides such as ``layer1*=w4a8``; they go behind the file's, so they win.
         calibrator: its name.
@@ -56,7 +64,7 @@ class RecipeOptions:
         if self.weights is not None:
             changes["weights"] = parse_weights(self.weights)
         if self.activations is not None:
-            changes["activations"] = _number("activations", self.activations, FLOAT)
+            changes["activations"] = _number("activations", self.activations, FLOAT, DYNAMIC)
         if self.first_last is not None:
             bits = _number("first_last", self.first_last, "none")
             changes["first_last"] = None if bits == "none" else bits
@@ -93,9 +101,9 @@ def _allocation(path: Path) -> dict[str, Any]:
         raise NybbleError(f"{path}: {error}") from error
 
 
-def _number(field: str, text: str, word: str) -> int | str:
-    if text == word:
+def _number(field: str, text: str, *words: str) -> int | str:
+    if text in words:
         return text
     if not text.isdecimal():
-        raise NybbleError(f"Recipe: {field}={text!r} is not one of: 1 to 8, {word}.")
+        raise NybbleError(f"Recipe: {field}={text!r} is not one of: 1 to 8, {', '.join(words)}.")
     return int(text)

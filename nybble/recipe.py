@@ -26,10 +26,11 @@ CALIBRATORS: tuple[str, ...] = ("minmax", "percentile", "mse", "entropy")
 _RANGES_BY_BITS = ("mse", "entropy")
 ROUNDINGS: tuple[str, ...] = ("half_up", "half_even", "tflite")
 Weights = int | Literal["ternary", "mixed"]
-Activations = int | Literal["float"]
+Activations = int | Literal["float", "dynamic"]
 Choice = int | str  # bits of weights, "ternary", or both widths: "w4a8"
 TERNARY: Literal["ternary"] = "ternary"
 FLOAT: Literal["float"] = "float"
+DYNAMIC: Literal["dynamic"] = "dynamic"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Recipe:
             symmetric per output channel. How each width is rounded: docs/quantization.md.
             ``"mixed"`` chooses one of ``choices`` for every layer.
         activations: bits of activations, 1 to 8: unsigned after ReLU, else symmetric. ``"float"``
-            quantizes the weights of linear layers only, and needs no calibration.
+            quantizes the weights of linear layers only; ``"dynamic"`` does too, and their inputs
+            to 8 bits at run time, each row by its own scale. Neither needs calibration.
         first_last: bits of the weights and the input activations of the first and of the last
             convolution or linear layer; None treats them like the others. Without effect where
             activations are float.
@@ -120,13 +122,18 @@ class Recipe:
         object.__setattr__(self, "choices", tuple(self.choices))
         object.__setattr__(self, "budget", tuple(dict(self.budget).items()))
         _check_mixture(self)
-        if self.activations == FLOAT:
+        if not self.is_calibrated:
             _check_weight_only(self)
-        elif self.group is not None or not self.symmetric:
+        if self.activations != FLOAT and (self.group is not None or not self.symmetric):
             raise NybbleError(
                 "Recipe: group and symmetric=False belong to weight-only quantization. Add "
                 "activations='float', or leave them out."
             )
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether activations have ranges, and the network needs data to find them."""
+        return self.activations not in (FLOAT, DYNAMIC)
 
     @property
     def overrides(self) -> tuple[tuple[str, Widths], ...]:
@@ -188,8 +195,8 @@ def _check_mixture(recipe: Recipe) -> None:
         return
     if not recipe.choices:
         raise NybbleError("Recipe: weights='mixed' needs choices, such as (2, 4, 8).")
-    if recipe.activations == FLOAT:
-        raise NybbleError("Recipe: weights='mixed' needs integer activations.")
+    if not recipe.is_calibrated:
+        raise NybbleError("Recipe: weights='mixed' needs activations of 1 to 8 bits.")
     names_activations = any(bits_of(choice)[1] is not None for choice in recipe.choices)
     if names_activations and recipe.calibrator in _RANGES_BY_BITS:
         raise NybbleError(
@@ -203,12 +210,13 @@ def _check_weight_only(recipe: Recipe) -> None:
     asked = [recipe.weights, *(w.weights for _, w in recipe.overrides)]
     if 1 in asked or (TERNARY in asked and not recipe.symmetric):
         raise NybbleError(
-            "Recipe: with activations='float', weights have 2 to 8 bits, or are ternary and "
-            "symmetric."
+            f"Recipe: with activations='{recipe.activations}', weights have 2 to 8 bits, or are "
+            "ternary and symmetric."
         )
     if any(widths.activations is not None for _, widths in recipe.overrides):
         raise NybbleError(
-            "Recipe: activations='float' holds for all layers; override weights only."
+            f"Recipe: activations='{recipe.activations}' holds for all layers; override weights "
+            "only."
         )
 
 
@@ -291,7 +299,7 @@ def _are_patterns(patterns: Any) -> bool:  # a lone string would be letters
 
 _RULES: dict[str, tuple[Any, str]] = {
     "weights": (lambda w: _is_width(w) or w in (TERNARY, MIXED), f"{_WEIGHTS}, 'mixed'"),
-    "activations": (lambda a: _is_width(a) or a == FLOAT, "1 to 8, 'float'"),
+    "activations": (lambda a: _is_width(a) or a in (FLOAT, DYNAMIC), "1 to 8, 'float', 'dynamic'"),
     "first_last": (lambda b: b is None or _is_width(b), "1 to 8, None"),
     "layers": (_are_overrides, "patterns with widths such as {'layer1*': {'weights': 4}}"),
     "group": (

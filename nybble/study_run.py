@@ -31,7 +31,7 @@ from nybble.passes.settle import Settled, rows_of
 from nybble.passes.view import View
 from nybble.phases import Phases
 from nybble.place import Place
-from nybble.recipe import FLOAT, Recipe, Widths, with_widths
+from nybble.recipe import Recipe, Widths, with_widths
 from nybble.report import tuned
 from nybble.report.data import facts, layer_rows
 from nybble.report.study import Fidelity, Outcome, Point, Study, bits, in_words
@@ -117,10 +117,10 @@ def study(
             the target's code does not run here, or ``evaluate`` does not fit the network.
     """
     asked, options = recipe or Recipe(), options or StudyOptions()
-    if asked.activations == FLOAT:
+    if not asked.is_calibrated:
         raise NybbleError(
-            "A study shows widths per output channel, with integer activations; the recipe says "
-            "activations='float'. Use activations=8."
+            "A study shows widths per output channel, with calibrated activations; the recipe says "
+            f"activations='{asked.activations}'. Use activations=8."
         )
     resolve(options.target)
     given = None if evaluate is None else ready(model, evaluate)

@@ -27,7 +27,7 @@ from nybble.passes.calibrate import calibrate
 from nybble.passes.pipeline import canonicalize
 from nybble.phases import Phases, Progress
 from nybble.place import Place
-from nybble.recipe import FLOAT, Recipe
+from nybble.recipe import DYNAMIC, Recipe
 from nybble.runtime.session import Session, load
 from nybble.schedules.build import built
 from nybble.schedules.cuda.arch import CudaTarget
@@ -86,7 +86,10 @@ def _checked(module: Any) -> Model:
         return Model(module)
     recipe = _recipe_of(module)
     canonical = pipeline.canonicalize_quantized(module)
-    return QuantizedModel(canonical, pipeline.to_integer(canonical, recipe), recipe)
+    integer = pipeline.to_integer(canonical, recipe)
+    if graph.AT_RUN_TIME in module["main"].attrs or (recipe and recipe.activations == DYNAMIC):
+        integer = pipeline.at_run_time(integer)
+    return QuantizedModel(canonical, integer, recipe)
 
 
 def _recipe_of(module: Any) -> Recipe | None:
@@ -114,8 +117,8 @@ def quantize(  # noqa: PLR0913  (those behind the star are seldom given)
         model: from `load_onnx` or `load_torch`.
         calibration: representative inputs: an iterable of arrays (with or without the batch
             axis), or of {input: array} for several inputs. It is streamed, never held whole. Where
-            the model fixes its batch size, larger arrays are cut to it. A recipe of
-            ``activations="float"`` reads none.
+            the model fixes its batch size, larger arrays are cut to it. Recipes of
+            ``activations="float"`` and ``"dynamic"`` read none.
         recipe: widths, calibrator, rounding; 8-bit min-max when omitted.
         progress: called with (samples done, samples in all; None for a stream); for mixed widths
             and corrections with their steps too.
@@ -141,7 +144,7 @@ def quantize(  # noqa: PLR0913  (those behind the star are seldom given)
         )
     recipe = recipe or Recipe()
     canonical = canonicalize(model.module)
-    if recipe.activations == FLOAT:
+    if not recipe.is_calibrated:
         return QuantizedModel(*pipeline.round_weights(canonical, recipe), recipe)
     batches = samples.batches(model, calibration)
     place = Place(resolve(target), known.gather(records), threads)

@@ -12,6 +12,7 @@ from nybble.ir import graph, ops, specs
 from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
 from nybble.passes.pointwise import FUNCTIONS
+from nybble.passes.resize import RESIZE
 from nybble.passes.view import View
 
 LAST = (0, 2, 3, 1)  # NHWC axis i is NCHW axis LAST[i]
@@ -52,6 +53,7 @@ class _Layouts:
         self.rules = {
             "relax.nn.conv2d": self._conv2d,
             "relax.concat": self._concat,
+            RESIZE: self._resize,
             "relax.mean": self._mean,
             "relax.nn.softmax": self._softmax,
             "relax.nn.pad": self._pad,
@@ -68,7 +70,7 @@ class _Layouts:
         for name in reversed(list(self.view.calls)):
             op = self.view.op(name)
             windowed = op in WINDOWED or _is_spatial_mean(self.view.calls[name])
-            if windowed or (op in ELEMENTWISE and name in found):
+            if windowed or (op in {*ELEMENTWISE, RESIZE} and name in found):
                 found.update(s for s in self.view.sources(name) if len(self.view.shape(s)) == 4)
         return found
 
@@ -166,6 +168,15 @@ class _Layouts:
         """Whether something reads a tensor together with an image that is NHWC by now."""
         beside = {s for reader in self.view.readers[name] for s in self.view.sources(reader)}
         return any(str(image.name) in beside for image in self.last)
+
+    def _resize(self, emitter: Emitter, name: str, call: Any) -> Any:
+        x, attrs = call.args[0], graph.attributes(call)
+        if attrs["layout"] != "NCHW" or (x not in self.last and name not in self.images):
+            return self._other(emitter, name, call)
+        keep = {k: v for k, v in attrs.items() if k not in ("layout", "out_dtype")}
+        x = self.to_last(emitter, x)
+        resized = relax.op.image.resize2d(x, call.args[1], **keep, layout="NHWC")
+        return self._emit_last(emitter, name, resized)
 
     def _concat(self, emitter: Emitter, name: str, call: Any) -> Any:
         tensors = graph.operands(call)

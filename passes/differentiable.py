@@ -6,9 +6,10 @@ and linear layers are parameters, so a caller may take derivatives, or put other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import tvm
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from tvm import relax
 
 from nybble.errors import StageError
 from nybble.ir import graph
+from nybble.ir.float_index import positions
 from nybble.passes.fold_batch_norm import is_linear
 
 Observe = Callable[[str, Tensor], Tensor | None]
@@ -280,6 +282,20 @@ def _avg_pool(x: Tensor, **attributes: Any) -> Tensor:
     return y.permute(0, 2, 3, 1)
 
 
+def _resize(x: Tensor, size: Sequence[int], **attributes: Any) -> Tensor:
+    first = 1 if attributes["layout"] == "NHWC" else 2
+    for axis, extent in zip((first, first + 1), size, strict=True):
+        at = positions(x.shape[axis], int(extent), attributes["coordinate_transformation_mode"])
+        low, last = np.floor(at).astype(np.int64), x.shape[axis] - 1
+        near, far = (
+            x.index_select(axis, torch.from_numpy((low + i).clip(0, last))) for i in (0, 1)
+        )
+        share = torch.from_numpy((at - low).astype(np.float32))
+        share = share.reshape([-1 if a == axis else 1 for a in range(4)])
+        x = near if attributes["method"] == "nearest_neighbor" else torch.lerp(near, far, share)
+    return x
+
+
 def _adaptive(x: Tensor, *, output_size: tuple[int, int], layout: str, **_: Any) -> Tensor:
     if layout == "NCHW":
         return F.adaptive_avg_pool2d(x, output_size)
@@ -323,6 +339,7 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "relax.nn.max_pool2d": _max_pool,
     "relax.nn.avg_pool2d": _avg_pool,
     "relax.nn.adaptive_avg_pool2d": _adaptive,
+    "relax.image.resize2d": _resize,
     "relax.mean": _mean,
     "relax.concat": lambda xs, *, axis: torch.cat(xs, dim=axis),
     "relax.reshape": lambda x, shape: x.reshape(shape),

@@ -15,6 +15,7 @@ from nybble.ir import graph, interpreter, numerics, ops
 from nybble.ir.graph import Emitter
 from nybble.passes.grids import Grid
 from nybble.passes.regions import Accumulators, Leaf, Operand, Region, WeightOnly
+from nybble.passes.resize import RESIZE, Resize, resize_of
 
 ACCUMULATOR_LIMIT = 2**31
 SAME_SCALE = 1e-6  # relative: scales that differ by float32 rounding are one grid
@@ -53,6 +54,8 @@ class Lowering:
         if op == "relax.nn.avg_pool2d":
             return self._requantize(emitter, region, self._summed(emitter, operand, region))
         assert isinstance(operand, Leaf)
+        if op == RESIZE:
+            return self._requantize(emitter, region, self._resized(emitter, operand, region))
         x = self.integers[operand.name]
         stays = region.call is None or op in _SCALES
         moved = x if stays else _moved(region.name, region.call, x, operand)
@@ -142,6 +145,17 @@ class Lowering:
             count = view.sum(axis=(3, 4), dtype=np.float64)[0]  # (OH, OW, 1)
         ratio = np.asarray(x.grid.scale / (count * region.out.scale))
         return Term(emitter.emit(total, region.name), ratio, zero_point * size[0] * size[1])
+
+    def _resized(self, emitter: Emitter, x: Leaf, region: Region) -> Term:
+        """Copies of pixels, or sums of four; the ratio of those holds 1 / unit."""
+        found, q, zero_point = resize_of(region.call), self.integers[x.name], x.grid.zero_point
+        assert isinstance(found, Resize)  # or there were no region
+        ratio = np.asarray(x.grid.scale / (found.unit * region.out.scale))
+        if found.mode is None:
+            call = ops.call("nearest2d", [q], up=found.up, down=found.down)
+        else:
+            call = ops.call("bilinear2d", [q], up=found.up, down=found.down, mode=found.mode)
+        return Term(emitter.emit(call, region.name), ratio, zero_point * found.unit)
 
     # ---- results
 

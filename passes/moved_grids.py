@@ -11,7 +11,8 @@ from nybble.ir import graph, ops
 from nybble.ir.graph import Emitter
 from nybble.passes.base import module_pass
 from nybble.passes.plan import pads_zeros
-from nybble.passes.view import View
+from nybble.passes.resize import copies
+from nybble.passes.view import View, repeats
 
 MOVES = {
     "relax.reshape", "relax.permute_dims", "relax.strided_slice", "relax.nn.max_pool2d",
@@ -24,7 +25,8 @@ rounding to a grid, which holds 0 and keeps the order."""
 def is_move(call: Any) -> bool:
     """Whether a call commutes with the rounding to a grid."""
     op = graph.op_name(call)
-    return op in MOVES and (op != "relax.nn.pad" or pads_zeros(call))
+    moves = copies(call) or repeats(call) or op in MOVES
+    return moves and (op != "relax.nn.pad" or pads_zeros(call))
 
 
 @module_pass

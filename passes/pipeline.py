@@ -16,6 +16,7 @@ from nybble.passes.base import Pass
 from nybble.passes.calibrate import Ranges
 from nybble.passes.channels_last import channels_last
 from nybble.passes.drop_identities import drop_identities
+from nybble.passes.dynamic import quantize_at_run_time
 from nybble.passes.fold_batch_norm import fold_batch_norm
 from nybble.passes.fold_padding import fold_padding, spell_out_ceil_mode
 from nybble.passes.global_pool import spell_out_global_pool
@@ -27,7 +28,7 @@ from nybble.passes.spelled_rounding import quantize_spelled_rounding
 from nybble.passes.to_integer import lower_to_integers
 from nybble.passes.tokens import add_constant_tokens, reshape_where_nothing_moves
 from nybble.passes.weights_only import in_float, in_half, weights_only
-from nybble.recipe import Recipe
+from nybble.recipe import DYNAMIC, Recipe
 
 Step = tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]
 
@@ -102,14 +103,20 @@ def to_integer(mod: tvm.IRModule, recipe: Recipe | None) -> tvm.IRModule:
 
 
 def round_weights(mod: tvm.IRModule, recipe: Recipe) -> tuple[tvm.IRModule, tvm.IRModule]:
-    """Float canonical -> (quantized, integer), where the recipe's activations are float.
+    """Float canonical -> (quantized, integer), where the recipe calibrates no activations.
 
     Raises:
         NybbleError: there is no linear layer, or a pattern of the recipe matches none.
     """
     steps = [(weights_only.name, partial(weights_only, recipe=recipe))]
     integer = run(mod, steps, "float", "integer")
-    return run(integer, [(in_float.name, in_float)], "integer", "quantized"), integer
+    simulated = run(integer, [(in_float.name, in_float)], "integer", "quantized")
+    return simulated, at_run_time(integer) if recipe.activations == DYNAMIC else integer
+
+
+def at_run_time(mod: tvm.IRModule) -> tvm.IRModule:
+    """Integer -> integer, with weight-only layers as integer layers of rows, where that fits."""
+    return run(mod, [(quantize_at_run_time.name, quantize_at_run_time)], "integer", "integer")
 
 
 def for_gpu(mod: tvm.IRModule) -> tvm.IRModule:

@@ -19,19 +19,28 @@ from nybble.ir import graph
 from nybble.passes import rows
 from nybble.passes.fold_batch_norm import AFFINE, affine, is_linear
 from nybble.passes.pointwise import CLAMPS, functions
-from nybble.passes.view import View
+from nybble.passes.resize import RESIZE, resize_of
+from nybble.passes.view import View, repeats
 from nybble.passes.widths import activation_bits, layer_widths
 from nybble.recipe import Recipe, Weights
 
 ACTIVATIONS = CLAMPS
 SHUFFLES = {"relax.reshape", "relax.permute_dims", "relax.strided_slice"}
-AT_THE_END = ("table", "inner", "softmax")  # float where no quantized layer follows
-TAKES_CLAMP = {"linear", "bias", "add", "shift", "product", "activation", "avg_pool"}
+AT_THE_END = (
+    "table",
+    "inner",
+    "softmax",
+    "nearest",
+    "bilinear",
+)  # float where no quantized layer follows
+TAKES_CLAMP = {
+    "linear", "bias", "add", "shift", "product", "activation", "avg_pool", "bilinear",
+}  # fmt: skip
 NON_NEGATIVE = {"relax.nn.relu", "relax.sigmoid", "relax.nn.softmax", "relax.exp"}
 KEEPS_SIGN = {
     "relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.reshape", "relax.permute_dims",
     "relax.nn.pad", "relax.concat", "relax.add", "relax.multiply", "relax.mean",
-    "relax.strided_slice",
+    "relax.strided_slice", RESIZE,
 }  # fmt: skip
 
 
@@ -71,7 +80,7 @@ def plan(mod: tvm.IRModule, recipe: Recipe) -> Plan:
     for name in [n for n in leaving if kinds[n] in AT_THE_END]:
         kinds[name], kept[name] = "float", "follows the last quantized layer"
     points = _points(view, kinds, leaving)
-    outside = {name for name in leaving if view.op(name) in SHUFFLES}
+    outside = {n for n in leaving if view.op(n) in SHUFFLES or repeats(view.calls[n])}
     kept = {name: why for name, why in kept.items() if name not in outside}
     owner, widths = _owners(view, kinds, points), layer_widths(view, kinds, recipe)
     bits = activation_bits(view, owner, widths, recipe)
@@ -83,7 +92,8 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
 
     Returns:
         (kind, reason): linear, bias, activation, add, product, concat, max_pool, avg_pool, through,
-        scale, shift, matmul, mask, softmax, norm, lookup; or float with the reason in words.
+        nearest, bilinear, scale, shift, matmul, mask, softmax, norm, lookup; or float with the
+        reason in words.
         Tables are found by `nybble.passes.pointwise`.
     """
     call, op = view.calls[name], view.op(name)
@@ -97,20 +107,24 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
     if op == "relax.concat":
         computed = len(sources) == len(graph.operands(call))
         return ("concat", "") if computed else ("float", "joins a constant")
-    if op in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
-        return pool_kind(call, op)
+    if op in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d", RESIZE):
+        return resize_kind(call) if op == RESIZE else pool_kind(call, op)
     other = _arithmetic(view, name, kinds) if op in AFFINE else _shuffle(call, op)
     return rows.kind_of(view, name) or other
 
 
 def is_float(view: View, name: str) -> bool:
-    """Whether a binding and all it reads are floats: token numbers and masks are not quantized."""
-    tensors = [view.variables[name], *graph.operands(view.calls[name])]
+    """Whether a binding and all it reads are floats: token numbers and masks are not quantized.
+
+    The places of a constant gather are not read as values.
+    """
+    call = view.calls[name]
+    tensors = [view.variables[name], *graph.operands(call)[: 1 if repeats(call) else None]]
     return all(graph.dtype_of(tensor).startswith("float") for tensor in tensors)
 
 
 def _shuffle(call: Any, op: str) -> tuple[str, str]:
-    if op in SHUFFLES:
+    if op in SHUFFLES or repeats(call):
         return "through", ""
     if op != "relax.nn.pad":
         return "float", "has no integer form yet"
@@ -148,6 +162,14 @@ def pool_kind(call: Any, op: str) -> tuple[str, str]:
     if not static or tuple(attrs["dilation"]) != (1, 1):
         return "float", "needs a static image size and no dilation"
     return "avg_pool", ""
+
+
+def resize_kind(call: Any) -> tuple[str, str]:
+    """Nearest or bilinear, or float with the reason."""
+    found = resize_of(call)
+    if isinstance(found, str):
+        return "float", found
+    return ("nearest" if found.mode is None else "bilinear"), ""
 
 
 def _arithmetic(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
@@ -286,7 +308,7 @@ def _owners(view: View, kinds: dict[str, str], points: list[str]) -> dict[str, s
     owner: dict[str, str] = {}
     for name in points:
         kind = kinds.get(name, "input")
-        shares = kind in ("through", "max_pool") and view.sources(name)[0] in owner
+        shares = kind in ("through", "max_pool", "nearest") and view.sources(name)[0] in owner
         owner[name] = owner[view.sources(name)[0]] if shares else name
         if kind == "concat":
             for source in view.sources(name):
@@ -302,7 +324,8 @@ def non_negative(view: View, given: Iterable[str]) -> set[str]:
     for name, call in view.calls.items():
         op, sources = view.op(name), view.sources(name)
         clipped = op == "relax.clip" and clamp_bounds(call)[0] >= 0
-        inherits = op in KEEPS_SIGN and len(sources) == len(graph.operands(call))
+        keeps = op in KEEPS_SIGN and len(sources) == len(graph.operands(call))
+        inherits = keeps or repeats(call)
         if op in NON_NEGATIVE or clipped or (inherits and all(s in found for s in sources)):
             found.add(name)
     return found

@@ -14,11 +14,12 @@ from nybble.passes.fold_stored import values_of
 from nybble.passes.grids import Grid
 from nybble.passes.plan import ACTIVATIONS, clamp_bounds, pads_zeros, pool_kind
 from nybble.passes.pointwise import functions
-from nybble.passes.view import View, per_channel
+from nybble.passes.resize import RESIZE, resize_of
+from nybble.passes.view import View, per_channel, repeats
 
 GATHERS = {
     "relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.nn.max_pool2d", "relax.concat",
-    "relax.nn.avg_pool2d", "relax.strided_slice",
+    "relax.nn.avg_pool2d", "relax.strided_slice", RESIZE,
 }  # fmt: skip
 
 
@@ -184,10 +185,10 @@ class Matcher:
         leaf = self.leaf(name)
         if leaf is not None:
             return Region(name, None, (leaf,))
-        if op in GATHERS and gathers(call):
-            leaves = tuple(self.leaf(source) for source in self.view.sources(name))
-            known = tuple(leaf for leaf in leaves if leaf is not None)
-            return Region(name, call, known) if len(known) == len(graph.operands(call)) else None
+        if repeats(call) or (op in GATHERS and gathers(call)):
+            tensors = graph.operands(call)[: 1 if repeats(call) else None]
+            known = tuple(leaf for t in tensors if (leaf := self.leaf(str(getattr(t, "name", "")))))
+            return Region(name, call, known) if len(known) == len(tensors) else None
         if op == "relax.add" and len(self.view.sources(name)) == 2:
             return self._residual(name, call, out)
         if op == "relax.multiply" and len(self.view.sources(name)) == 2:
@@ -363,7 +364,7 @@ def gathers(call: Any) -> bool:
         return pads_zeros(call)
     if op in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
         return pool_kind(call, op)[0] != "float"
-    return True
+    return op != RESIZE or not isinstance(resize_of(call), str)
 
 
 def is_channels_last(call: Any) -> bool:

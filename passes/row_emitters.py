@@ -29,7 +29,7 @@ class RowLowering(Lowering):
     def region(self, emitter: Emitter, region: Region) -> Any:
         """The integer variable that equals the region's quantize."""
         op = graph.op_name(region.call)
-        if op == kinds.LOOKUP:
+        if op == kinds.LOOKUP and graph.is_constant(region.call.args[0]):
             return self._lookup(emitter, region)
         operand = region.operands[0]
         if op == kinds.SOFTMAX and not region.steps:

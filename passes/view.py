@@ -52,6 +52,16 @@ class View:
         return graph.shape_of(self.variables[name])
 
 
+REPEATS = {"relax.take", "relax.tile", "relax.flip", "relax.broadcast_to"}
+
+
+def repeats(call: Any) -> bool:
+    """Whether a call takes, turns or repeats elements of one tensor, at places that are known."""
+    tensors = graph.operands(call)
+    is_move = graph.op_name(call) in REPEATS and isinstance(tensors[0], relax.Var)
+    return is_move and all(graph.is_constant(tensor) for tensor in tensors[1:])
+
+
 def first_variable(call: Any) -> relax.Var:
     """The first variable operand of a call: stands in for a call that a pass has absorbed."""
     return next(v for v in graph.operands(call) if isinstance(v, relax.Var))

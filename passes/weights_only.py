@@ -38,7 +38,7 @@ def weights_only(mod: tvm.IRModule, recipe: Recipe) -> tvm.IRModule:
     linear = [n for n in view.calls if kinds[n] == "linear" and view.op(n) == "relax.matmul"]
     if not linear:
         raise NybbleError(
-            "Recipe: activations='float' quantizes the weights of linear layers only, and the "
+            f"Recipe: activations='{recipe.activations}' quantizes linear layers only, and the "
             "network has none to quantize. Give activations 1 to 8 bits."
         )
     check_patterns(linear, recipe)

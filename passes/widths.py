@@ -9,8 +9,10 @@ from typing import Any
 
 from nybble.budget import MIXED
 from nybble.errors import NybbleError
-from nybble.passes.view import View
-from nybble.recipe import FLOAT, Recipe, Weights, Widths
+from nybble.ir import graph
+from nybble.passes.resize import copies
+from nybble.passes.view import View, repeats
+from nybble.recipe import Recipe, Weights, Widths
 
 SHARES_GRID = {
     "relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.nn.max_pool2d",
@@ -38,9 +40,9 @@ def layer_widths(view: View, kinds: Mapping[str, str], recipe: Recipe) -> dict[s
         NybbleError: a pattern of ``recipe.layers`` matches no such layer, or the recipe quantizes
             weights only.
     """
-    if recipe.activations == FLOAT:
+    if not recipe.is_calibrated:
         raise NybbleError(
-            "Recipe: activations='float' quantizes weights only, so nothing is calibrated. Use "
+            f"Recipe: with activations='{recipe.activations}' nothing is calibrated. Use "
             "nybble.quantize, or the pass weights_only."
         )
     linear = [name for name in view.calls if kinds[name] == "linear"]
@@ -121,12 +123,16 @@ class _Asked:
         readers = self.view.readers[name]
         return max((self.known[reader] for reader in readers), default=self.default)
 
+    def _shares_grid(self, name: str) -> bool:
+        call = self.view.calls[name]
+        return graph.op_name(call) in SHARES_GRID or copies(call) or repeats(call)
+
     def _by_layers(self, name: str) -> list[int]:
         """What layers ask for that read the tensor itself, or it through ops of the same grid."""
         found: list[int] = []
         for reader in self.view.readers[name]:
             if reader in self.widths:
                 found.append(self.widths[reader].activations)
-            elif self.view.op(reader) in SHARES_GRID:
+            elif self._shares_grid(reader):
                 found += self._by_layers(reader)
         return found

@@ -2,7 +2,7 @@
 
 Integer:   conv2d | linear | sum_pool2d -> requantize
            conv2d | linear -> add              (the accumulator becomes branch a)
-           matmul -> requantize
+           matmul | bilinear2d -> requantize
            … -> requantize | add -> table
            permute_dims -> quantize
 Float:     conv2d | matmul -> add(bias) -> add(other) -> relu | clip   (each step optional)
@@ -107,7 +107,7 @@ def _short(call: relax.Call) -> str:
     return definition.name
 
 
-def _sum_pool(matcher: Matcher, binding: relax.VarBinding) -> Group:
+def _sums(matcher: Matcher, binding: relax.VarBinding) -> Group:
     group = _plain(matcher, binding)
     rescaled = _with_requantize(matcher, group)
     return _with_table(matcher, rescaled) if rescaled else group
@@ -268,7 +268,8 @@ Rule = Callable[[Matcher, relax.VarBinding], Group | None]
 _ANCHORS: dict[str, Rule] = {
     "nybble.conv2d": _integer_anchor,
     "nybble.linear": _integer_anchor,
-    "nybble.sum_pool2d": _sum_pool,
+    "nybble.sum_pool2d": _sums,
+    "nybble.bilinear2d": _sums,
     "nybble.matmul": _matmul,
     "nybble.weight_only": match_weight_only.weight_only,
     "nybble.quantize": _quantize,
@@ -284,8 +285,12 @@ _OTHERS: dict[str, Rule] = {
     "nybble.masked_softmax": match_rows.masked_softmax,
     "nybble.layer_norm": match_rows.norm,
     "nybble.rms_norm": match_rows.norm,
+    "nybble.row_tops": match_rows.plain,
+    "nybble.quantize_rows": match_rows.plain,
+    "nybble.rescale_rows": match_rows.rescale,
     "relax.concat": _concat,
     "nybble.dequantize": _border,
     "nybble.max_pool2d": _plain,
+    "nybble.nearest2d": _plain,
     "relax.nn.max_pool2d": match_float.max_pool2d,
 }

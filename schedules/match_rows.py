@@ -1,6 +1,7 @@
 """The rules for ops on whole rows: products of two tensors, softmax and norms.
 
 matmul -> requantize
+row_tops, quantize_rows, rescale_rows
 softmax | masked_softmax | layer_norm | rms_norm
 """
 
@@ -62,6 +63,30 @@ def norm(_matcher: Matcher, binding: relax.VarBinding) -> Group:
     """
     channels = graph.shape_of(binding.var)[-1]
     return _rows(binding, {"multiplier": channels, "offset": channels, "epsilon": 1})
+
+
+def plain(_matcher: Matcher, binding: relax.VarBinding) -> Group:
+    """An op whose operands are all activations."""
+    args = tuple(binding.value.args)
+    return Group((binding,), _problem(binding, len(args)), args)
+
+
+def rescale(_matcher: Matcher, binding: relax.VarBinding) -> Group:
+    """Sums of rows that were quantized at run time, as floats.
+
+    Raises:
+        ScheduleError: scale or bias is no constant, or not one value for each channel.
+    """
+    channels, name, args = (
+        graph.shape_of(binding.var)[-1],
+        str(binding.var.name),
+        binding.value.args,
+    )
+    constants = {
+        operand: vector(constant_of(arg, name, operand), channels, name, operand)
+        for operand, arg in zip(("scale", "bias"), args[2:], strict=True)
+    }
+    return Group((binding,), _problem(binding, 2), tuple(args[:2]), constants)
 
 
 def _rows(binding: relax.VarBinding, lengths: dict[str, int | str]) -> Group:

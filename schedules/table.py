@@ -12,6 +12,7 @@ from nybble.schedules.cpu import (
     conv,
     depthwise,
     depthwise_quads,
+    dynamic,
     elementwise,
     fallback,
     gemv,
@@ -21,6 +22,7 @@ from nybble.schedules.cpu import (
     matmul_generic,
     norms,
     pooling,
+    resampling,
     rescale,
     riscv,
     softmax,
@@ -61,6 +63,7 @@ KERNELS: tuple[Kernel, ...] = (
     *lut.PRODUCTS,
     *weight_only.KERNELS,
     weight_only_generic.WEIGHT_ONLY,
+    *dynamic.KERNELS,
     fallback.CONV2D,
     fallback.LINEAR,
     *matmul.KERNELS,
@@ -78,6 +81,7 @@ KERNELS: tuple[Kernel, ...] = (
     elementwise.DEQUANTIZE,
     pooling.MAX_POOL2D,
     pooling.SUM_POOL2D,
+    *resampling.KERNELS,
     concat.CONCAT,
 )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from nybble.export.walk import Form, Order, Step, Walk, holder_of
@@ -57,9 +60,28 @@ def _bias(walk: Walk, step: Step) -> list[str]:
 
 def weight_only(walk: Walk, step: Step) -> Form:
     """The weights of a linear layer with a scale per group; activations in float, not rounded."""
-    x, (w, scale, zero, bias) = step.operands[0], map(graph.numpy_of, step.operands[1:])
-    holder, groups = holder_of(graph.dtype_of(step.operands[1])), scale.shape[1]
-    blocks = {"axis": 0, "block_size": step.attrs["group"]} if groups > 1 else {"axis": 1}
+    return _rounded(walk, step, step.operands, step.attrs["group"])
+
+
+def rows(walk: Walk, step: Step) -> Form:
+    """Rows, and their integers, are the floats that they come from: not rounded either."""
+    x = step.operands[0]
+    return "own", walk.get(x, "own", f"{step.name}.constant")
+
+
+def rescale_rows(walk: Walk, step: Step) -> Form:
+    """A layer whose activations are quantized at run time, as `weight_only`."""
+    sums, _, scale, bias = step.operands
+    x, w, _ = walk.view.calls[str(sums.name)].args
+    column = graph.numpy_of(scale).reshape(-1, 1)
+    zeros = graph.constant(np.zeros(column.shape, np.int32))
+    return _rounded(walk, step, [x, w, graph.constant(column), zeros, bias], 0)
+
+
+def _rounded(walk: Walk, step: Step, operands: Sequence[Any], group: int) -> Form:
+    x, (w, scale, zero, bias) = operands[0], map(graph.numpy_of, operands[1:])
+    holder, groups = holder_of(graph.dtype_of(operands[1])), scale.shape[1]
+    blocks = {"axis": 0, "block_size": group} if groups > 1 else {"axis": 1}
     shape = scale.T.shape if groups > 1 else (-1,)
     weight = f"{step.name}.weight"
     tensors = [

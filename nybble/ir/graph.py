@@ -23,6 +23,7 @@ from nybble.ir import numerics
 
 OUTPUT_NAMES = "output_names"
 STAGE = "stage"
+AT_RUN_TIME = "at_run_time"  # says of an imported module that activations get their scales so
 RECIPE = "recipe"  # JSON of the recipe that a file of Nybble's own was quantized by
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from nybble.ir import numerics, rows
+from nybble.ir import numerics, resampling, rows
 from nybble.ir.graph import attributes
-from nybble.ir.weight_only import weight_only
+from nybble.ir.weight_only import rescale_rows, rounded, row_tops, weight_only
 
 Infer = Callable[[list[Any], dict[str, Any]], tuple[Sequence[Any], str]]
 
@@ -87,6 +87,14 @@ def _weight_only(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any
     return [*list(types[0].shape)[:-1], types[1].shape[0]], "float32"
 
 
+def _row_tops(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return [*list(types[0].shape)[:-1], 1], "float32"
+
+
+def _quantized_rows(types: list[Any], _attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return types[0].shape, "int8"
+
+
 def _max_pool2d(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
     x = types[0]
     return _window_shape(x, attrs["pool_size"], attrs, x.shape[3]), str(x.dtype)
@@ -94,6 +102,20 @@ def _max_pool2d(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any],
 
 def _sum_pool2d(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
     return _window_shape(types[0], attrs["pool_size"], attrs, types[0].shape[3]), "int32"
+
+
+def _resized(types: list[Any], attrs: dict[str, Any]) -> list[Any]:
+    n, *image, c = types[0].shape
+    scales = zip(image, attrs["up"], attrs["down"], strict=True)
+    return [n, *(extent * up // down for extent, up, down in scales), c]
+
+
+def _nearest2d(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return _resized(types, attrs), str(types[0].dtype)
+
+
+def _bilinear2d(types: list[Any], attrs: dict[str, Any]) -> tuple[Sequence[Any], str]:
+    return _resized(types, attrs), "int32"
 
 
 def _quantize_law(x: Any, scale: Any, zero_point: Any, *, dtype: str, axis: int) -> Any:
@@ -129,6 +151,7 @@ def along(vector: Any, axis: int, ndim: int) -> Any:
 
 
 _WINDOW = {"strides": ..., "padding": ...}
+_RESIZED = {"up": ..., "down": (1, 1)}
 _NORMALISED = {"shift": ..., "dtype": ..., "lo": ..., "hi": ..., "zero_point": 0}
 _REQUANTIZED = {"dtype": ..., "lo": ..., "hi": ..., "zero_point": 0, "rounding": "half_up"}
 
@@ -162,6 +185,18 @@ VOCABULARY: dict[str, OpDef] = {
             "float32 (…, K) x integers (O, K) with a scale per group + bias -> float32",
         ),
         OpDef(
+            "row_tops", ("x",), {}, _row_tops, row_tops,
+            "the largest magnitude of each row, float32 (…, K) -> (…, 1)",
+        ),
+        OpDef(
+            "quantize_rows", ("x", "top"), {}, _quantized_rows, rounded,
+            "float32 rows as int8 of -127..127, by their largest magnitude",
+        ),
+        OpDef(
+            "rescale_rows", ("acc", "top", "scale", "bias"), {}, _dequantized, rescale_rows,
+            "int32 sums of quantized rows -> float32: a scale per channel and one per row, bias",
+        ),
+        OpDef(
             "requantize", ("x", "multiplier", "shift"), {**_REQUANTIZED, "zero_point_in": 0},
             _same_shape, numerics.requantize,
             "dyadic rescaling and clamp; multiplier and shift int32, broadcast against x",
@@ -189,6 +224,14 @@ VOCABULARY: dict[str, OpDef] = {
         OpDef(
             "sum_pool2d", ("x",), {**_WINDOW, "pool_size": ..., "pad_value": 0},
             _sum_pool2d, numerics.sum_pool2d, "sum over windows in int32",
+        ),
+        OpDef(
+            "nearest2d", ("x",), _RESIZED, _nearest2d, resampling.nearest2d,
+            "copies of pixels: each axis grows by up / down",
+        ),
+        OpDef(
+            "bilinear2d", ("x",), {**_RESIZED, "mode": ...}, _bilinear2d, resampling.bilinear2d,
+            "interpolation between four pixels, as whole sums in int32",
         ),
         OpDef(
             "matmul", ("a", "b"), {"zero_point_a": 0, "zero_point_b": 0, "transpose_b": False},

@@ -13,7 +13,7 @@ from nybble.ir import floats, graph, ops
 
 STRUCTURAL = {
     "relax.concat", "relax.reshape", "relax.permute_dims", "relax.nn.pad", "relax.strided_slice",
-    "relax.take",
+    "relax.take", "relax.tile", "relax.flip", "relax.broadcast_to",
 }  # fmt: skip
 BORDERS = {"nybble.quantize", "nybble.dequantize"}
 KEPT_FLOAT = "kept_float"

@@ -16,6 +16,11 @@ has no scale: all its outputs are NaN.
 Error against the float product with the dequantized weights ŵ = scale·(w - zero_point): rounding x
 costs at most (0.5 + 2^-16)·row_scale·Σ|ŵ|, the additions (G + 2)·2^-24·row_scale·Σ|q·ŵ|.
 
+Where one scale serves a whole output channel and no zero point is needed, the same bits come from
+four ops (dynamic quantization, `nybble.passes.dynamic`), of which one is an ordinary integer layer:
+
+    top = row_tops(x)    q = quantize_rows(x, top)    acc = linear(q, w)    y = rescale_rows(acc, …)
+
 GPUs multiply in half precision and add in float32 (``compute="float16"``), in the order that suits
 their tensor cores, so the law is a value and a bound: `in_half` in float64, and
 
@@ -68,13 +73,40 @@ def quantize_rows(x: Float32) -> tuple[NDArray[np.int8], Float32]:
         q (…, K) int8 and scale (…, 1) float32 with x ≈ q·scale; a row that holds NaN or an
         infinity gives zeros and the scale NaN.
     """
+    top = row_tops(x)
+    return rounded(x, top), _row_scale(top)
+
+
+def row_tops(x: Float32) -> Float32:
+    """The largest magnitude of every row, (…, K) -> (…, 1).
+
+    At least 2^-100; NaN for a row that holds NaN or an infinity.
+    """
     top = np.maximum(np.abs(x).max(-1, keepdims=True, initial=0), LEAST)  # NaN wins here
-    top = np.where(np.isfinite(top), top, np.nan).astype(np.float32)
-    row_scale = np.divide(top, np.float32(MOST), dtype=np.float32)
+    return np.where(np.isfinite(top), top, np.nan).astype(np.float32)
+
+
+def rounded(x: Float32, top: Float32) -> NDArray[np.int8]:
+    """Rows as integers of -127..127, given their tops; zeros where the top is NaN."""
     with np.errstate(invalid="ignore"):
         steps = np.rint(x * (np.float32(MOST) / top))
-    q = np.where(np.isnan(steps), 0, steps).astype(np.int8)
-    return q, row_scale
+    return np.where(np.isnan(steps), 0, steps).astype(np.int8)
+
+
+def _row_scale(top: Float32) -> Float32:
+    return np.asarray(np.divide(top, np.float32(MOST), dtype=np.float32))
+
+
+def rescale_rows(acc: Array, top: Float32, scale: Float32, bias: Float32) -> Float32:
+    """fma(float32(acc)·scale, top / 127, bias): what integer rows and weights stand for.
+
+    Args:
+        acc: (…, O) int32.
+        top: (…, 1) of `row_tops`.
+        scale: (O,) of the weights, positive.
+        bias: (O,).
+    """
+    return fma(acc.astype(np.float32) * scale, _row_scale(top), bias)
 
 
 def weight_only(  # noqa: PLR0913

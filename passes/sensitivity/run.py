@@ -25,7 +25,7 @@ from nybble.passes.sensitivity.samples import Samples
 from nybble.passes.sensitivity.task import Losses, Task, Units, at_width, uniform
 from nybble.passes.view import View
 from nybble.phases import Phases, Progress
-from nybble.recipe import FLOAT, Recipe
+from nybble.recipe import Recipe
 from nybble.sensitivity_table import Effort, Sensitivity, Width
 
 RANGES = "ranges"
@@ -154,10 +154,10 @@ def _file(subject: Subject, measure: Measure, samples: Samples) -> Path | None:
 
 def _layers(subject: Subject, measure: Measure) -> tuple[str, ...]:
     """The quantized layers that the patterns match, in order."""
-    if subject.recipe.activations == FLOAT:
+    if not subject.recipe.is_calibrated:
         raise NybbleError(
-            "Sensitivity is measured of widths per output channel, with integer activations; the "
-            "recipe says activations='float'. Use activations=8."
+            "Sensitivity is measured of widths per output channel, with calibrated activations; "
+            f"the recipe says activations='{subject.recipe.activations}'. Use activations=8."
         )
     if len(subject.spool) == 0:
         raise CalibrationError(

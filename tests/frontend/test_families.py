@@ -9,11 +9,18 @@ import pytest
 import torch
 
 import nybble
-from nybble.ir import interpreter
+from nybble.ir import interpreter, specs
 from tests import architectures
 from tests.architectures import FAMILIES
 
 QUICK = ("audio", "minilm", "unet")
+BETWEEN: dict[str, set[str]] = {
+    "audio": {"relax.mean"},
+    "minilm": {"relax.add"},
+    "llama": {"relax.multiply", "relax.mean", "relax.tile", "relax.reshape", "relax.permute_dims"},
+    "t5": {"relax.mean"},
+}
+"""Float ops between the borders; all other families are integer-only."""
 NAMES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
 
 
@@ -29,6 +36,7 @@ def test_family(name: str, tmp_path: Path) -> None:
     (got,) = interpreter.run(model.module, feeds)
     np.testing.assert_allclose(got, wanted, atol=1e-4 * largest, rtol=0)
     quantized = nybble.quantize(model, [feeds])
+    assert {op for _, op in specs.between_borders(quantized.integer)} == BETWEEN.get(name, set())
     (law,) = interpreter.run(quantized.integer, feeds)
     assert np.abs(law - wanted).max() < 0.15 * largest
     session = nybble.load(nybble.compile(quantized).save(tmp_path / "net.so"), threads=1)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 import nybble
 from nybble.errors import UnsupportedOpError
 from nybble.frontend.onnx import from_onnx
-from nybble.ir import graph, interpreter
+from nybble.ir import graph, interpreter, specs
 from tests.frontend.onnx_models import model, node, values
 
 IMAGE = ("N", 3, "H", "W")
@@ -40,6 +40,25 @@ def _tokens() -> Any:
         [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()],
     )  # fmt: skip
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_open_image_that_grows(tmp_path: Path) -> None:
+    """The factors alone decide, so one library of integers serves every size."""
+    nodes = [
+        node("Conv", "x w b", "a", pads=[1, 1, 1, 1]),
+        node("Resize", "a _ scales", "g", mode="linear"),
+        node("Resize", "g _ scales", "h", mode="nearest"),
+        node("Conv", "h v", "y"),
+    ]
+    weights = {"w": values(16, 3, 3, 3), "b": values(16), "v": values(8, 16, 1, 1),
+               "scales": np.array([1, 1, 2, 3], np.float32)}  # fmt: skip
+    open_ = nybble.load_onnx(model(nodes, IMAGE, weights), {"x": (None, 3, "height", "width")})
+    quantized = nybble.quantize(open_, [values(2, 3, 10, 12)])
+    assert specs.between_borders(quantized.integer) == []
+    session = nybble.load(nybble.compile(quantized).save(tmp_path / "net.so"), threads=1)
+    for sizes in ((10, 12), (7, 9)):
+        x = values(2, 3, *sizes, seed=sizes[0])
+        np.testing.assert_array_equal(session(x), quantized.run(x))
 
 
 def test_open_image(tmp_path: Path) -> None:

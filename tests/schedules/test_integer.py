@@ -76,6 +76,31 @@ def grouped(o: int, k: int, group: int) -> list[Any]:
     return [weights(o, k), C(steps), C(zeros), C(rng.random(o, np.float32))]
 
 
+def steps(channels: int) -> list[Any]:
+    """Positive scales, and biases."""
+    rng = np.random.default_rng(5)
+    return [C(rng.random(channels, np.float32)), C(rng.normal(size=channels).astype(np.float32))]
+
+
+def quantized_rows() -> tvm.IRModule:
+    """Rows and their largest magnitudes."""
+
+    def body(emitter: graph.Emitter, x: Any) -> Any:
+        top = emitter.emit(ops.call("row_tops", [x]), "top")
+        return emitter.emit(ops.call("quantize_rows", [x, top]), "y")
+
+    return module(body, ((5, 33), "float32"))
+
+
+def rescaled_rows() -> tvm.IRModule:
+    """Sums, and any floats for the largest magnitudes."""
+
+    def body(emitter: graph.Emitter, acc: Any, top: Any) -> Any:
+        return emitter.emit(ops.call("rescale_rows", [acc, top, *steps(9)]), "y")
+
+    return module(body, ((5, 9), "int32"), ((5, 1), "float32"))
+
+
 def product_of_matrices() -> tvm.IRModule:
     """Two tensors, the second one transposed, both with zero points."""
 
@@ -123,6 +148,13 @@ EVERY_OP = {
     ),
     "max_pool2d": one("max_pool2d", [], ((5, 6, 7), "int8"), pool_size=(3, 2), **WINDOW),
     "sum_pool2d": one("sum_pool2d", [], ((5, 6, 7), "uint8"), pool_size=(5, 6), **WINDOW),
+    "row_tops": one("row_tops", [], ((5, 33), "float32")),
+    "quantize_rows": quantized_rows(),
+    "rescale_rows": rescaled_rows(),
+    "nearest2d": one("nearest2d", [], ((5, 6, 7), "int8"), up=(3, 4), down=(1, 3)),
+    "bilinear2d": one(
+        "bilinear2d", [], ((5, 6, 7), "uint8"), up=(2, 5), down=(1, 3), mode="half_pixel"
+    ),
     "matmul": product_of_matrices(),
     "softmax": one("softmax", scale(1, most=20), ((5, 6, 7), "int32"), dtype="uint8"),
     "masked_softmax": masked(),
@@ -136,14 +168,14 @@ EVERY_OP = {
 @pytest.mark.parametrize("target", ["x86-64", "x86-64-v3"])
 def test_fallback_compiles_every_op_of_the_vocabulary(name: str, target: str) -> None:
     compiled = check_exact(EVERY_OP[name], resolve(target), GENERIC)
-    assert compiled.kernels == [(name, GENERIC)]
+    assert compiled.kernels[-1] == (name, GENERIC)
 
 
 @pytest.mark.parametrize("name", ops.VOCABULARY)
 def test_fallback_generates_code_for_aarch64(name: str, tmp_path: Any) -> None:
     target = resolve("aarch64")
     scheduled = lower(EVERY_OP[name], target, Planner(force=GENERIC))
-    assert [layer.kernel for layer in scheduled.layers] == [GENERIC]
+    assert {layer.kernel for layer in scheduled.layers} == {GENERIC}
     built = build(scheduled.module, target)
     library = built.mod.imports[0]
     library.write_to_file(str(tmp_path / "kernel.o"), "o")
