@@ -71,6 +71,8 @@ class Family:
 
     def supports(self, problem: Problem, target: Any) -> str | None:
         """Why it cannot compile a problem, None when it can."""
+        if target.arch != "cuda":
+            return "needs an NVIDIA GPU"
         reason = refuse(problem, self.weights)
         if reason is not None:
             return reason

@@ -65,7 +65,8 @@ CHIPS = {
     "hopper": Chip(132, 2560, 227 << 10),
 }
 
-TILES = (
+Size = tuple[int, int, int, int, int]
+TILES: tuple[Size, ...] = (
     (256, 128, 64, 64, 1), (128, 256, 64, 64, 1), (128, 128, 64, 64, 1), (128, 128, 64, 32, 1),
     (128, 128, 32, 64, 1), (128, 64, 64, 32, 1), (64, 128, 32, 64, 1), (64, 64, 32, 32, 1),
     (64, 64, 32, 64, 1), (64, 64, 64, 64, 2), (64, 64, 32, 32, 2), (64, 64, 32, 64, 4),
@@ -96,7 +97,7 @@ class Plan:
     held: int = 0
 
     @property
-    def size(self) -> tuple[int, int, int, int, int]:
+    def size(self) -> Size:
         """One of `TILES`."""
         return self.rows, self.channels, self.warp_rows, self.warp_channels, self.slices
 
@@ -186,10 +187,12 @@ def combined(busy: float, waiting: float) -> float:
     return max(busy, waiting) + min(busy, waiting) / 8
 
 
-def every_plan(fragments: Fragments, target: CudaTarget, held: int) -> list[Plan]:
-    """All that can be built; ``held`` is as of `Plan`."""
+def every_plan(
+    fragments: Fragments, target: CudaTarget, held: int, tiles: Sequence[Size] = TILES
+) -> list[Plan]:
+    """All that can be built of some tiles; ``held`` is as of `Plan`."""
     depths = (2,) if held else (2, 3, 4, 5)
-    cuts = product(TILES, (1, 2, 4, 8), depths)
+    cuts = product(tiles, (1, 2, 4, 8), depths)
     every = [Plan(*tile, slabs, stages, held) for tile, slabs, stages in cuts]
     return [plan for plan in every if plan.refuse(fragments, CHIPS[target.generation]) is None]
 
@@ -208,17 +211,27 @@ def plan_of(fragments: Fragments, target: CudaTarget, knobs: Knobs, held: int) -
     """
     chip, legal = CHIPS[target.generation], every_plan(fragments, target, held)
     best = min(legal, key=lambda plan: (round(cost(plan, fragments, chip), -2), -plan.stages))
-    plan = picked(best, legal, knobs)
+    return checked(picked(best, legal, knobs), fragments, chip)
+
+
+def checked(plan: Plan, fragments: Fragments, chip: Chip) -> Plan:
+    """The plan itself.
+
+    Raises:
+        ScheduleError: it cannot be built.
+    """
     reason = plan.refuse(fragments, chip)
     if reason is not None:
         raise ScheduleError(f"{plan.size}, {plan.slabs} slabs, {plan.stages} stages: {reason}")
     return plan
 
 
-def picked(best: Plan, legal: Sequence[Plan], knobs: Knobs) -> Plan:
-    """The plan that the knobs choose among tiles of legal ones, by default the best."""
-    tiles = sorted({TILES.index(plan.size) for plan in legal})
-    tile = TILES[knobs.pick("tile", tiles, TILES.index(best.size))]
+def picked(
+    best: Plan, legal: Sequence[Plan], knobs: Knobs, tiles: Sequence[Size] = TILES
+) -> Plan:
+    """The plan that the knobs choose among the tiles of legal ones, by default the best."""
+    choices = sorted({tiles.index(plan.size) for plan in legal})
+    tile = tiles[knobs.pick("tile", choices, tiles.index(best.size))]
     slabs = knobs.pick("slabs", (1, 2, 4, 8), best.slabs)
     depths = (2,) if best.held else (2, 3, 4, 5)
     return Plan(*tile, slabs, knobs.pick("stages", depths, best.stages), best.held)
