@@ -33,7 +33,7 @@ from nybble.schedules.cuda.arch import KIND, CudaTarget
 from nybble.schedules.cuda.fragments import Fragments
 from nybble.schedules.cuda.matmul_tile import GROUP, Across, Along, Exact, Pair
 from nybble.schedules.cuda.matrix import Matrix, in_words
-from nybble.schedules.cuda.mma_moves import Lines, divmod_of
+from nybble.schedules.cuda.mma_moves import divmod_of
 from nybble.schedules.cuda.mma_plan import CHIPS, Plan, checked, cost, every_plan, picked
 from nybble.schedules.cuda.mma_plan import TILES as TILES_OF_LAYERS
 from nybble.schedules.cuda.tensor_core import tensor_core
@@ -158,7 +158,7 @@ def _build(problem: Problem, target: CudaTarget, knobs: Knobs) -> tirx.PrimFunc:
 def _block(whole: Product, plan: Plan, target: CudaTarget, given: tuple[Any, Any, Any]) -> None:
     """Emits the code of a block; ``given``: parameters, the second tensor, products in all."""
     problem, (buffers, other, images) = whole.problem, given
-    rows, columns, _ = whole.extents
+    rows = whole.extents[0]
     down, across = -(-rows // plan.rows), -(-whole.fragments.padded // plan.channels)
     T.device_entry()
     block = T.cta_id([images * (down * across)])

@@ -24,7 +24,6 @@ from tvm import tirx
 from tvm.script import tirx as script
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cuda.fragments import Fragments
 from nybble.schedules.cuda.matrix import SLAB, Matrix
 from nybble.schedules.cuda.mma_loose import loose_word
 from nybble.schedules.cuda.mma_moves import PIECE, Lines, copy, divmod_of, ramp, run
@@ -47,7 +46,7 @@ class Exact(Rows):
         is_cut = self.matrix.depth % (self.lines.size * self.lines.slabs) and not self.matrix.loose
         return element, depth < self.matrix.depth if is_cut else None
 
-    def _edges(self, row: int, depth: Any) -> tuple[Any, int]:
+    def _edges(self, _row: int, depth: Any) -> tuple[Any, int]:
         return depth, self.matrix.elements
 
 
@@ -107,7 +106,9 @@ class Along:
     def load(self, into: list[Any], slab: Any, step: int, group: int) -> None:
         """Emits the load of 16 columns: b0 and b1 of two units."""
         line = slab * self.plan.channels + group * COLUMNS
-        load_rows(into, T.address_of(self.tile[self.start + line * (SLAB // 4) + self.places[step]]))
+        load_rows(
+            into, T.address_of(self.tile[self.start + line * (SLAB // 4) + self.places[step]])
+        )
 
 
 class Across:

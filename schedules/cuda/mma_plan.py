@@ -226,9 +226,7 @@ def checked(plan: Plan, fragments: Fragments, chip: Chip) -> Plan:
     return plan
 
 
-def picked(
-    best: Plan, legal: Sequence[Plan], knobs: Knobs, tiles: Sequence[Size] = TILES
-) -> Plan:
+def picked(best: Plan, legal: Sequence[Plan], knobs: Knobs, tiles: Sequence[Size] = TILES) -> Plan:
     """The plan that the knobs choose among the tiles of legal ones, by default the best."""
     choices = sorted({tiles.index(plan.size) for plan in legal})
     tile = tiles[knobs.pick("tile", choices, tiles.index(best.size))]

@@ -130,10 +130,10 @@ class _Row:
         dtype = str(cells[0].dtype)
         kind = {"int32": "s32", "uint32": "u32"}[dtype]
         dot = script.ptx[f"dp4a.{kind}.{kind}"]
-        for word in self.x.words(place.chunk):
-            if place.inside is not None:
-                word = T.Select(place.inside, word, T.uint32(0))
-            word = T.Bind(T.reinterpret(dtype, word))
+        for given in self.x.words(place.chunk):
+            is_there = place.inside is not None
+            kept = T.Select(place.inside, given, T.uint32(0)) if is_there else given
+            word = T.Bind(T.reinterpret(dtype, kept))
             T.evaluate(dot(cells[0][0], word, tirx.const(ONES, dtype), cells[0][0]))
             T.evaluate(dot(cells[1][0], word, word, cells[1][0]))
 

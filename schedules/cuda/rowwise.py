@@ -1,7 +1,7 @@
 """What kernels of whole rows share: teams of threads, their registers, and what they join.
 
     team     the threads of one row: a part of a warp, a warp, or several; a power of two
-    lanes    neighbours that a thread moves at once, in accesses of up to 16 bytes; they divide a row
+    lanes    neighbours that a thread moves at once, by up to 16 bytes; they divide a row
     chunk    threads · lanes neighbours; a thread has the same lanes of every chunk
 
 A row of up to ``MOST`` values a thread is read once and stays in registers; longer ones are read
