@@ -35,8 +35,12 @@ from nybble.schedules.cuda import bitserial as cuda_bitserial
 from nybble.schedules.cuda import concat as cuda_concat
 from nybble.schedules.cuda import direct as cuda_direct
 from nybble.schedules.cuda import elementwise as cuda_elementwise
+from nybble.schedules.cuda import matmul as cuda_matmul
+from nybble.schedules.cuda import matmul_generic as cuda_matmul_generic
 from nybble.schedules.cuda import mma as cuda_mma
+from nybble.schedules.cuda import norms as cuda_norms
 from nybble.schedules.cuda import pooling as cuda_pooling
+from nybble.schedules.cuda import softmax as cuda_softmax
 from nybble.schedules.cuda import weight_only as cuda_weight_only
 from nybble.schedules.cuda import wgmma as cuda_wgmma
 from nybble.schedules.cuda.arch import CudaTarget
@@ -92,6 +96,10 @@ CUDA: tuple[Kernel, ...] = (
     cuda_direct.CONV2D,
     cuda_direct.LINEAR,
     *cuda_weight_only.KERNELS,
+    cuda_matmul.MATMUL,
+    cuda_matmul_generic.MATMUL,
+    *cuda_softmax.KERNELS,
+    *cuda_norms.KERNELS,
     *cuda_elementwise.KERNELS,
     *cuda_pooling.KERNELS,
     cuda_concat.CONCAT,

@@ -11,12 +11,13 @@ from nybble.schedules.cpu import elementwise, loops
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
 
 
-def _pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+def pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     """The epilogue's constants."""
     return [constants[name] for name in elementwise.epilogue_names(problem.epilogue)]
 
 
-def _build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
+def define(problem: Problem) -> Any:
+    """The product, unscheduled: ``acc``, and ``out`` behind it where there is an epilogue."""
     symbols = loops.Symbols()
     a, b = (symbols.tensor(spec, name) for spec, name in zip(problem.inputs, "ab", strict=True))
     shape = symbols.extents(problem.output.shape)
@@ -39,8 +40,12 @@ def _build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
 
     fused = problem.epilogue.kind != "none"
     out = te.compute(shape, value, "out") if fused else acc
-    sch = loops.function([a, b, *constants.values(), out])
-    _schedule(sch, fused, loops.static_size(shape) * loops.static_size(a.shape[-1:]))
+    return loops.function([a, b, *constants.values(), out])
+
+
+def _build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
+    sch, shape = define(problem), (*problem.output.shape, problem.inputs[0].shape[-1])
+    _schedule(sch, problem.epilogue.kind != "none", loops.static_size(shape))
     return sch.mod["main"]
 
 
@@ -59,4 +64,4 @@ def _always(_problem: Problem, _target: Any) -> str | None:
     return None
 
 
-MATMUL = Kernel(elementwise.NAME, "matmul", _always, _pack, _build)
+MATMUL = Kernel(elementwise.NAME, "matmul", _always, pack, _build)

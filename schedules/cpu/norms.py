@@ -38,7 +38,7 @@ def _supports(lanes: int, problem: Problem) -> str | None:
     return f"{length} channels fill no vector" if length < lanes else None
 
 
-def _pack(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+def pack(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     """Multipliers and offsets as two rows, and the epsilon."""
     affine = np.stack([constants[name].astype(np.int32) for name in OPERANDS])
     return [affine, np.asarray(constants["epsilon"], np.int64).reshape(1)]
@@ -121,4 +121,4 @@ def _reciprocal_root(square: Any) -> tuple[Any, Any]:
     return T.Bind(root), T.Bind((i64(45) - (left >> 1)).astype("int32"))
 
 
-KERNELS = rowwise.kernels(("layer_norm", "rms_norm"), _supports, _pack, _build)
+KERNELS = rowwise.kernels(("layer_norm", "rms_norm"), _supports, pack, _build)

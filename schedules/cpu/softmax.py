@@ -36,7 +36,7 @@ def _supports(lanes: int, problem: Problem) -> str | None:
     return f"{length} values fill no vector" if length < lanes else None
 
 
-def _pack(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+def pack(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     """Beyond what difference everything is 0, then left shift, multiplier, rounding, right."""
     m, c = (int(np.asarray(constants[name]).item()) for name in ("multiplier", "shift"))
     enough = -(-(rows.MOST_OCTAVES << rows.OCTAVE_BITS) << c) // m + 1 if m else SIGN
@@ -46,7 +46,7 @@ def _pack(_problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     return [*packed, constants["mask"].reshape(-1)] if "mask" in constants else packed
 
 
-def _masks(problem: Problem) -> tuple[TensorSpec, ...]:
+def masks(problem: Problem) -> tuple[TensorSpec, ...]:
     """The mask, flat, where there is one."""
     if problem.op == "softmax":
         return ()
@@ -58,7 +58,7 @@ def _build(lanes: int, problem: Problem, _target: Any, _knobs: Knobs) -> tirx.Pr
     symbols: dict[str, Any] = {}
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
-        buffers = declare(problem, (TensorSpec((5,), "int32"), *_masks(problem)), symbols)
+        buffers = declare(problem, (TensorSpec((5,), "int32"), *masks(problem)), symbols)
         factor = [T.Bind(buffers.constants[0][i]) for i in range(5)]
         row = partial(_row, problem, lanes, buffers, factor)
         rowwise.tasks(problem.output.shape, WORK, symbols, row)
@@ -81,10 +81,10 @@ def _row(problem: Problem, lanes: int, buffers: Buffers, factor: list[Any], firs
 
     def raised(at: Any, n: Lanes) -> None:
         value = shown(at, n.load(buffers.x, first + at), -SIGN, n)
-        below = _below(most, value, factor[0], n)
+        below = below_of(most, value, factor[0], n)
         octaves = n.rescaled(below, factor[1], factor[2:])
         most_octaves = n.all(rows.MOST_OCTAVES << rows.OCTAVE_BITS)
-        power = shown(at, _power(T.Bind(tirx.min(octaves, most_octaves)), n), 0, n)
+        power = shown(at, power_of(T.Bind(tirx.min(octaves, most_octaves)), n), 0, n)
         n.store(powers, at, power)
         total.add(power if lanes > 1 else power.astype("int64"), n)
 
@@ -116,7 +116,7 @@ def _shown(problem: Problem, buffers: Buffers, first: Any) -> Any:
     return keep
 
 
-def _below(most: Any, value: Any, cap: Any, n: Lanes) -> Any:
+def below_of(most: Any, value: Any, cap: Any, n: Lanes) -> Any:
     """min(most - value, cap): as unsigned numbers, since the difference of two int32 is one."""
     sign = n.all(tirx.const(SIGN, "uint32"))
     unsigned = n.dtype("uint32")
@@ -125,7 +125,7 @@ def _below(most: Any, value: Any, cap: Any, n: Lanes) -> Any:
     return T.reinterpret(n.dtype("int32"), tirx.min(below, n.all(cap.astype("uint32"))))
 
 
-def _power(octaves: Any, n: Lanes) -> Any:
+def power_of(octaves: Any, n: Lanes) -> Any:
     """`nybble.ir.rows.power`."""
     c1, c2, c3 = (n.all(c) for c in rows.POWER)
     half, by = n.all(1 << 14), n.all(15)
@@ -139,4 +139,4 @@ def _power(octaves: Any, n: Lanes) -> Any:
     return T.Bind(T.shift_right(doubled + n.all(1), n.all(1)))
 
 
-KERNELS = rowwise.kernels(("softmax", "masked_softmax"), _supports, _pack, _build)
+KERNELS = rowwise.kernels(("softmax", "masked_softmax"), _supports, pack, _build)

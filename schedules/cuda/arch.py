@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 KIND = "cuda"
 
 _TURING = frozenset({"ldmatrix", "mma_s8", "mma_s4", "mma_b1_xor", "dp4a"})
-_AMPERE = _TURING | {"cp_async", "mma_m16", "mma_b1_and", "bf16"}
+_AMPERE = _TURING | {"cp_async", "mma_m16", "mma_b1_and", "bf16", "redux"}
 _HOPPER = (_AMPERE - {"mma_s4"}) | {"wgmma", "tma"}  # 4-bit integers would be emulated there
 
 GENERATIONS: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
@@ -31,6 +31,7 @@ GENERATIONS: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
     mma_b1_xor  1-bit products by exclusive or, m8n8k128
     mma_b1_and  1-bit products by conjunction, m16n8k256
     mma_m16     the larger shapes, which sm_80 brought
+    redux       sums and maxima over a warp in one instruction
     cp_async    copies from global to shared memory that do not wait
     wgmma, tma  products of four warps from shared memory, copies of tensors by descriptor (sm_90a)
 """

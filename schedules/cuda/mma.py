@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,12 +73,9 @@ class Family:
         """Why it cannot compile a problem, None when it can."""
         if target.arch != "cuda":
             return "needs an NVIDIA GPU"
-        reason = matrix.refuse(problem) or mma_store.refuse(problem)
+        reason = refuse(problem, self.weights)
         if reason is not None:
             return reason
-        assert problem.weights is not None
-        if numerics.width(problem.weights.dtype)[1] > self.weights:
-            return f"packs weights of up to {self.weights} bits, not {problem.weights.dtype}"
         if numerics.width(problem.inputs[0].dtype)[1] > self.core:
             return (
                 f"multiplies activations of up to {self.core} bits, not {problem.inputs[0].dtype}"
@@ -115,6 +112,17 @@ class Family:
         return builder.get()
 
 
+def refuse(problem: Problem, bits: int) -> str | None:
+    """Why weights packed in so many bits are no product for tensor cores; None when they are."""
+    reason = matrix.refuse(problem) or mma_store.refuse(problem)
+    if reason is not None:
+        return reason
+    assert problem.weights is not None
+    if numerics.width(problem.weights.dtype)[1] > bits:
+        return f"packs weights of up to {bits} bits, not {problem.weights.dtype}"
+    return None
+
+
 def parameters(
     problem: Problem, constants: Sequence[TensorSpec], layer: matrix.Matrix
 ) -> tuple[Buffers, Any]:
@@ -122,7 +130,7 @@ def parameters(
     symbols: dict[str, Any] = {}
     T.func_attr({"tirx.noalias": True})
     buffers = declare(problem, constants, symbols)
-    flat = tuple(_flat(one) for one in buffers.constants)
+    flat = tuple(flattened(one) for one in buffers.constants)
     return replace(buffers, constants=flat), T.Cast("int32", product(layer.rows, symbols))
 
 
@@ -157,18 +165,11 @@ class _Block:
         sums = WarpTile(fragments, plan, self.core, tile, thread)
         store = mma_store.Store(self.problem, sums, self.buffers, first, total)
         store.prepare()
-        steps = -(-fragments.matrix.slabs // plan.slabs)
-        (_staged if plan.held else _copied)(rows, channels, sums, steps)
-        if plan.slices == 1:
-            store.emit()
-            return
-        T.evaluate(script.cuda.cta_sync())
-        sums.add_slices()
-        with T.If(sums.slice == 0), T.Then():
-            store.emit()
+        multiply(rows, channels, sums, -(-fragments.matrix.slabs // plan.slabs))
+        finish(sums, store)
 
 
-def _flat(buffer: Any) -> Any:
+def flattened(buffer: Any) -> Any:
     """The same memory with one index."""
     size = prod(int(extent) for extent in buffer.shape)
     return T.decl_buffer((size,), str(buffer.dtype), data=buffer.data, layout=None)
@@ -192,7 +193,36 @@ def first_of(block: Any, down: Any, across: int, size: tuple[int, int]) -> tuple
     return T.Bind(row * size[0]), T.Bind(channel * size[1])
 
 
-def _copied(rows: Rows, channels: Channels, sums: WarpTile, steps: int) -> None:
+class Loads(Protocol):
+    """What brings an operand's part of a stage to shared memory; methods as of `Channels`."""
+
+    def copy(self, step: Any, stage: Any) -> None:
+        """Emits the asynchronous copies of a step of the depth."""
+
+    def fetch(self, step: Any) -> Any:
+        """Emits the loads of a step of the depth; returns the registers."""
+
+    def put(self, held: Any, stage: Any) -> None:
+        """Emits the stores of what `fetch` gave."""
+
+
+def multiply(rows: Rows, channels: Loads, sums: WarpTile, steps: int) -> None:
+    """Emits the loop over the depth, of so many stages."""
+    (_staged if sums.plan.held else _copied)(rows, channels, sums, steps)
+
+
+def finish(sums: WarpTile, store: mma_store.Store) -> None:
+    """Emits the sum of the slices and the epilogue."""
+    if sums.plan.slices == 1:
+        store.emit()
+        return
+    T.evaluate(script.cuda.cta_sync())
+    sums.add_slices()
+    with T.If(sums.slice == 0), T.Then():
+        store.emit()
+
+
+def _copied(rows: Rows, channels: Loads, sums: WarpTile, steps: int) -> None:
     """The loop over the depth with asynchronous copies."""
     stages = sums.plan.stages
     commit = script.ptx["cp.async.commit_group"]
@@ -215,7 +245,7 @@ def _copied(rows: Rows, channels: Channels, sums: WarpTile, steps: int) -> None:
         sums.multiply(T.Bind(divmod_of(step, stages)[1]))
 
 
-def _staged(rows: Rows, channels: Channels, sums: WarpTile, steps: int) -> None:
+def _staged(rows: Rows, channels: Loads, sums: WarpTile, steps: int) -> None:
     """The loop over the depth with loads through registers."""
 
     def store(held: tuple[Any, Any], step: Any, stage: Any) -> None:

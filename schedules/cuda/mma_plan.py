@@ -23,7 +23,9 @@ rate, since one of the four schedulers issues them. Nothing overlaps perfectly: 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import ceil
 
 from nybble.errors import ScheduleError
@@ -63,7 +65,8 @@ CHIPS = {
     "hopper": Chip(132, 2560, 227 << 10),
 }
 
-TILES = (
+Size = tuple[int, int, int, int, int]
+TILES: tuple[Size, ...] = (
     (256, 128, 64, 64, 1), (128, 256, 64, 64, 1), (128, 128, 64, 64, 1), (128, 128, 64, 32, 1),
     (128, 128, 32, 64, 1), (128, 64, 64, 32, 1), (64, 128, 32, 64, 1), (64, 64, 32, 32, 1),
     (64, 64, 32, 64, 1), (64, 64, 64, 64, 2), (64, 64, 32, 32, 2), (64, 64, 32, 64, 4),
@@ -92,6 +95,11 @@ class Plan:
     slabs: int
     stages: int
     held: int = 0
+
+    @property
+    def size(self) -> Size:
+        """One of `TILES`."""
+        return self.rows, self.channels, self.warp_rows, self.warp_channels, self.slices
 
     @property
     def warps(self) -> int:
@@ -150,10 +158,11 @@ class Plan:
         return None
 
 
-def cost(plan: Plan, fragments: Fragments, chip: Chip) -> float:
-    """Cycles for a layer, as above; a symbolic batch counts as one image."""
+def cost(plan: Plan, fragments: Fragments, chip: Chip, products: int = 1) -> float:
+    """Cycles for so many layers at once, as above; a symbolic batch counts as one image."""
     matrix = fragments.matrix
-    blocks = ceil(matrix.static_rows / plan.rows) * ceil(fragments.padded / plan.channels)
+    across = ceil(fragments.padded / plan.channels)
+    blocks = products * ceil(matrix.static_rows / plan.rows) * across
     steps, turns = ceil(matrix.slabs / plan.slabs), ceil(blocks / chip.processors)
     resident = max(1, min(
         chip.shared // plan.shared(fragments),
@@ -162,11 +171,11 @@ def cost(plan: Plan, fragments: Fragments, chip: Chip) -> float:
     ))  # fmt: skip
     rate = chip.rate * matrix.packing
     tile = plan.warp_rows * plan.warp_channels * plan.slabs * SLAB * matrix.packing
-    products = tile * (plan.warps // plan.slices)
+    work = tile * (plan.warps // plan.slices)
     stage = 4 * (plan.lines.words + plan.weight_words(fragments))
     weights = plan.warp_channels * SLAB // (2 if fragments.unpacks else 1)
     reads = plan.warps // plan.slices * plan.slabs * (plan.warp_rows * SLAB + weights)
-    busy = max(products / rate, (reads + stage) / SHARED_RATE, stage / L2_RATE)
+    busy = max(work / rate, (reads + stage) / SHARED_RATE, stage / L2_RATE)
     own = NEAR + plan.slabs / plan.slices * NEAR + tile / plan.slices / (rate / 4)
     ending = plan.rows * plan.channels * EPILOGUE / 128 + NEAR * plan.slices
     waiting = LATENCY + steps * max(LATENCY / max(plan.stages - 1, 1), own) + ending
@@ -176,6 +185,16 @@ def cost(plan: Plan, fragments: Fragments, chip: Chip) -> float:
 def combined(busy: float, waiting: float) -> float:
     """What both come to: they overlap, but not perfectly."""
     return max(busy, waiting) + min(busy, waiting) / 8
+
+
+def every_plan(
+    fragments: Fragments, target: CudaTarget, held: int, tiles: Sequence[Size] = TILES
+) -> list[Plan]:
+    """All that can be built of some tiles; ``held`` is as of `Plan`."""
+    depths = (2,) if held else (2, 3, 4, 5)
+    cuts = product(tiles, (1, 2, 4, 8), depths)
+    every = [Plan(*tile, slabs, stages, held) for tile, slabs, stages in cuts]
+    return [plan for plan in every if plan.refuse(fragments, CHIPS[target.generation]) is None]
 
 
 def plan_of(fragments: Fragments, target: CudaTarget, knobs: Knobs, held: int) -> Plan:
@@ -190,23 +209,27 @@ def plan_of(fragments: Fragments, target: CudaTarget, knobs: Knobs, held: int) -
     Raises:
         ScheduleError: the choices do not go together.
     """
-    chip = CHIPS[target.generation]
-    depths = (2,) if held else (2, 3, 4, 5)
-    every = [
-        Plan(*tile, slabs, stages, held)
-        for tile in TILES
-        for slabs in (1, 2, 4, 8)
-        for stages in depths
-    ]
-    legal = [plan for plan in every if plan.refuse(fragments, chip) is None]
+    chip, legal = CHIPS[target.generation], every_plan(fragments, target, held)
     best = min(legal, key=lambda plan: (round(cost(plan, fragments, chip), -2), -plan.stages))
-    size = (best.rows, best.channels, best.warp_rows, best.warp_channels, best.slices)
-    tiles = sorted({TILES.index((p.rows, p.channels, p.warp_rows, p.warp_channels, p.slices))
-                    for p in legal})  # fmt: skip
-    tile = TILES[knobs.pick("tile", tiles, TILES.index(size))]
-    slabs = knobs.pick("slabs", (1, 2, 4, 8), best.slabs)
-    plan = Plan(*tile, slabs, knobs.pick("stages", depths, best.stages), held)
+    return checked(picked(best, legal, knobs), fragments, chip)
+
+
+def checked(plan: Plan, fragments: Fragments, chip: Chip) -> Plan:
+    """The plan itself.
+
+    Raises:
+        ScheduleError: it cannot be built.
+    """
     reason = plan.refuse(fragments, chip)
     if reason is not None:
-        raise ScheduleError(f"tile {tile}, {slabs} slabs, {plan.stages} stages: {reason}")
+        raise ScheduleError(f"{plan.size}, {plan.slabs} slabs, {plan.stages} stages: {reason}")
     return plan
+
+
+def picked(best: Plan, legal: Sequence[Plan], knobs: Knobs, tiles: Sequence[Size] = TILES) -> Plan:
+    """The plan that the knobs choose among the tiles of legal ones, by default the best."""
+    choices = sorted({tiles.index(plan.size) for plan in legal})
+    tile = tiles[knobs.pick("tile", choices, tiles.index(best.size))]
+    slabs = knobs.pick("slabs", (1, 2, 4, 8), best.slabs)
+    depths = (2,) if best.held else (2, 3, 4, 5)
+    return Plan(*tile, slabs, knobs.pick("stages", depths, best.stages), best.held)

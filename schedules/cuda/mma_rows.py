@@ -80,6 +80,8 @@ class Rows:
         tile: shared memory, in words; the rows' stages come first.
     """
 
+    start = 0  # word of shared memory where the first stage begins
+
     def __init__(self, matrix: Matrix, lines: Lines, spec: TensorSpec, source: Any, tile: Any):
         self.matrix, self.lines, self.tile = matrix, lines, tile
         self.ratio, self.unit = 2 if halves(matrix, spec) else 1, unit_of(matrix)
@@ -157,7 +159,7 @@ class Rows:
 
     def copy(self, step: Any, stage: Any) -> None:
         """Emits the asynchronous copies of a step of the depth; units have 4 bytes at least."""
-        start = stage * self.lines.words
+        start = self.start + stage * self.lines.words
         for slot in self.slots(step):
             for byte in range(0, PIECE, self.unit):
                 element, inside = self._locate(slot.row, slot.depth + byte)
@@ -213,22 +215,26 @@ class Rows:
 
     def _fetch_loose(self, held: Any, first: int, slot: Slot) -> None:
         """A piece of words that begin anywhere."""
-        x = self.origins[slot.row][2]
         for n in range(4):
             depth = T.Bind(slot.depth + 4 * n)
             element, inside = self._locate(slot.row, depth)
-            edges = None
-            if self.matrix.pixels > 1 and self.matrix.window and self.matrix.window.is_padded:
-                byte = divmod_of(depth, self.matrix.line)[1]
-                edges = x * self.pixel + byte * self.ratio, self.matrix.window.size[1] * self.pixel
+            edges = self._edges(slot.row, depth)
             for i in range(self.ratio):
                 given = edges and (edges[0] + 4 * i, edges[1])
                 word = loose_word(self.bytes, element + 4 * i, inside, given, self.fill)
                 T.buffer_store(held, word, [first + n * self.ratio + i])
 
+    def _edges(self, row: int, depth: Any) -> tuple[Any, int] | None:
+        """A word's place in a line of the image, and the line's length; as of `loose_word`."""
+        window = self.matrix.window
+        if self.matrix.pixels == 1 or window is None or not window.is_padded:
+            return None
+        byte = divmod_of(depth, self.matrix.line)[1]
+        return self.origins[row][2] * self.pixel + byte * self.ratio, window.size[1] * self.pixel
+
     def put(self, held: Any, step: Any, stage: Any) -> None:
         """Emits the stores of what `fetch` gave."""
-        start = stage * self.lines.words
+        start = self.start + stage * self.lines.words
         for n, slot in enumerate(self.slots(step)):
             first = n * 4 * self.ratio
             if self.ratio == 2:  # in place: the words that are overwritten are packed already

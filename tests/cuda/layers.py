@@ -3,12 +3,16 @@
 from typing import Any
 
 import numpy as np
+import tvm
 from numpy.typing import NDArray
 
 from nybble import simt
-from nybble.ir import numerics
+from nybble.ir import interpreter, numerics
+from nybble.schedules import table
 from nybble.schedules.cuda.arch import CudaTarget
+from nybble.schedules.group import Group
 from nybble.schedules.kernel import Kernel, Knobs, Problem
+from nybble.schedules.match import groups
 from nybble.schedules.target import resolve
 from tests.cases import Arrays, Case
 
@@ -59,3 +63,27 @@ def stored(values: NDArray[Any], dtype: str, form: str) -> NDArray[Any]:
     """A tensor as memory holds it."""
     found = numerics.pack(values, dtype) if form == "packed" else values
     return np.ascontiguousarray(found)
+
+
+def layer_of(mod: tvm.IRModule, arch: str) -> tuple[Group, Problem, Kernel]:
+    """The only layer of a module, and the kernel that GPUs get by default."""
+    target = gpu(arch)
+    (group,) = groups(mod, target)
+    assert group.problem is not None
+    asked = [kernel for kernel in table.CUDA if kernel.op == group.problem.op]
+    return group, group.problem, next(k for k in asked if k.refuses(group.problem, target) is None)
+
+
+def check_module(
+    mod: tvm.IRModule, arch: str, arrays: list[NDArray[Any]], knobs: Knobs | None = None
+) -> tuple[str, simt.Report]:
+    """`check` for a module of one layer; also gives the kernel's name."""
+    group, problem, kernel = layer_of(mod, arch)
+    function = kernel.build(problem, gpu(arch), knobs or Knobs())
+    packed = map(np.ascontiguousarray, kernel.constants(problem, group.constants))
+    wanted = interpreter.run(mod, arrays)[0]
+    got = np.zeros_like(wanted)
+    function = function.with_attr("global_symbol", "layer")
+    report = simt.run(function, [*arrays, *packed, got], target=f"cuda:{arch}")
+    np.testing.assert_array_equal(got, wanted)
+    return kernel.name, report
