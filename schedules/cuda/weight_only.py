@@ -1,6 +1,6 @@
-"""``cuda.w2`` … ``cuda.w8``: linear layers with half-precision activations and integer weights.
+"""``cuda.w2`` … ``cuda.w8``, ``cuda.nf4``, ``cuda.fp4``: weights of few bits, halves otherwise.
 
-    weights   2 to 8 bits, a scale for a group or a channel; packed to fragment order
+    weights   2 to 8 bits, or of a code book, a scale for a group or a channel; in fragment order
     product   w - zero, exact in half precision, times float16(x), summed in float32 tensor cores
     groups    sum += scale·part, in float32
     output    factor·sum + bias, then the second branch and the clamp
@@ -24,7 +24,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from nybble.ir import numerics
+from nybble.ir import code_books, numerics
 from nybble.ir.weight_only import HALF
 from nybble.schedules.cpu.buffers import declare, product
 from nybble.schedules.cuda import stream_plan
@@ -53,14 +53,14 @@ def layout(problem: Problem) -> Layout:
     return layout_of(problem, 4 if wide else 2)
 
 
-def _supports(bits: int, problem: Problem, target: Any) -> str | None:
+def _supports(width: int | str, problem: Problem, target: Any) -> str | None:
     assert problem.weights is not None
     if target.arch != "cuda":
         return "needs a GPU"
     if dict(problem.attrs).get("compute") != HALF:
         return "computes in half precision only"
-    if numerics.width(problem.weights.dtype)[1] != bits:
-        return f"weights are {problem.weights.dtype}"
+    if width != (dict(problem.attrs).get("book") or numerics.width(problem.weights.dtype)[1]):
+        return f"weights are {dict(problem.attrs).get('book') or problem.weights.dtype}"
     sizes = [prod(int(e) for e in spec.shape if not isinstance(e, str)) for spec in problem.tensors]
     return "a tensor of 2^31 elements and more" if max(sizes) >= 1 << 31 else None
 
@@ -122,12 +122,13 @@ def _build(problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimFunc:
     return builder.get()
 
 
-def _kernel(bits: int) -> Kernel:
-    supports: Callable[[Problem, Any], str | None] = partial(_supports, bits)
+def _kernel(width: int | str) -> Kernel:
+    supports: Callable[[Problem, Any], str | None] = partial(_supports, width)
+    name = width if isinstance(width, str) else f"w{width}"
     return Kernel(
-        f"cuda.w{bits}", "weight_only", supports, _pack, _build, arch="cuda", plan=_plan
+        f"cuda.{name}", "weight_only", supports, _pack, _build, arch="cuda", plan=_plan
     )  # fmt: skip
 
 
-KERNELS = tuple(map(_kernel, WIDTHS))
-"""One for each width, so that the name tells it."""
+KERNELS = tuple(map(_kernel, (*WIDTHS, *code_books.NAMES)))
+"""One for each width and code book, so that the name tells it."""

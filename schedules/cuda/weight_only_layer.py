@@ -10,7 +10,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cuda.halves import PAIRS, Codes, Decoded
+from nybble.schedules.cuda.halves import PAIRS, Decoded
 from nybble.schedules.cuda.stream_plan import ROWS, Plan
 from nybble.schedules.cuda.stream_ring import Words
 from nybble.schedules.cuda.stream_sweep import Place
@@ -224,7 +224,7 @@ class HalfLayer:
 
     def record(self, place: Place, words: Any, shared: Words, at: Any) -> None:
         """Halves of a record, all channels of each."""
-        layout, codes = self.layout, Codes(self.layout.bits)
+        layout, codes = self.layout, self.layout.codes
         for half in range(HALVES):
             self._load(place, shared, at + half * (LINE // HALVES))
             pairs = range(half * PAIRS // HALVES, (half + 1) * PAIRS // HALVES)

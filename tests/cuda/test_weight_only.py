@@ -31,7 +31,7 @@ def half(*shape: Any, **given: Any) -> Case:
 
 def family(case: Case) -> Kernel:
     """The kernel of a case's width."""
-    name = f"cuda.w{numerics.width(case.weights)[1]}"
+    name = f"cuda.{case.book or f'w{numerics.width(case.weights)[1]}'}"
     return next(kernel for kernel in KERNELS if kernel.name == name)
 
 
@@ -70,6 +70,9 @@ CASES = (
     half((1, 63), 17, 128, "int3", operands="low"),
     half((1, 513), 17, 128, "int3", operands="high"),
     half((2, 3, 96), 48, 32, "int2"),
+    half((3, 200), 33, 64, "int8", book="nf4"),
+    half((2, 300), 20, 48, "int8", book="fp4"),
+    half((9, 130), 34, 1000, "int8", book="nf4", operands="low"),
     half((1, 192), 70, 64, "uint4", symbolic=True),
     half((19, 128), 40, 1000, "uint4", zeros="each", symbolic=True),
 )  # fmt: skip
@@ -204,25 +207,29 @@ def test_a_network_gets_the_kernels_of_its_width() -> None:
 # ---------------------------------------------------------------- machine code
 
 ROWS = {1: "m1", 16: "m16", 64: "m64"}
-LARGE = [(bits, m) for bits in (2, 3, 4, 8) for m in ROWS]
+LARGE = [(width, m) for width in (2, 3, 4, 8, "nf4") for m in ROWS]
 
 
-def inspect(bits: int, m: int, arch: str) -> None:
+def inspect(width: int | str, m: int, arch: str) -> None:
     """The wanted instructions, no conversions of integers, no local memory."""
-    case = half((m, 4096), 4096, 128, f"int{bits}")
+    case = half((m, 4096), 4096, 128, "int8", book=str(width))
+    if isinstance(width, int):
+        case = half((m, 4096), 4096, 128, f"int{width}")
     kernel, target = family(case), gpu(arch)
     plan = kernel.plan(case.problem(), target, Knobs())
     code = code_of(kernel.build(case.problem(), target, Knobs()), arch)
     slots = stream_plan.slots(work_of(case.problem()), target, plan)
     check_registers(code, 32 * plan.warps, slots)
     shape = "1688" if arch == "sm_75" else "16816"
-    scaled = "HADD2" if bits == 8 else "HFMA2"  # bytes lie where they need no scaling
+    scaled = "HFMA2" if width in (2, 3, 4) else "HADD2"  # bytes lie where they need no scaling
+    if width == "nf4":
+        assert code.has("PRMT"), code.counts
     wanted = [rf"HMMA\.{shape}\.F32", scaled, r"LOP3", r"LDS.*\.128"]
     wanted.append(r"LDG\.E\.128" if arch == "sm_75" else r"LDGSTS\.E(\.BYPASS)?(\.128|\.64)")
     for pattern in wanted:
         assert code.has(pattern), (pattern, code.counts)
     assert not code.has("I2F"), code.counts
-    narrow = bits == 3 and m > 16  # 6 words of a lane: loads of 8 bytes
+    narrow = width == 3 and m > 16  # 6 words of a lane: loads of 8 bytes
     assert narrow or arch == "sm_75" or code.has(r"LDGSTS.*\.128"), code.counts
 
 
@@ -232,6 +239,6 @@ def test_machine_code() -> None:
 
 @slow
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90"])
-@pytest.mark.parametrize(("bits", "m"), LARGE)
-def test_machine_code_everywhere(bits: int, m: int, arch: str) -> None:
-    inspect(bits, m, arch)
+@pytest.mark.parametrize(("width", "m"), LARGE)
+def test_machine_code_everywhere(width: int | str, m: int, arch: str) -> None:
+    inspect(width, m, arch)
