@@ -36,6 +36,7 @@ from nybble.schedules.cuda import elementwise as cuda_elementwise
 from nybble.schedules.cuda import mma as cuda_mma
 from nybble.schedules.cuda import pooling as cuda_pooling
 from nybble.schedules.cuda import weight_only as cuda_weight_only
+from nybble.schedules.cuda import weight_only_wgmma as cuda_weight_only_wgmma
 from nybble.schedules.cuda import wgmma as cuda_wgmma
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.kernel import Kernel
@@ -87,6 +88,7 @@ CUDA: tuple[Kernel, ...] = (
     *cuda_mma.KERNELS,
     cuda_direct.CONV2D,
     cuda_direct.LINEAR,
+    *cuda_weight_only_wgmma.KERNELS,
     *cuda_weight_only.KERNELS,
     *cuda_elementwise.KERNELS,
     *cuda_pooling.KERNELS,

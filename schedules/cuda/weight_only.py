@@ -31,14 +31,15 @@ from nybble.schedules.cuda import stream_plan
 from nybble.schedules.cuda.stream import Stream, flat
 from nybble.schedules.cuda.stream_plan import OPERANDS, ROWS, Plan, Work, pitch
 from nybble.schedules.cuda.stream_ring import Source
-from nybble.schedules.cuda.weight_only_layer import WORDS, Given, HalfLayer
+from nybble.schedules.cuda.weight_only_layer import WORDS, HalfLayer
 from nybble.schedules.cuda.weight_only_layout import DEPTH, Layout, layout_of
+from nybble.schedules.cuda.weight_only_sums import Given
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
 
 WIDTHS = range(2, 9)
 
 
-def _rows(problem: Problem) -> int | None:
+def rows_of(problem: Problem) -> int | None:
     """Rows of activations, None where the batch is symbolic."""
     extents = problem.inputs[0].shape[:-1]
     known = [extent for extent in extents if isinstance(extent, int)]
@@ -48,12 +49,13 @@ def _rows(problem: Problem) -> int | None:
 def layout(problem: Problem) -> Layout:
     """The layout of a problem: 64 channels to a record where 3 bits and few rows want it."""
     assert problem.weights is not None
-    rows = _rows(problem)
+    rows = rows_of(problem)
     wide = numerics.width(problem.weights.dtype)[1] == 3 and rows is not None and rows <= 2 * ROWS
     return layout_of(problem, 4 if wide else 2)
 
 
-def _supports(width: int | str, problem: Problem, target: Any) -> str | None:
+def refuse(width: int | str, problem: Problem, target: Any) -> str | None:
+    """Why a kernel of a width, or of a code book, cannot compile a problem; None when it can."""
     assert problem.weights is not None
     if target.arch != "cuda":
         return "needs a GPU"
@@ -76,7 +78,7 @@ def work_of(problem: Problem) -> Work:
     """What the cost model needs to know of a layer."""
     given = layout(problem)
     return Work(
-        rows=_rows(problem),
+        rows=rows_of(problem),
         blocks=given.blocks,
         runs=given.runs,
         span=given.span,
@@ -122,11 +124,15 @@ def _build(problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimFunc:
     return builder.get()
 
 
+def name_of(width: int | str) -> str:
+    """Of the kernel for few rows."""
+    return f"cuda.{width if isinstance(width, str) else f'w{width}'}"
+
+
 def _kernel(width: int | str) -> Kernel:
-    supports: Callable[[Problem, Any], str | None] = partial(_supports, width)
-    name = width if isinstance(width, str) else f"w{width}"
+    supports: Callable[[Problem, Any], str | None] = partial(refuse, width)
     return Kernel(
-        f"cuda.{name}", "weight_only", supports, _pack, _build, arch="cuda", plan=_plan
+        name_of(width), "weight_only", supports, _pack, _build, arch="cuda", plan=_plan
     )  # fmt: skip
 
 
