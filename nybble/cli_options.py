@@ -61,7 +61,9 @@ Calibrator = Annotated[
     str | None,
     typer.Option(help="minmax, percentile, mse or entropy; goes before the recipe's."),
 ]
-Weights = Annotated[str | None, typer.Option(help="Bits of weights, 1 to 8, ternary, or mixed.")]
+Weights = Annotated[
+    str | None, typer.Option(help="Bits of weights, 1 to 8, ternary, mixed, nf4 or fp4.")
+]
 Activations = Annotated[
     str | None,
     typer.Option(

@@ -14,9 +14,11 @@ from nybble.allocation.result import Allocation
 from nybble.errors import NybbleError
 from nybble.export.onnx import to_onnx
 from nybble.ir import graph, interpreter
+from nybble.passes import pipeline
 from nybble.recipe import Recipe
 from nybble.runtime.artifact import export_all, write_whole
 from nybble.runtime.manifest import Manifest
+from nybble.schedules.target import resolve
 
 if TYPE_CHECKING:
     import tvm
@@ -122,17 +124,31 @@ class QuantizedModel(Model):
     trade: Any = None
     trials: tuple[Trial, ...] = ()
 
-    def run(self, inputs: Inputs, observe: Observe | None = None) -> Outputs:
+    def run(
+        self,
+        inputs: Inputs,
+        observe: Observe | None = None,
+        target: str | dict[str, Any] | None = None,
+    ) -> Outputs:
         """The NumPy law: exactly the integers (and the dequantized outputs) of every target.
+
+        Only weight-only layers have two laws (`nybble.ir.weight_only`): CPUs keep theirs bit for
+        bit, GPUs multiply in half precision and keep theirs within 1e-3 of the sum of magnitudes.
 
         Args:
             inputs: float32, an array, or arrays by name or in order.
             observe: called with every binding's name and value.
+            target: whose law, as of `nybble.compile`; None for CPUs, which have one.
 
         Returns:
             One array, or a dict by name for several outputs.
+
+        Raises:
+            NybbleError: an unknown target, or inputs that do not fit.
         """
-        values = interpreter.run(self.integer, named_inputs(self.integer, inputs), observe)
+        arch = "" if target is None else resolve(target).arch
+        module = pipeline.suited(self.integer, arch)
+        values = interpreter.run(module, named_inputs(module, inputs), observe)
         return _named_outputs(self.integer, values)
 
     def simulate(self, inputs: Inputs) -> Outputs:

@@ -27,7 +27,7 @@ class RecipeOptions:
 
     Attributes:
         file: a recipe as JSON.
-        weights: bits, or ``ternary``.
+        weights: bits, ``ternary``, ``mixed``, or a code book.
         activations: bits, ``float`` or ``dynamic``.
         first_last: bits, or ``none``.
         layers: overrides such as ``layer1*=w4a8``; they go behind the file's, so they win.

@@ -25,12 +25,15 @@ Calibrator = Literal["minmax", "percentile", "mse", "entropy"]
 CALIBRATORS: tuple[str, ...] = ("minmax", "percentile", "mse", "entropy")
 _RANGES_BY_BITS = ("mse", "entropy")
 ROUNDINGS: tuple[str, ...] = ("half_up", "half_even", "tflite")
-Weights = int | Literal["ternary", "mixed"]
+Book = Literal["nf4", "fp4"]
+Weights = int | Literal["ternary", "mixed"] | Book
 Activations = int | Literal["float", "dynamic"]
 Choice = int | str  # bits of weights, "ternary", or both widths: "w4a8"
 TERNARY: Literal["ternary"] = "ternary"
 FLOAT: Literal["float"] = "float"
 DYNAMIC: Literal["dynamic"] = "dynamic"
+BOOKS: tuple[Book, ...] = ("nf4", "fp4")
+"""Code books of 16 levels (`nybble.ir.code_books`)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Widths:
     """What the recipe says of some layers; None leaves it as it is.
 
     Attributes:
-        weights: bits of weights, 1 to 8, or ``"ternary"``.
+        weights: bits of weights, 1 to 8, ``"ternary"``, or a code book.
         activations: bits of input activations, 1 to 8.
     """
 
@@ -47,14 +50,17 @@ class Widths:
 
     def __post_init__(self) -> None:
         """Refuses what is no width."""
-        if not (self.weights is None or _is_width(self.weights) or self.weights == TERNARY):
+        if not (self.weights is None or _is_weights(self.weights)):
             raise NybbleError(f"Recipe: weights={self.weights!r} is not one of: {_WEIGHTS}.")
         if not (self.activations is None or _is_width(self.activations)):
             raise NybbleError(f"Recipe: activations={self.activations!r} is not one of: 1 to 8.")
 
 
 Layers = Mapping[str, Mapping[str, Any]] | tuple[tuple[str, Widths], ...]
-_WEIGHTS = "1 to 8, 'ternary'"
+_WEIGHTS = "1 to 8, 'ternary', 'nf4', 'fp4'"
+_NAMED: dict[str, Weights] = {
+    "t": TERNARY, TERNARY: TERNARY, MIXED: "mixed", "nf4": "nf4", "fp4": "fp4",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ class Recipe:
     Attributes:
         weights: bits of weights, 1 to 8, or ``"ternary"`` (the values -1, 0 and 1 in 2 bits);
             symmetric per output channel. How each width is rounded: docs/quantization.md.
-            ``"mixed"`` chooses one of ``choices`` for every layer.
+            ``"mixed"`` chooses one of ``choices`` for every layer. ``"nf4"`` and ``"fp4"``, with
+            ``activations="float"``, are 4 bits that number 16 levels (`nybble.ir.code_books`).
         activations: bits of activations, 1 to 8: unsigned after ReLU, else symmetric. ``"float"``
             quantizes the weights of linear layers only; ``"dynamic"`` does too, and their inputs
             to 8 bits at run time, each row by its own scale. Neither needs calibration.
@@ -124,6 +131,11 @@ class Recipe:
         _check_mixture(self)
         if not self.is_calibrated:
             _check_weight_only(self)
+        if self.activations != FLOAT and any(weights in BOOKS for weights in _asked(self)):
+            raise NybbleError(
+                "Recipe: the code books nf4 and fp4 are for weight-only quantization. Add "
+                "activations='float', or give weights 1 to 8 bits."
+            )
         if self.activations != FLOAT and (self.group is not None or not self.symmetric):
             raise NybbleError(
                 "Recipe: group and symmetric=False belong to weight-only quantization. Add "
@@ -205,13 +217,19 @@ def _check_mixture(recipe: Recipe) -> None:
         )
 
 
+def _asked(recipe: Recipe) -> list[Any]:
+    """What weights shall be, of any layer."""
+    return [recipe.weights, *(widths.weights for _, widths in recipe.overrides)]
+
+
 def _check_weight_only(recipe: Recipe) -> None:
     """What the weight-only form (`nybble.ir.weight_only`) cannot express."""
-    asked = [recipe.weights, *(w.weights for _, w in recipe.overrides)]
-    if 1 in asked or (TERNARY in asked and not recipe.symmetric):
+    asked = _asked(recipe)
+    symmetric_only = any(weights in (TERNARY, *BOOKS) for weights in asked)
+    if 1 in asked or (symmetric_only and not recipe.symmetric):
         raise NybbleError(
             f"Recipe: with activations='{recipe.activations}', weights have 2 to 8 bits, or are "
-            "ternary and symmetric."
+            "ternary or of a code book and symmetric."
         )
     if any(widths.activations is not None for _, widths in recipe.overrides):
         raise NybbleError(
@@ -227,11 +245,12 @@ def parse_layer(text: str) -> tuple[str, Widths]:
         NybbleError: the text has another form.
     """
     pattern, equals, widths = text.rpartition("=")
-    found = re.fullmatch(r"(?:w(\d+|t|ternary))?(?:a(\d+))?", widths)
+    found = re.fullmatch(r"(?:w(\d+|t|ternary|nf4|fp4))?(?:a(\d+))?", widths)
     if not equals or not pattern or not widths or found is None:
         raise NybbleError(
-            f"'{text}' is no layer override. Write PATTERN=w4a8, with w1 to w8 or wt (ternary) "
-            "for weights and a1 to a8 for activations; either may be left out: 'layer1*=w4'."
+            f"'{text}' is no layer override. Write PATTERN=w4a8, with w1 to w8, wt (ternary), "
+            "wnf4 or wfp4 for weights and a1 to a8 for activations; either may be left out: "
+            "'layer1*=w4'."
         )
     weights, activations = found.groups()
     given = {
@@ -242,15 +261,13 @@ def parse_layer(text: str) -> tuple[str, Widths]:
 
 
 def parse_weights(text: str) -> Weights:
-    """Reads bits, or ``ternary``.
+    """Reads bits, ``ternary``, or a code book.
 
     Raises:
-        NybbleError: neither.
+        NybbleError: none of them.
     """
-    if text in ("t", TERNARY):
-        return TERNARY
-    if text == MIXED:
-        return "mixed"
+    if text in _NAMED:
+        return _NAMED[text]
     if not text.isdecimal():
         raise NybbleError(f"Recipe: weights={text!r} is not one of: {_WEIGHTS}.")
     return int(text)
@@ -279,6 +296,10 @@ def _is_width(bits: Any) -> bool:
     return type(bits) is int and 1 <= bits <= 8
 
 
+def _is_weights(width: Any) -> bool:
+    return _is_width(width) or width in (TERNARY, *BOOKS)
+
+
 def _are_overrides(layers: Any) -> bool:
     if isinstance(layers, Mapping):
         return all(isinstance(p, str) and _is_override(w) for p, w in layers.items())
@@ -298,7 +319,7 @@ def _are_patterns(patterns: Any) -> bool:  # a lone string would be letters
 
 
 _RULES: dict[str, tuple[Any, str]] = {
-    "weights": (lambda w: _is_width(w) or w in (TERNARY, MIXED), f"{_WEIGHTS}, 'mixed'"),
+    "weights": (lambda w: _is_weights(w) or w == MIXED, f"{_WEIGHTS}, 'mixed'"),
     "activations": (lambda a: _is_width(a) or a in (FLOAT, DYNAMIC), "1 to 8, 'float', 'dynamic'"),
     "first_last": (lambda b: b is None or _is_width(b), "1 to 8, None"),
     "layers": (_are_overrides, "patterns with widths such as {'layer1*': {'weights': 4}}"),

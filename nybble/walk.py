@@ -245,7 +245,7 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
     phases = Phases(progress, len(cpus) * (2 if measure else 1))
     lowered = [
         lower(
-            _suited(module, place.target),
+            pipeline.suited(module, place.target.arch),
             place.target,
             _plan(place, measure, prefer),
             phases.begin() if measure else None,
@@ -268,12 +268,6 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
         for code, scheduled, cpu, rates, (_, lifted) in variants
     )
     return replace(first, higher=tuple(higher), notes=known.notes(tuned, places))
-
-
-def _suited(module: Any, target: Any) -> Any:
-    """The module as a kind of target computes it: differs for weight-only layers alone."""
-    is_integer = graph.stage(module) == "integer"
-    return pipeline.for_gpu(module) if is_integer and target.arch == "cuda" else module
 
 
 def _plan(place: Place, measure: bool, prefer: str) -> Planner:

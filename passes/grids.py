@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nybble.ir import numerics
-from nybble.recipe import TERNARY, Weights
+from nybble.ir import code_books, numerics
+from nybble.recipe import BOOKS, TERNARY, Weights
 
 SMALLEST = 2.0**-60  # products of two scales stay normal float32 numbers
 BIAS_LIMIT = 2.0**29  # leaves the accumulators room for the products
@@ -75,7 +75,13 @@ def share_grid(bits: int = 8) -> Grid:
 
 
 def weight_levels(width: Weights) -> Levels:
-    """Narrow range from 3 bits up; all four values of 2 bits; -1, 0, 1; both values of 1 bit."""
+    """Narrow range from 3 bits up; all four values of 2 bits; -1, 0, 1; both values of 1 bit.
+
+    Of a code book all between its ends, though only 16 are used.
+    """
+    if width in BOOKS:
+        found = code_books.levels(width)
+        return Levels(code_books.DTYPE, int(found.min()), int(found.max()))
     if width == TERNARY:
         return Levels("int2", -1, 1)
     dtype = f"int{width}"
@@ -137,12 +143,13 @@ def quantize_groups(
     """Weights with a scale (and zero point) for every ``group`` of them along the inputs.
 
     Symmetric groups are `quantize_weights` of each. Otherwise a group's range, zero included, is
-    spread over all 2^bits values, and the zero point is the integer of 0.
+    spread over all 2^bits values, and the zero point is the integer of 0. In a code book a group's
+    largest magnitude is the largest level, every weight the level nearest to it.
 
     Args:
         weights: (O, K) float32.
         group: weights that share a scale; the last group of a row may be shorter.
-        width: 2 to 8 bits; with ``symmetric`` also ternary.
+        width: 2 to 8 bits; with ``symmetric`` also ternary, or a code book.
         symmetric: all zero points are 0.
 
     Returns:
@@ -152,7 +159,10 @@ def quantize_groups(
     groups = -(-k // group)
     padded = np.pad(weights, ((0, 0), (0, groups * group - k)))  # zeros widen no range
     rows = padded.reshape(o * groups, group).astype(np.float64)
-    if symmetric:
+    if width in BOOKS:
+        q, scale = _by_book(rows, width)
+        zero = np.zeros(len(rows))
+    elif symmetric:
         q, scale = quantize_weights(rows, np.zeros(len(rows)), 1.0, width)
         zero = np.zeros(len(rows))
     else:
@@ -166,6 +176,13 @@ def quantize_groups(
     integers = np.ascontiguousarray(q.reshape(o, groups * group)[:, :k])
     shape = (o, groups)
     return integers, scale.reshape(shape), zero.astype(np.int32).reshape(shape)
+
+
+def _by_book(rows: NDArray[np.float64], book: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Levels and a scale for each row."""
+    scale = (np.abs(rows).max(axis=1) / code_books.levels(book).max()).astype(np.float32)
+    scale = np.where(scale > SMALLEST, scale, np.float32(1))
+    return code_books.nearest(rows / scale.astype(np.float64)[:, None], book), scale
 
 
 def least_squares(row: NDArray[np.float64], levels: Levels) -> float:

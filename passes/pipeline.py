@@ -11,7 +11,7 @@ from typing import Any
 import tvm
 
 from nybble.errors import StageError
-from nybble.ir import specs
+from nybble.ir import graph, specs
 from nybble.passes.base import Pass
 from nybble.passes.calibrate import Ranges
 from nybble.passes.channels_last import channels_last
@@ -119,8 +119,21 @@ def at_run_time(mod: tvm.IRModule) -> tvm.IRModule:
     return run(mod, [(quantize_at_run_time.name, quantize_at_run_time)], "integer", "integer")
 
 
+def suited(mod: tvm.IRModule, arch: str) -> tvm.IRModule:
+    """The law of a kind of target: what an integer module means where it is compiled for.
+
+    Weight-only layers round rows of activations to integers on CPUs and multiply halves on GPUs
+    (`nybble.ir.weight_only`). Integers are the same everywhere, and so are modules of other stages.
+
+    Args:
+        mod: of any stage.
+        arch: the target's, ``cuda`` for GPUs.
+    """
+    return for_gpu(mod) if graph.stage(mod) == "integer" and arch == "cuda" else mod
+
+
 def for_gpu(mod: tvm.IRModule) -> tvm.IRModule:
-    """Integer -> integer, with floats computed as GPUs do; integers are the same everywhere."""
+    """Integer -> integer, with floats computed as GPUs do."""
     return run(mod, [(in_half.name, in_half)], "integer", "integer")
 
 

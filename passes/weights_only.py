@@ -17,7 +17,7 @@ from nybble.passes.grids import quantize_groups, weight_levels
 from nybble.passes.plan import classify
 from nybble.passes.view import View, first_variable, per_channel, with_attribute
 from nybble.passes.widths import check_patterns, overridden
-from nybble.recipe import Recipe, Widths
+from nybble.recipe import BOOKS, Recipe, Widths
 
 REASON = "the recipe quantizes the weights of linear layers only"
 
@@ -121,7 +121,8 @@ class _Layers:
             graph.constant(zero),
             graph.constant(self._bias(name, len(weights))),
         ]
-        return ops.call("weight_only", [call.args[0], *constants], group=group)
+        book = width if width in BOOKS else ""
+        return ops.call("weight_only", [call.args[0], *constants], group=group, book=book)
 
     def _bias(self, name: str, channels: int) -> Any:
         if name not in self.biases:

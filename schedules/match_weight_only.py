@@ -16,6 +16,7 @@ from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from nybble.schedules.match_float import with_sum_and_clamp
 
 OPERANDS = ("w", "scale", "zero_point", "bias")
+USUAL = {"book": "", "compute": INT8}
 
 
 def weight_only(matcher: Matcher, binding: relax.VarBinding) -> Group:
@@ -39,7 +40,7 @@ def weight_only(matcher: Matcher, binding: relax.VarBinding) -> Group:
         "weight_only",
         (spec_of(call.args[0]),),
         spec_of(binding.var),
-        (*_compute(call), ("group", group), ("zero_point", common)),
+        (*_unusual(call), ("group", group), ("zero_point", common)),
         TensorSpec((o, k), graph.dtype_of(call.args[1])),
         epilogue=Epilogue("float", -np.inf, np.inf),
     )
@@ -47,7 +48,8 @@ def weight_only(matcher: Matcher, binding: relax.VarBinding) -> Group:
     return with_sum_and_clamp(matcher, alone)
 
 
-def _compute(call: relax.Call) -> tuple[tuple[str, str], ...]:
-    """Left out where it is the usual one, so that problems of older records stay equal."""
-    found = str(graph.attributes(call)["compute"])
-    return () if found == INT8 else (("compute", found),)
+def _unusual(call: relax.Call) -> tuple[tuple[str, str], ...]:
+    """What is left out where it is the usual, so that problems of older records stay equal."""
+    attrs = graph.attributes(call)
+    given = {name: str(attrs[name]) for name in USUAL}
+    return tuple((name, value) for name, value in given.items() if value != USUAL[name])

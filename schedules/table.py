@@ -42,6 +42,7 @@ from nybble.schedules.cuda import norms as cuda_norms
 from nybble.schedules.cuda import pooling as cuda_pooling
 from nybble.schedules.cuda import softmax as cuda_softmax
 from nybble.schedules.cuda import weight_only as cuda_weight_only
+from nybble.schedules.cuda import weight_only_wgmma as cuda_weight_only_wgmma
 from nybble.schedules.cuda import wgmma as cuda_wgmma
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.kernel import Kernel
@@ -95,6 +96,7 @@ CUDA: tuple[Kernel, ...] = (
     *cuda_mma.KERNELS,
     cuda_direct.CONV2D,
     cuda_direct.LINEAR,
+    *cuda_weight_only_wgmma.KERNELS,
     *cuda_weight_only.KERNELS,
     cuda_matmul.MATMUL,
     cuda_matmul_generic.MATMUL,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nybble.ir import numerics
+from nybble.ir import code_books, numerics
 from nybble.ir.weight_only import INT8, Float32, in_half, weight_only
 from nybble.schedules.kernel import Problem, TensorSpec
 
@@ -28,6 +28,7 @@ class Case:
         operands: ``random``, or extremes: ``high``, ``low``, ``alternating``.
         symbolic: the leading extent is the shape variable ``n``.
         compute: as of `nybble.ir.weight_only`.
+        book: whose levels the weights are, with ``int8`` weights.
     """
 
     x: tuple[int, ...]
@@ -38,13 +39,15 @@ class Case:
     operands: str = "random"
     symbolic: bool = False
     compute: str = INT8
+    book: str = ""
 
     @property
     def name(self) -> str:
         """Unique."""
         shape = "x".join(map(str, self.x))
         tail = " symbolic" * self.symbolic
-        return f"{shape} {self.o} {self.weights} g{self.group} {self.zeros} {self.operands}{tail}"
+        width = self.book or self.weights
+        return f"{shape} {self.o} {width} g{self.group} {self.zeros} {self.operands}{tail}"
 
     @property
     def y(self) -> tuple[int, ...]:
@@ -65,6 +68,8 @@ class Case:
 
         zero = self.zero_point if self.zeros == "common" else None
         attrs = () if self.compute == INT8 else (("compute", self.compute),)
+        if self.book:
+            attrs = (("book", self.book), *attrs)
         return Problem(
             "weight_only", (spec(self.x),), spec(self.y),
             (*attrs, ("group", self.group), ("zero_point", zero)),
@@ -96,6 +101,11 @@ class Case:
     def _weights(self, rng: np.random.Generator) -> NDArray[Any]:
         (lo, hi), dtype = numerics.limits(self.weights), numerics.storage(self.weights)
         shape = (self.o, self.x[-1])
+        if self.book:
+            levels = code_books.levels(self.book)
+            lo, hi = int(levels.min()), int(levels.max())
+        if self.book and self.operands == "random":
+            return rng.choice(levels, shape)
         if self.operands == "random":
             return rng.integers(lo, hi, shape, endpoint=True).astype(dtype)
         ends = {"high": [hi], "low": [lo], "alternating": [lo, hi]}[self.operands]
@@ -103,7 +113,7 @@ class Case:
 
     def law(self, arrays: Arrays) -> NDArray[np.float32]:
         """What must be stored."""
-        return weight_only(*operands(arrays), group=self.group)
+        return weight_only(*operands(arrays), group=self.group, book=self.book)
 
     def bounded(self, arrays: Arrays) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Of half precision: the value, and by how much what is stored may differ."""
@@ -135,4 +145,10 @@ CASES = (
     Case((2, 3, 96), 48, 32, "int4"),
     Case((1, 640), 264, 128, symbolic=True),
     Case((37, 640), 40, 128, "uint4", "each", symbolic=True),
+    *(Case((m, k), o, group, "int8", operands=ends, book=book)
+      for book in code_books.NAMES
+      for m, k, o, group, ends in (
+          (1, 300, 33, 64, "random"), (9, 257, 41, 300, "random"), (2, 2177, 17, 128, "low"),
+          (6, 520, 9, 256, "high"), (5, 90, 3, 7, "alternating"),
+      )),
 )  # fmt: skip

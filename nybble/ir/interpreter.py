@@ -24,6 +24,7 @@ def run(
     mod: tvm.IRModule,
     inputs: Mapping[str, Array] | Sequence[Array],
     observe: Observe | None = None,
+    given: Mapping[str, Array] | None = None,
 ) -> list[Array]:
     """Evaluates ``main``.
 
@@ -31,6 +32,7 @@ def run(
         mod: a module of stage float, quantized or integer.
         inputs: one array per parameter, in order or by name; the batch extent is free.
         observe: called with every binding's name and value as soon as it is known.
+        given: what later bindings get in place of some bindings' values, by name.
 
     Returns:
         The outputs in order. Values below 8 bits come unpacked in int8 or uint8.
@@ -39,7 +41,7 @@ def run(
         StageError: an op has no NumPy meaning (a scheduled module, or a foreign op).
     """
     with _blas().limit(limits=1, user_api="blas"):
-        return _run(mod, inputs, observe)
+        return _run(mod, inputs, observe, given or {})
 
 
 @cache
@@ -49,18 +51,23 @@ def _blas() -> ThreadpoolController:
 
 
 def _run(
-    mod: tvm.IRModule, inputs: Mapping[str, Array] | Sequence[Array], observe: Observe | None
+    mod: tvm.IRModule,
+    inputs: Mapping[str, Array] | Sequence[Array],
+    observe: Observe | None,
+    given: Mapping[str, Array],
 ) -> list[Array]:
     params = graph.inputs(mod)
-    given = [inputs[p.name] for p in params] if isinstance(inputs, Mapping) else inputs
-    values: dict[Any, Array] = dict(zip(params, map(np.asarray, given), strict=True))
+    arrays = [inputs[p.name] for p in params] if isinstance(inputs, Mapping) else inputs
+    values: dict[Any, Array] = dict(zip(params, map(np.asarray, arrays), strict=True))
     sizes = _open_sizes(values)
     wanted = set(graph.outputs(mod))
     last_use = _last_uses(mod)
     for index, binding in enumerate(graph.bindings(mod)):
-        values[binding.var] = evaluate(binding.value, values, str(binding.var.name), sizes)
+        name = str(binding.var.name)
+        found = evaluate(binding.value, values, name, sizes)
         if observe is not None:
-            observe(str(binding.var.name), values[binding.var])
+            observe(name, found)
+        values[binding.var] = given.get(name, found)
         for operand in graph.operands(binding.value):
             if operand not in wanted and last_use.get(operand) == index:
                 values.pop(operand, None)  # an image's activations would otherwise pile up

@@ -181,7 +181,7 @@ VOCABULARY: dict[str, OpDef] = {
         ),
         OpDef(
             "weight_only", ("x", "w", "scale", "zero_point", "bias"),
-            {"group": ..., "compute": "int8"}, _weight_only, weight_only,
+            {"group": ..., "compute": "int8", "book": ""}, _weight_only, weight_only,
             "float32 (…, K) x integers (O, K) with a scale per group + bias -> float32",
         ),
         OpDef(

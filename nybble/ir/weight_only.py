@@ -21,6 +21,9 @@ four ops (dynamic quantization, `nybble.passes.dynamic`), of which one is an ord
 
     top = row_tops(x)    q = quantize_rows(x, top)    acc = linear(q, w)    y = rescale_rows(acc, …)
 
+Weights of a *code book* (`nybble.ir.code_books`) are integers as well, 16 different ones; what is
+above holds for them as for others of 8 bits.
+
 GPUs multiply in half precision and add in float32 (``compute="float16"``), in the order that suits
 their tensor cores, so the law is a value and a bound: `in_half` in float64, and
 
@@ -37,6 +40,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nybble.ir import code_books
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
@@ -118,6 +123,7 @@ def weight_only(  # noqa: PLR0913
     *,
     group: int,
     compute: str = INT8,
+    book: str = "",
 ) -> Float32:
     """A linear layer with integer weights whose scale belongs to a run of ``group`` of them.
 
@@ -129,10 +135,16 @@ def weight_only(  # noqa: PLR0913
         bias: (O,) float32.
         group: weights that share a scale.
         compute: ``int8``, or ``float16`` for `in_half`.
+        book: the code book whose levels the weights are, if any.
 
     Returns:
         (…, O) float32.
+
+    Raises:
+        ValueError: a weight is no level of its code book.
     """
+    if book:
+        code_books.numbers(w, book)
     if compute == HALF:
         with np.errstate(over="ignore"):
             value, _ = in_half(x, w, scale, zero_point, bias, group=group)

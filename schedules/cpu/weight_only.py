@@ -1,4 +1,4 @@
-"""Weight-only linear layers on x86: W2 to W8, AVX2, AVX-512 and VNNI, one row or hundreds.
+"""Weight-only linear layers on x86, W2 to W8 and code books, AVX2, AVX-512 and VNNI, any rows.
 
 Rows are quantized first (`weight_only_rows`); then `gemv_template` sums codes times activations in
 integers, and each group ends as `nybble.ir.weight_only` says: the codes' zero taken off, one
@@ -18,16 +18,17 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from nybble.errors import ScheduleError
-from nybble.ir import numerics
+from nybble.ir import code_books, numerics
 from nybble.ir.weight_only import INT8, MOST
 from nybble.schedules.cpu import gemv_template, weight_only_rows
 from nybble.schedules.cpu.buffers import declare, load, product, store
 from nybble.schedules.cpu.epilogue import floats
 from nybble.schedules.cpu.gemv_codes import Codes
-from nybble.schedules.cpu.gemv_dot import INSTRUCTION_SETS, multiply
+from nybble.schedules.cpu.gemv_dot import INSTRUCTION_SETS, Multiply, multiply
 from nybble.schedules.cpu.gemv_layout import Layout
 from nybble.schedules.cpu.gemv_template import Plan
 from nybble.schedules.cpu.gemv_tile import Job, Where
+from nybble.schedules.cpu.weight_only_books import codes_of
 from nybble.schedules.cpu.weight_only_generic import LONGEST
 from nybble.schedules.kernel import Constants, Epilogue, Kernel, Knobs, Problem, TensorSpec
 
@@ -39,9 +40,16 @@ def layout_of(problem: Problem, isa: str) -> Layout:
     assert problem.weights is not None
     o, k = (int(d) for d in problem.weights.shape)
     bits = numerics.width(problem.weights.dtype)[1]
+    dot, book = multiply(isa, bits), book_of(problem)
+    codes = codes_of(book, _base(problem, dot)) if book else Codes(bits)
     head = 4 if is_uniform(problem) else 5
     group = min(int(problem.attr("group")), k)
-    return Layout(Codes(bits), multiply(isa, bits), o, k, group, head)
+    return Layout(codes, dot, o, k, group, head)
+
+
+def book_of(problem: Problem) -> str:
+    """The code book of the weights, empty without one."""
+    return str(dict(problem.attrs).get("book", ""))
 
 
 def is_uniform(problem: Problem) -> bool:
@@ -49,16 +57,17 @@ def is_uniform(problem: Problem) -> bool:
     return problem.attr("zero_point") is not None
 
 
-def _base(problem: Problem, layout: Layout) -> int:
-    """The weight whose stored byte is 0."""
+def _base(problem: Problem, dot: Multiply) -> int:
+    """The weight whose byte is 0 where it is multiplied."""
     assert problem.weights is not None
-    return numerics.limits(problem.weights.dtype)[0] + layout.dot.centre
+    return numerics.limits(problem.weights.dtype)[0] + dot.centre
 
 
 # ---------------------------------------------------------------- supports and pack
 
 
-def _supports(isa: str, bits: int, problem: Problem, target: Any) -> str | None:
+def _supports(isa: str, width: int | str, problem: Problem, target: Any) -> str | None:
+    bits = 8 if isinstance(width, str) else width
     dot = multiply(isa, bits)
     if target.arch != "x86_64" or not target.has(*dot.features):
         return f"needs {', '.join(dot.features)}"
@@ -69,6 +78,8 @@ def _supports(isa: str, bits: int, problem: Problem, target: Any) -> str | None:
         numerics.width(problem.weights.dtype)[1] != bits
     ):
         return f"computes {bits}-bit weights, not {problem.weights.dtype}"
+    if isinstance(width, str) and book_of(problem) != width:
+        return f"computes weights of the code book {width} only"
     if min(problem.attr("group"), problem.weights.shape[1]) > LONGEST:
         return f"the sum of more than {LONGEST} weights in a group could exceed 32 bits"
     return None
@@ -77,11 +88,11 @@ def _supports(isa: str, bits: int, problem: Problem, target: Any) -> str | None:
 def _pack(isa: str, problem: Problem, constants: Constants) -> list[NDArray[Any]]:
     """The stream of scales, zero points and codes; the bias."""
     layout = layout_of(problem, isa)
-    base = _base(problem, layout)
+    base, book, w = _base(problem, layout.dot), book_of(problem), np.asarray(constants["w"])
     heads: list[NDArray[Any]] = [np.asarray(constants["scale"], np.float32)]
     if not is_uniform(problem):
         heads.append(_zeros(problem, layout, np.asarray(constants["zero_point"])))
-    codes = np.asarray(constants["w"]).astype(np.int16) - base
+    codes = code_books.numbers(w, book) if book else w.astype(np.int16) - base
     bias = np.zeros(layout.width, np.float32)
     bias[: layout.o] = constants["bias"]
     return [layout.pack(codes.astype(np.uint8), *heads), bias]
@@ -93,7 +104,7 @@ def _zeros(problem: Problem, layout: Layout, zero_point: NDArray[Any]) -> NDArra
     lo, hi = numerics.limits(problem.weights.dtype)
     if zero_point.min() < lo or zero_point.max() > hi:
         raise ScheduleError(f"a zero point lies outside {problem.weights.dtype}'s {lo}..{hi}")
-    return (zero_point - _base(problem, layout)).astype(_zero_dtype(layout))
+    return (zero_point - _base(problem, layout.dot)).astype(_zero_dtype(layout))
 
 
 def _zero_dtype(layout: Layout) -> str:
@@ -189,7 +200,7 @@ def _build(isa: str, problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimFu
         count = product(problem.inputs[0].shape[:-1], symbols)
         rows = weight_only_rows.allocate(layout, plan.staged(count))
         zero = 1 if not is_uniform(problem) else int(problem.attr("zero_point"))
-        factor = zero if not is_uniform(problem) else zero - _base(problem, layout)
+        factor = zero if not is_uniform(problem) else zero - _base(problem, layout.dot)
         _quantize_rows(layout, buffers.x, rows, (plan, count), factor)
         weights, bias = buffers.constants
         finish = _Floats(
@@ -229,15 +240,15 @@ def _quantize_rows(
 
 KERNELS = tuple(
     Kernel(
-        f"cpu.w{bits}.{isa}",
+        f"cpu.{width if isinstance(width, str) else f'w{width}'}.{isa}",
         "weight_only",
-        partial(_supports, isa, bits),
+        partial(_supports, isa, width),
         partial(_pack, isa),
         partial(_build, isa),
         arch="x86_64",
         plan=partial(_plan, isa),
     )
     for isa in INSTRUCTION_SETS
-    for bits in range(2, 9)
+    for width in (*code_books.NAMES, *range(2, 9))
 )
 """By preference: VNNI before AVX-512 before AVX2."""

@@ -1,6 +1,6 @@
-"""``cuda.w2`` … ``cuda.w8``: linear layers with half-precision activations and integer weights.
+"""``cuda.w2`` … ``cuda.w8``, ``cuda.nf4``, ``cuda.fp4``: weights of few bits, halves otherwise.
 
-    weights   2 to 8 bits, a scale for a group or a channel; packed to fragment order
+    weights   2 to 8 bits, or of a code book, a scale for a group or a channel; in fragment order
     product   w - zero, exact in half precision, times float16(x), summed in float32 tensor cores
     groups    sum += scale·part, in float32
     output    factor·sum + bias, then the second branch and the clamp
@@ -24,21 +24,22 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from nybble.ir import numerics
+from nybble.ir import code_books, numerics
 from nybble.ir.weight_only import HALF
 from nybble.schedules.cpu.buffers import declare, product
 from nybble.schedules.cuda import stream_plan
 from nybble.schedules.cuda.stream import Stream, flat
 from nybble.schedules.cuda.stream_plan import OPERANDS, ROWS, Plan, Work, pitch
 from nybble.schedules.cuda.stream_ring import Source
-from nybble.schedules.cuda.weight_only_layer import WORDS, Given, HalfLayer
+from nybble.schedules.cuda.weight_only_layer import WORDS, HalfLayer
 from nybble.schedules.cuda.weight_only_layout import DEPTH, Layout, layout_of
+from nybble.schedules.cuda.weight_only_sums import Given
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
 
 WIDTHS = range(2, 9)
 
 
-def _rows(problem: Problem) -> int | None:
+def rows_of(problem: Problem) -> int | None:
     """Rows of activations, None where the batch is symbolic."""
     extents = problem.inputs[0].shape[:-1]
     known = [extent for extent in extents if isinstance(extent, int)]
@@ -48,19 +49,20 @@ def _rows(problem: Problem) -> int | None:
 def layout(problem: Problem) -> Layout:
     """The layout of a problem: 64 channels to a record where 3 bits and few rows want it."""
     assert problem.weights is not None
-    rows = _rows(problem)
+    rows = rows_of(problem)
     wide = numerics.width(problem.weights.dtype)[1] == 3 and rows is not None and rows <= 2 * ROWS
     return layout_of(problem, 4 if wide else 2)
 
 
-def _supports(bits: int, problem: Problem, target: Any) -> str | None:
+def refuse(width: int | str, problem: Problem, target: Any) -> str | None:
+    """Why a kernel of a width, or of a code book, cannot compile a problem; None when it can."""
     assert problem.weights is not None
     if target.arch != "cuda":
         return "needs a GPU"
     if dict(problem.attrs).get("compute") != HALF:
         return "computes in half precision only"
-    if numerics.width(problem.weights.dtype)[1] != bits:
-        return f"weights are {problem.weights.dtype}"
+    if width != (dict(problem.attrs).get("book") or numerics.width(problem.weights.dtype)[1]):
+        return f"weights are {dict(problem.attrs).get('book') or problem.weights.dtype}"
     sizes = [prod(int(e) for e in spec.shape if not isinstance(e, str)) for spec in problem.tensors]
     return "a tensor of 2^31 elements and more" if max(sizes) >= 1 << 31 else None
 
@@ -76,7 +78,7 @@ def work_of(problem: Problem) -> Work:
     """What the cost model needs to know of a layer."""
     given = layout(problem)
     return Work(
-        rows=_rows(problem),
+        rows=rows_of(problem),
         blocks=given.blocks,
         runs=given.runs,
         span=given.span,
@@ -122,12 +124,17 @@ def _build(problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimFunc:
     return builder.get()
 
 
-def _kernel(bits: int) -> Kernel:
-    supports: Callable[[Problem, Any], str | None] = partial(_supports, bits)
+def name_of(width: int | str) -> str:
+    """Of the kernel for few rows."""
+    return f"cuda.{width if isinstance(width, str) else f'w{width}'}"
+
+
+def _kernel(width: int | str) -> Kernel:
+    supports: Callable[[Problem, Any], str | None] = partial(refuse, width)
     return Kernel(
-        f"cuda.w{bits}", "weight_only", supports, _pack, _build, arch="cuda", plan=_plan
+        name_of(width), "weight_only", supports, _pack, _build, arch="cuda", plan=_plan
     )  # fmt: skip
 
 
-KERNELS = tuple(map(_kernel, WIDTHS))
-"""One for each width, so that the name tells it."""
+KERNELS = tuple(map(_kernel, (*WIDTHS, *code_books.NAMES)))
+"""One for each width and code book, so that the name tells it."""

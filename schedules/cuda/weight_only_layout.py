@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nybble.ir import numerics
+from nybble.ir import code_books, numerics
+from nybble.schedules.cuda.books import OFFSET, BookCodes
 from nybble.schedules.cuda.halves import BIAS, PAIRS, Codes, stored_bits
 from nybble.schedules.kernel import Constants, Problem, TensorSpec
 
@@ -49,6 +50,7 @@ class Layout:
         bits: of a stored code.
         zero: the code of 0 that all groups share, None where they have their own.
         tiles: of a record.
+        book: the code book of the weights, empty without one.
     """
 
     o: int
@@ -57,6 +59,12 @@ class Layout:
     bits: int
     zero: int | None
     tiles: int
+    book: str = ""
+
+    @property
+    def codes(self) -> Codes | BookCodes:
+        """How codes lie in words."""
+        return BookCodes(self.book) if self.book else Codes(self.bits)
 
     @property
     def is_grouped(self) -> bool:
@@ -153,8 +161,9 @@ class Layout:
             factor = np.where(factor > 0, factor, np.float32(1))
         table = np.zeros((2, self.blocks * self.width), np.float32)
         table[0, : self.o], table[1, : self.o] = factor, constants["bias"]
-        zeros = np.asarray(constants["zero_point"], np.int64) - lowest
-        made: list[NDArray[Any]] = [self._weights(np.asarray(constants["w"], np.int64) - lowest)]
+        zeros, w = np.asarray(constants["zero_point"], np.int64) - lowest, constants["w"]
+        codes = code_books.numbers(w, self.book) if self.book else w.astype(np.int64) - lowest
+        made: list[NDArray[Any]] = [self._weights(codes)]
         if self.numbers:
             made.append(self._numbers(scale / factor[:, None], zeros))
         return [*made, table]
@@ -172,7 +181,7 @@ class Layout:
         # block, record, tile, lane = (g, t), s = (half, s % 2), r = (r / 2, row / 8), low or high
         ordered = full.transpose(0, 4, 1, 3, 6, 5, 7, 8, 2, 9)
         ordered = ordered.reshape(self.blocks, self.records, self.tiles, 32, PAIRS, 2)
-        words = Codes(self.bits).pack(ordered).swapaxes(2, 3)  # block, record, lane, tile, word
+        words = self.codes.pack(ordered).swapaxes(2, 3)  # block, record, lane, tile, word
         lanes = words.reshape(self.blocks, self.records, 32, -1, self.vector)
         return np.ascontiguousarray(lanes.swapaxes(2, 3))
 
@@ -194,7 +203,10 @@ def layout_of(problem: Problem, tiles: int) -> Layout:
     """The layout of a ``weight_only`` problem for records of ``tiles`` tiles."""
     assert problem.weights is not None
     (o, k), dtype = map(int, problem.weights.shape), problem.weights.dtype
-    common = problem.attr("zero_point")
+    common, book = problem.attr("zero_point"), str(dict(problem.attrs).get("book", ""))
+    if book:
+        bits = code_books.BITS
+        return Layout(o, k, int(problem.attr("group")), bits, OFFSET, tiles, book)
     zero = None if common is None else int(common) - numerics.limits(dtype)[0]
     bits = stored_bits(numerics.width(dtype)[1])
     return Layout(o, k, int(problem.attr("group")), bits, zero, tiles)

@@ -53,7 +53,7 @@ class Warpgroup(Tile):
 
     def finish(self) -> None:
         """Emits the wait for all products."""
-        _wait(0)
+        wait(0)
         for i in range(self.plan.sums):  # in order behind the wait, which a plain copy is not
             T.evaluate(script.ptx["mov.b32"](self.sums[i], self.acc[i]))
 
@@ -73,15 +73,15 @@ class RowsFirst(Warpgroup, Columns):
         self.start()
         with T.serial(ring.steps) as step:
             stage = ring.wait_full(step)
-            _fence()
+            fence()
             rows = stage * self.plan.lines.words + first * WORDS
             for piece in range(STEPS):
                 for unit in range(self.plan.units):
                     a = descriptor(ring.tile[rows + unit * FIRST * WORDS + piece * 8])
                     b = descriptor(ring.tile[ring.weights(stage) + piece * 8])
                     self.product(unit, [a], b)
-            _commit()
-            _wait(1)
+            commit()
+            wait(1)
             with T.If(step > 0), T.Then():
                 ring.tell_empty(T.Bind(step - 1))
         self.finish()
@@ -115,17 +115,17 @@ class ChannelsFirst(Warpgroup):
         with T.serial(ring.steps) as step:
             stage = ring.wait_full(step)
             self._load(held, ring, ring.weights(stage) + warp * (units * 2 * BLOCK // 4))
-            _wait(0)
+            wait(0)
             with T.If(step > 0), T.Then():
                 ring.tell_empty(T.Bind(step - 1))
             self._unpack(a, held)
-            _fence()
+            fence()
             for piece in range(STEPS):
                 b = descriptor(ring.tile[stage * self.plan.lines.words + piece * 8])
                 for unit in range(units):
                     first = (unit * STEPS + piece) * 4
                     self.product(unit, [a[first + i] for i in range(4)], b)
-            _commit()
+            commit()
         self.finish()
 
     def _load(self, held: Any, ring: Ring, start: Any) -> None:
@@ -154,13 +154,16 @@ def descriptor(start: Any) -> Any:
     return made[0]
 
 
-def _fence() -> None:
+def fence() -> None:
+    """Emits that registers written so far are seen by the products that follow."""
     T.evaluate(script.ptx["wgmma.fence.sync.aligned"]())
 
 
-def _commit() -> None:
+def commit() -> None:
+    """Emits the end of a group of products."""
     T.evaluate(script.ptx["wgmma.commit_group.sync.aligned"]())
 
 
-def _wait(left: int) -> None:
+def wait(left: int) -> None:
+    """Emits the wait for all groups of products but the last ``left``."""
     T.evaluate(script.ptx["wgmma.wait_group.sync.aligned"](left))

@@ -8,14 +8,14 @@ import pytest
 from numpy.typing import NDArray
 from tvm import relax
 
-from nybble import simt
-from nybble.ir import graph, numerics, ops, specs
-from nybble.ir.weight_only import HALF, HALF_BOUND
+from nybble.ir import graph, ops, specs
 from nybble.passes import pipeline
 from nybble.schedules.cuda import stream_plan
 from nybble.schedules.cuda.weight_only import KERNELS, work_of
 from nybble.schedules.kernel import Epilogue, Kernel, Knobs, Problem
 from nybble.schedules.lower import lower
+from tests.cuda import halves
+from tests.cuda.halves import half, whole_numbers
 from tests.cuda.layers import gpu
 from tests.cuda.opcodes import check_registers, code_of
 from tests.weight_only_cases import Arrays, Case
@@ -24,42 +24,21 @@ slow = pytest.mark.slow
 ARCHS = ("sm_75", "sm_80", "sm_90")
 
 
-def half(*shape: Any, **given: Any) -> Case:
-    """A row of `tests.weight_only_cases` in half precision."""
-    return dataclasses.replace(Case(*shape, **given), compute=HALF)
-
-
 def family(case: Case) -> Kernel:
     """The kernel of a case's width."""
-    name = f"cuda.w{numerics.width(case.weights)[1]}"
-    return next(kernel for kernel in KERNELS if kernel.name == name)
+    return halves.kernel_of(case, KERNELS)
 
 
 def run(
     case: Case, arch: str, arrays: Arrays, decisions: Any = (), problem: Problem | None = None
 ) -> NDArray[np.float32]:
     """What the kernel stores, as the interpreter has it."""
-    kernel, problem = family(case), problem or case.problem()
-    function = kernel.build(problem, gpu(arch), Knobs(dict(decisions)))
-    function = function.with_attr("global_symbol", "layer")
-    inputs = [arrays[name] for name in ("x", "other") if name in arrays]
-    unpacked = {name: v for name, v in arrays.items() if name not in ("x", "other")}
-    packed = [np.ascontiguousarray(a) for a in kernel.constants(problem, unpacked)]
-    y = np.zeros(case.y, np.float32)
-    report = simt.run(function, [*inputs, *packed, y], target=f"cuda:{arch}")
-    assert report.conflicts == 0, "lanes meet in a bank of shared memory"
-    return y
+    return halves.run((family(case), problem or case.problem()), case, arch, arrays, decisions)
 
 
-def check(case: Case, arch: str, decisions: Any = ()) -> None:
-    """Within the bound where the law is finite, and not finite where it is not."""
-    arrays = case.data()
-    got, (value, bound) = run(case, arch, arrays, decisions), case.bounded(arrays)
-    finite = np.isfinite(value)
-    assert (np.isfinite(got) == finite).all()
-    far = np.abs(got[finite] - value[finite])
-    worst = np.max(far / bound[finite], initial=0) * HALF_BOUND
-    assert worst <= HALF_BOUND, f"{case.name}: relative error {worst:.1e}"
+def check(case: Case, arch: str) -> None:
+    """Within the bound."""
+    halves.check(family(case), case, arch)
 
 
 CASES = (
@@ -70,6 +49,9 @@ CASES = (
     half((1, 63), 17, 128, "int3", operands="low"),
     half((1, 513), 17, 128, "int3", operands="high"),
     half((2, 3, 96), 48, 32, "int2"),
+    half((3, 200), 33, 64, "int8", book="nf4"),
+    half((2, 300), 20, 48, "int8", book="fp4"),
+    half((9, 130), 34, 1000, "int8", book="nf4", operands="low"),
     half((1, 192), 70, 64, "uint4", symbolic=True),
     half((19, 128), 40, 1000, "uint4", zeros="each", symbolic=True),
 )  # fmt: skip
@@ -115,15 +97,6 @@ MORE = (
     {"operands": 2, "across": 4, "along": 1, "stages": 4, "splits": 4},
     {"operands": 4, "across": 2, "along": 2, "stages": 2, "splits": 2},
 )
-
-
-def whole_numbers(case: Case) -> Arrays:
-    """Operands whose sums are exact in any order."""
-    rng, arrays = np.random.default_rng(1), case.data()
-    arrays["x"] = rng.integers(-8, 9, case.x).astype(np.float32)
-    arrays["scale"] = np.exp2(rng.integers(-3, 1, arrays["scale"].shape)).astype(np.float32)
-    arrays["bias"] = rng.integers(-9, 9, case.o).astype(np.float32)
-    return arrays
 
 
 @pytest.mark.parametrize("decisions", [*CHOICES, *(pytest.param(d, marks=slow) for d in MORE)])
@@ -204,25 +177,29 @@ def test_a_network_gets_the_kernels_of_its_width() -> None:
 # ---------------------------------------------------------------- machine code
 
 ROWS = {1: "m1", 16: "m16", 64: "m64"}
-LARGE = [(bits, m) for bits in (2, 3, 4, 8) for m in ROWS]
+LARGE = [(width, m) for width in (2, 3, 4, 8, "nf4") for m in ROWS]
 
 
-def inspect(bits: int, m: int, arch: str) -> None:
+def inspect(width: int | str, m: int, arch: str) -> None:
     """The wanted instructions, no conversions of integers, no local memory."""
-    case = half((m, 4096), 4096, 128, f"int{bits}")
+    case = half((m, 4096), 4096, 128, "int8", book=str(width))
+    if isinstance(width, int):
+        case = half((m, 4096), 4096, 128, f"int{width}")
     kernel, target = family(case), gpu(arch)
     plan = kernel.plan(case.problem(), target, Knobs())
     code = code_of(kernel.build(case.problem(), target, Knobs()), arch)
     slots = stream_plan.slots(work_of(case.problem()), target, plan)
     check_registers(code, 32 * plan.warps, slots)
     shape = "1688" if arch == "sm_75" else "16816"
-    scaled = "HADD2" if bits == 8 else "HFMA2"  # bytes lie where they need no scaling
+    scaled = "HFMA2" if width in (2, 3, 4) else "HADD2"  # bytes lie where they need no scaling
+    if width == "nf4":
+        assert code.has("PRMT"), code.counts
     wanted = [rf"HMMA\.{shape}\.F32", scaled, r"LOP3", r"LDS.*\.128"]
     wanted.append(r"LDG\.E\.128" if arch == "sm_75" else r"LDGSTS\.E(\.BYPASS)?(\.128|\.64)")
     for pattern in wanted:
         assert code.has(pattern), (pattern, code.counts)
     assert not code.has("I2F"), code.counts
-    narrow = bits == 3 and m > 16  # 6 words of a lane: loads of 8 bytes
+    narrow = width == 3 and m > 16  # 6 words of a lane: loads of 8 bytes
     assert narrow or arch == "sm_75" or code.has(r"LDGSTS.*\.128"), code.counts
 
 
@@ -232,6 +209,6 @@ def test_machine_code() -> None:
 
 @slow
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90"])
-@pytest.mark.parametrize(("bits", "m"), LARGE)
-def test_machine_code_everywhere(bits: int, m: int, arch: str) -> None:
-    inspect(bits, m, arch)
+@pytest.mark.parametrize(("width", "m"), LARGE)
+def test_machine_code_everywhere(width: int | str, m: int, arch: str) -> None:
+    inspect(width, m, arch)

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from nybble.errors import NybbleError
-from nybble.ir import graph, interpreter, numerics, specs
+from nybble.ir import code_books, graph, interpreter, numerics, specs
 from nybble.passes import pipeline
 from nybble.passes.grids import quantize_groups
-from nybble.recipe import Recipe
+from nybble.recipe import BOOKS, Recipe
 from tests.passes.nets import Net, call_of, images, nn, op_names
 
 
@@ -69,7 +69,9 @@ def test_overrides_and_what_stays_float():
     ("changes", "message"),
     [
         ({"weights": 1}, "weights have 2 to 8 bits"),
-        ({"weights": "ternary", "symmetric": False}, "or are ternary and symmetric"),
+        ({"weights": "ternary", "symmetric": False}, "are ternary or of a code book and symmetric"),
+        ({"weights": "fp4", "symmetric": False}, "are ternary or of a code book and symmetric"),
+        ({"weights": "nf4", "activations": 8}, "nf4 and fp4 are for weight-only quantization"),
         ({"layers": {"last": {"weights": 1}}}, "weights have 2 to 8 bits"),
         ({"layers": {"last": {"activations": 4}}}, "override weights only"),
         ({"layers": {"conv": {"weights": 4}}}, "'conv' matches no .*: first, last"),
@@ -80,6 +82,41 @@ def test_overrides_and_what_stays_float():
 def test_what_cannot_be_done_is_said(changes, message):
     with pytest.raises(NybbleError, match=message):
         rounded(Recipe(**{"weights": 4, "activations": "float", **changes}))
+
+
+@pytest.mark.parametrize("book", code_books.NAMES)
+def test_code_books_have_sixteen_levels(book):
+    canonical, simulated, integer = rounded(Recipe(book, "float", group=32))
+    call = call_of(integer, "first")
+    assert graph.attributes(call)["book"] == book
+    w = graph.numpy_of(call.args[1])
+    assert set(np.unique(w)) <= set(code_books.levels(book).tolist())
+    groups = np.pad(w, ((0, 0), (0, 12))).reshape(12, 6, 32)
+    assert (np.abs(groups).max(axis=2) == code_books.levels(book).max()).all()
+    x = images(3, 6, 6)
+    real, rough, exact = (interpreter.run(m, [x])[0] for m in (canonical, simulated, integer))
+    assert np.abs(rough - real).max() < 0.1
+    assert np.abs(exact - rough).max() < 0.01
+
+
+@given(st.lists(st.floats(-200, 200), min_size=1, max_size=40), st.sampled_from(code_books.NAMES))
+def test_the_nearest_level_is_taken(values, book):
+    found, levels = code_books.nearest(np.array(values), book), code_books.levels(book)
+    best = np.abs(np.subtract.outer(values, levels.astype(np.float64))).min(axis=1)
+    np.testing.assert_array_equal(np.abs(found - np.array(values)), best)
+    np.testing.assert_array_equal(levels[code_books.numbers(found, book)], found)
+
+
+def test_the_recipe_knows_the_books():
+    assert code_books.NAMES == BOOKS
+    below = (-1.0, -0.69619280, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004)
+    above = (0.07958030, 0.16093020, 0.24611230, 0.33791524, 0.44070983, 0.56261700, 0.72295684)
+    nf4 = (*below, 0.0, *above, 1.0)
+    np.testing.assert_array_equal(np.rint(np.multiply(nf4, 127)), code_books.levels("nf4"))
+    bits = np.arange(16)  # sign, two bits of exponent, one of mantissa
+    exponent, mantissa = bits >> 1 & 3, bits & 1
+    size = np.where(exponent == 0, mantissa, (2 + mantissa) << np.maximum(exponent, 1) - 1)
+    np.testing.assert_array_equal(np.where(bits >> 3, -size, size), code_books.levels("fp4"))
 
 
 @given(

@@ -34,7 +34,7 @@ def family(isa: str, case: Case) -> tuple[Kernel, CpuTarget]:
     target = resolve(TARGETS[isa])
     if not target.features <= host_features():
         pytest.skip(f"this CPU lacks {', '.join(sorted(target.features - host_features()))}")
-    name = f"cpu.w{numerics.width(case.weights)[1]}.{isa}"
+    name = f"cpu.{case.book or f'w{numerics.width(case.weights)[1]}'}.{isa}"
     return next(k for k in weight_only.KERNELS if k.name == name), target
 
 
@@ -152,7 +152,8 @@ def layer(case: Case) -> tvm.IRModule:
         w = graph.constant(arrays["w"], case.weights)
         names = ("scale", "zero_point", "bias")
         operands = [x, w, *(graph.constant(arrays[name]) for name in names)]
-        return emitter.emit(ops.call("weight_only", operands, group=case.group), "y")
+        call = ops.call("weight_only", operands, group=case.group, book=case.book)
+        return emitter.emit(call, "y")
 
     return module(body, (case.x[1:], "float32"))
 
@@ -163,6 +164,29 @@ def test_through_the_compiler(dtype: str, zeros: str) -> None:
     compiled = check_exact(layer(Case((1, 96), 40, 32, dtype, zeros)))
     bits = numerics.width(dtype)[1]
     assert compiled.kernels == [("weight_only", f"cpu.w{bits}.avx2")]
+
+
+@pytest.mark.parametrize("book", ["nf4", "fp4"])
+def test_code_books_through_the_compiler(book: str) -> None:
+    compiled = check_exact(layer(Case((1, 96), 40, 32, "int8", book=book)))
+    assert compiled.kernels == [("weight_only", f"cpu.{book}.avx2")]
+
+
+def test_code_books_take_four_bits() -> None:
+    sizes = {}
+    for case in (Case((1, 512), 64, 512, "int8", book="nf4"), Case((1, 512), 64, 512, "int4")):
+        kernel, _ = family("avx2", case)
+        constants = {name: values for name, values in case.data().items() if name != "x"}
+        sizes[kernel.name] = kernel.pack(case.problem(), constants)[0].nbytes
+    assert sizes["cpu.nf4.avx2"] == sizes["cpu.w4.avx2"]
+
+
+def test_a_weight_beside_the_levels_is_refused() -> None:
+    case = Case((1, 96), 40, 32, "int8", book="nf4")
+    constants = case.data()
+    constants["w"][3, 5] = 1
+    with pytest.raises(ValueError, match="1 is no level of the code book nf4"):
+        family("avx2", case)[0].pack(case.problem(), constants)
 
 
 @pytest.mark.parametrize("target", ["x86-64", *TARGETS.values()])
