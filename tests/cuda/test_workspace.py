@@ -1,4 +1,4 @@
-"""What a kernel's device functions share lies among the network's tensors, so a graph may keep it."""
+"""Memory that the device functions of a kernel share lies among the tensors: a graph may keep it."""
 
 from __future__ import annotations
 
