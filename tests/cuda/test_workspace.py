@@ -1,4 +1,4 @@
-"""Memory that the device functions of a kernel share lies among the tensors: a graph may keep it."""
+"""Memory that the device functions of a kernel share lies among tensors: a graph may keep it."""
 
 from __future__ import annotations
 
