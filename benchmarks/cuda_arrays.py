@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 LARGE = 1 << 16  # bytes
 BEGINNING = 64  # bytes that are looked for again
-TRIES = 64
+TRIES = 16
 PERIOD, SHAPE = ".period", ".shape"
 Arrays = dict[str, NDArray[Any]]
 
@@ -45,16 +45,22 @@ def load(path: Path) -> Arrays:
 
 
 def period_of(flat: NDArray[Any]) -> int | None:
-    """Elements after which an array begins again, None for one that is small or does not."""
+    """Elements after which an array begins again, None for one that is small or does not.
+
+    Parts repeat themselves within a period: where its beginning comes again, but not for long, the
+    search goes on with all of the beginning that was alike and the byte behind it.
+    """
     if flat.nbytes < LARGE:
         return None
     data = flat.view(np.uint8)
-    text, size = data[: data.size // 2 + BEGINNING].tobytes(), flat.itemsize
-    at = 0
+    text, known = data.tobytes(), BEGINNING
     for _ in range(TRIES):
-        at = text.find(text[:BEGINNING], at + 1)
+        at = text.find(text[:known], 1, data.size // 2 + known)
         if at < 0:
             return None
-        if at % size == 0 and np.array_equal(data[at:], data[:-at]):
-            return at // size
+        differs = data[at:] != data[:-at]
+        alike = int(differs.argmax()) if differs.any() else None
+        if alike is None:
+            return at // flat.itemsize if at % flat.itemsize == 0 else None
+        known = alike + 1
     return None
