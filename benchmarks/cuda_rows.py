@@ -23,7 +23,10 @@ from tests import cases, weight_only_cases
 
 Arrays = dict[str, NDArray[Any]]
 BLOCK = (32, 256)  # of weights
-PRODUCTS = ((16, 4096, 4096), (64, 11008, 4096), (256, 4096, 11008), (8192, 8192, 8192))
+PRODUCTS = (
+    (16, 4096, 4096), (64, 11008, 4096), (128, 11008, 4096), (256, 11008, 4096), (256, 4096, 11008),
+    (8192, 8192, 8192),
+)  # fmt: skip
 LONG = 4000  # weights of an output; longer ones are seldom met, and much to carry
 SAMPLES = 32  # rows and columns of a large product
 

@@ -1,168 +1,262 @@
 """Checks and times packed kernels on a machine with an NVIDIA GPU; needs NumPy, no network.
 
-    python3 run.py                  # numerics of every kernel, then times; writes results.json
+    python3 run.py                  # numerics of every kernel, then times
     python3 run.py --check          # numerics alone
+    python3 run.py --limit 9m       # what counts most, within nine minutes
 
 Every kernel is held against what the law expects of its layer, integers bit for bit, and networks
-against their own code for CPUs. Kernels of large products are timed by CUDA's events, in turns with
-the peers that are installed (torch: cuBLAS in half precision, and ``torch._int_mm``), on several
-sets of operands so that none stays in a cache.
+against their own code for CPUs. Kernels of large products are then timed by CUDA's events, as
+graphs, in turns with the peers that are installed, on several sets of operands so that none stays
+in a cache. Started again, it goes on where it was stopped; ``--again`` begins anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import datetime
 import json
-import statistics
+import os
+import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from benchmarks import cuda_goals
+from benchmarks.cuda_clock import facts
+from benchmarks.cuda_jobs import Ledger, Phase, gathered, phases
+from nybble.runtime import gpu
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE / "lib"))
-
-from nybble.runtime import engine, gpu, session  # noqa: E402  (out of the archive)
-
-LINES = HERE / "results.jsonl"
-PATIENCE = 180  # seconds for a row
-TURNS = 15
-CALLS = 20  # between two events
-COLD = 256 << 20  # bytes of operands that are taken in turn: more than any cache
-Call = Callable[[int], Any]
+PATIENCE = {"check": 90.0, "sanitize": 240.0}  # seconds for a job
+USUAL = 150.0
+ATTEMPTS = {"time": 2}  # the second without what did not come with torch
+SILENT = 2  # processes in a row that end before they begin a job
+EVERY = 20.0  # seconds between two writings of the results
+UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-class Clock:
-    """Seconds of calls on the default stream, by CUDA's events."""
+class Run:
+    """One run of all jobs.
 
-    def __init__(self) -> None:
-        self._cuda = ctypes.CDLL("libcudart.so.13")
-        self._events = [ctypes.c_void_p(), ctypes.c_void_p()]
-        for event in self._events:
-            self._done(self._cuda.cudaEventCreate(ctypes.byref(event)))
-
-    def seconds(self, call: Call) -> float:
-        """Of one call, the mean of some."""
-        first, last = self._events
-        self._done(self._cuda.cudaEventRecord(first, None))
-        for i in range(CALLS):
-            call(i)
-        self._done(self._cuda.cudaEventRecord(last, None))
-        self._done(self._cuda.cudaEventSynchronize(last))
-        found = ctypes.c_float()
-        self._done(self._cuda.cudaEventElapsedTime(ctypes.byref(found), first, last))
-        return found.value / 1e3 / CALLS
-
-    def _done(self, error: int) -> None:
-        if error:
-            raise RuntimeError(f"CUDA reports error {error}")
-
-
-class Kernel:
-    """A packed kernel with its operands on the GPU.
-
-    Args:
-        about: its entry in ``rows.json``.
-        ffi: ``tvm_ffi``.
+    Attributes:
+        home: the archive's folder.
+        out: where results go.
+        rows: of ``rows.json``.
+        ledger: what was done.
+        ends: when it must be over, as `time.monotonic`; infinite without a limit.
     """
 
-    def __init__(self, about: dict[str, Any], ffi: Any):
-        self.about = about
-        with np.load(HERE / "data" / f"{about['file']}.npz") as data:
-            self.data = {name: data[name] for name in data.files}
-        names = [name for name in self.data if name.startswith("operand")]
-        self.operands = [self.data.pop(name) for name in names]
-        self._library = ffi.load_module(str(HERE / "data" / f"{about['file']}.so"))
-        self._call, self._ffi = self._library["layer"], ffi
+    def __init__(self, home: Path, out: Path, limit: float):
+        self.home, self.out, self.limit = home, out, limit
+        self.packed = json.loads((home / "rows.json").read_text())
+        self.rows = self.packed["rows"]
+        out.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(out / "results.jsonl")
+        self.start = time.monotonic()
+        self.ends = self.start + limit
+        self.said = facts()
 
-    def tensors(self) -> list[Any]:
-        """A set of operands, and an output."""
-        memory = gpu.Memory(self._ffi)
-        shape, dtype = self.about["output"]
-        return [memory, *memory.take([*self.operands, np.zeros(shape, dtype)])]
+    def all(self, check_only: bool) -> None:
+        """Every phase, as far as time allows."""
+        try:
+            for phase in phases(self.rows, check_only):
+                until = min(self.ends, self.start + phase.share * self.limit)
+                self.phase(phase, until)
+                self.write()
+        finally:
+            self.write()
 
-    def output(self) -> Any:
-        """What it stores."""
-        memory, *tensors = self.tensors()
-        self._call(*tensors)
-        return memory.give(tensors[-1])
+    def phase(self, phase: Phase, until: float) -> None:
+        """The jobs of a phase that are left, until they are done or the time is over."""
+        silent = 0
+        while (left := self.ledger.left(phase)) and time.monotonic() < until:
+            say(f"-- {phase.kind}: {len(left)} left, {self.spent()} gone")
+            if phase.kind == "sanitize":
+                self.sanitize(left[0])
+                continue
+            before = dict(self.ledger.begun)
+            code, seconds = self.process(left, phase.kind, until)
+            began = self.ledger.begun != before
+            blamed = self.ledger.blamed()
+            if code == 0:
+                return  # done, or time was over between two jobs
+            if began and blamed is not None and not (code is None and time.monotonic() >= until):
+                silent = 0
+                self.blame(blamed, phase.kind, code, seconds)
+            elif time.monotonic() < until:
+                silent += 1
+                say(f"   no job begins: {self.tail()}")
+                if silent == SILENT:
+                    for key in left:
+                        why = f"no job begins: {self.tail()}"
+                        self.ledger.finish(key, {"right": False, "why": why})
+                    self.ledger.refresh()
 
-    def wrong(self) -> str:
-        """What differs from the law; empty where nothing does."""
-        got, expected = self.output(), self.data["expected"]
-        if "rows" in self.data:
-            got = got[np.ix_(self.data["rows"], self.data["columns"])]
-        if "bound" not in self.data:
-            differ = int(np.count_nonzero(got != expected.reshape(got.shape)))
-            return f"{differ} of {got.size} values differ" if differ else ""
-        value, bound = (self.data[name].reshape(got.shape) for name in ("expected", "bound"))
-        finite = np.isfinite(value)
-        far = np.abs(np.where(finite, got - value, 0)) > np.where(finite, bound, 1)
-        return f"{int(far.sum())} of {got.size} values beyond the bound" if far.any() else ""
+    def blame(self, key: str, kind: str, code: int | None, seconds: float) -> None:
+        """Notes what a job did to its process; one that may be tried again stays open."""
+        why = (
+            f"hangs: nothing for {seconds:.0f} s" if code is None
+            else f"the process ends with {code}: {self.tail()}"
+        )  # fmt: skip
+        say(f"   {self.name(key)}: {why}")
+        if self.ledger.begun[key] < ATTEMPTS.get(kind, 1):
+            return
+        found = {"why_untimed": why} if kind == "time" else {"right": False, "why": why}
+        self.ledger.finish(key, found)
+        self.ledger.refresh()
 
-    @property
-    def size(self) -> int:
-        """Bytes that a call moves at least."""
-        shape, dtype = self.about["output"]
-        return sum(a.nbytes for a in self.operands) + int(np.prod(shape)) * np.dtype(dtype).itemsize
+    def process(self, keys: list[str], kind: str, until: float) -> tuple[int | None, float]:
+        """A process that does jobs; its exit code, None if it was killed, and how long it hung."""
+        wall = time.time() + (until - time.monotonic()) if until < float("inf") else float("inf")
+        command = [sys.executable, str(self.home / "run.py"), "--work", "--out", str(self.out)]
+        patience = PATIENCE.get(kind, USUAL)
+        with (self.out / "worker.log").open("ab") as log:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+            assert process.stdin is not None
+            process.stdin.write(json.dumps({"keys": keys, "until": wall}).encode())
+            process.stdin.close()
+            seen = written = time.monotonic()
+            while process.poll() is None:
+                time.sleep(0.1)
+                for key in self.ledger.refresh():
+                    seen = time.monotonic()
+                    say(f"   {self.name(key)}: {told(self.ledger.done[key])}")
+                now = time.monotonic()
+                if now - written > EVERY:
+                    self.write()
+                    written = now
+                if now - seen > patience or now > self.ends:
+                    process.kill()
+                    process.wait()
+                    self.ledger.refresh()
+                    return None, now - seen
+        for key in self.ledger.refresh():
+            say(f"   {self.name(key)}: {told(self.ledger.done[key])}")
+        return process.returncode, 0.0
 
-    def calls(self) -> Call:
-        """Calls it, each time on another set of operands."""
-        sets = [self.tensors() for _ in range(max(2, min(COLD // self.size + 1, 16)))]
-        return lambda i: self._call(*sets[i % len(sets)][1:])
+    def sanitize(self, key: str) -> None:
+        """Small kernels that are right, under one of compute-sanitizer's tools."""
+        program, tool = shutil.which("compute-sanitizer"), key.split()[1]
+        small = [
+            f"check {i}" for i, row in enumerate(self.rows)
+            if "operands" not in row and not row["macs"] and self.ledger.is_right(f"check {i}")
+        ]  # fmt: skip
+        if program is None or not small:
+            why = "there is no compute-sanitizer here" if small else "no small kernel is right"
+            self.ledger.finish(key, {"right": None, "why": why})
+            self.ledger.refresh()
+            return
+        left = min(self.ends - time.monotonic(), PATIENCE["sanitize"])
+        log = self.out / f"sanitizer-{tool}.log"
+        scratch = self.out / f"sanitizer-{tool}"
+        scratch.mkdir(exist_ok=True)
+        command = [program, "--tool", tool, sys.executable, str(self.home / "run.py"), "--work",
+                   "--out", str(scratch)]  # fmt: skip
+        asked = json.dumps({"keys": small, "until": time.time() + left - 5})
+        (scratch / "results.jsonl").unlink(missing_ok=True)
+        try:
+            done = subprocess.run(command, input=asked, capture_output=True, text=True,
+                                  timeout=left, check=False)  # fmt: skip
+            said = done.stdout + done.stderr
+        except subprocess.TimeoutExpired as error:
+            said = str(error.stdout or b"") + "\nstopped: time was over"
+        log.write_text(said)
+        count = len(Ledger(scratch / "results.jsonl").done)
+        self.ledger.finish(key, sanitized(said, count))
+        self.ledger.refresh()
+        say(f"   {tool}: {self.ledger.done[key]['why'] or f'{count} kernels, no error'}")
+
+    def write(self) -> None:
+        """The results so far."""
+        result = self.result()
+        scratch = self.out / "results.json.new"
+        scratch.write_text(json.dumps(result, indent=1))
+        os.replace(scratch, self.out / "results.json")
+        (self.out / "results.txt").write_text(cuda_goals.text(result))
+
+    def result(self) -> dict[str, Any]:
+        """What is known now."""
+        found = gpu.find()
+        return {
+            "gpu": getattr(found, "name", str(found)), "driver": _driver(),
+            "capability": getattr(found, "capability", None),
+            "date": datetime.date.today().isoformat(), "target": self.packed["target"],
+            "nybble": self.packed["nybble"], "before": self.said, "after": facts(),
+            "seconds": time.monotonic() - self.start,
+            "machine": self.ledger.done.get("machine 0", {}),
+            "sanitizer": {k.split()[1]: v for k, v in self.ledger.done.items()
+                          if k.startswith("sanitize")},
+            "rows": gathered(self.rows, self.ledger.done),
+        }  # fmt: skip
+
+    def name(self, key: str) -> str:
+        """A job in words."""
+        kind, _, number = key.partition(" ")
+        if kind not in ("check", "time", "network"):
+            return key
+        row = self.rows[int(number)]
+        return f"{kind} {row['row']} {row.get('kernel', '')}".strip()
+
+    def tail(self) -> str:
+        """What a process said last."""
+        path = self.out / "worker.log"
+        lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+        return lines[-1][:300] if lines else "nothing said"
+
+    def spent(self) -> str:
+        """Of the time."""
+        return f"{time.monotonic() - self.start:.0f} s"
 
 
-def peers(kernel: Kernel) -> dict[str, Call]:
-    """What else multiplies such matrices here."""
-    try:
-        import torch  # noqa: PLC0415  (where it is installed)
-    except ImportError:
-        return {}
-    (n, k), _ = kernel.about["weights"]
-    m = int(np.prod(kernel.about["output"][0])) // n
-    copies = max(2, min(COLD // (2 * n * k) + 1, 16))
-
-    def drawn(dtype: Any) -> list[Any]:
-        pairs = []
-        for _ in range(copies):
-            if dtype == torch.int8:
-                x, w = (
-                    torch.randint(-99, 99, s, dtype=dtype, device="cuda") for s in ((m, k), (n, k))
-                )
-            else:
-                x, w = (torch.randn(s, dtype=dtype, device="cuda") for s in ((m, k), (n, k)))
-            pairs.append((x, w.T))
-        return pairs
-
-    halves, found = drawn(torch.float16), {}
-    found["cuBLAS float16"] = lambda i: torch.matmul(*halves[i % copies])
-    if m > 16 and k % 8 == 0 and n % 8 == 0:  # torch's own conditions
-        bytes_ = drawn(torch.int8)
-        found["torch._int_mm"] = lambda i: torch._int_mm(*bytes_[i % copies])
-    return found
+def sanitized(said: str, count: int) -> dict[str, Any]:
+    """What compute-sanitizer said of so many kernels."""
+    summary = re.search(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard", said)
+    if summary is None:
+        last = said.strip().splitlines()[-1:] or ["nothing said"]
+        return {"right": None, "why": f"it gave no summary: {last[0][:200]}", "kernels": count}
+    errors = int(summary[1] or summary[2])
+    why = f"{errors} errors; see its log" if errors else ""
+    return {"right": not errors and count > 0, "why": why, "kernels": count}
 
 
-def timed(kernel: Kernel, clock: Clock) -> dict[str, Any]:
-    """Median seconds, and how many times as fast as each peer."""
-    calls = {"": kernel.calls(), **peers(kernel)}
-    for call in calls.values():
-        clock.seconds(call)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(TURNS):
-        for name, call in calls.items():
-            seconds[name].append(clock.seconds(call))
-    own = seconds.pop("")
-    ratios = {
-        name: statistics.median(theirs / ours for theirs, ours in zip(times, own, strict=True))
-        for name, times in seconds.items()
-    }
-    return {"seconds": statistics.median(own), "ratios": ratios, "bytes": kernel.size}
+def told(found: dict[str, Any]) -> str:
+    """A job's outcome in a line."""
+    if "ratios" in found:
+        ratios = ", ".join(f"{ratio:.2f} × {name}" for name, ratio in found["ratios"].items())
+        return f"{1e6 * found['seconds']:.1f} us {found.get('how', '')}; {ratios or 'no peer'}"
+    if "copy" in found:
+        return f"copies {found['copy'] / 1e12:.2f} TB/s, peak {found['peak'] / 1e12:.2f} TB/s"
+    if found.get("why_untimed"):
+        return str(found["why_untimed"])
+    return str(found.get("why") or "right")
+
+
+def work(home: Path, out: Path) -> None:
+    """Does the jobs that stdin names, one after another; what CUDA fails at ends it."""
+    asked = json.loads(sys.stdin.read())
+    if any(key.startswith(("time", "network")) for key in asked["keys"]):
+        with contextlib.suppress(ImportError):
+            import torch  # noqa: F401, PLC0415  (before TVM's runtime, as both expect)
+    from benchmarks.cuda_work import JOBS  # noqa: PLC0415
+    from nybble.runtime import engine  # noqa: PLC0415
+
+    rows, ledger = (
+        json.loads((home / "rows.json").read_text())["rows"],
+        Ledger(out / "results.jsonl"),
+    )
+    engine.ffi()
+    gpu.load_runtime()
+    for key in asked["keys"]:
+        if time.time() > asked["until"]:
+            return
+        kind, _, number = key.partition(" ")
+        few = ledger.begun.get(key, 0) > 0
+        ledger.begin(key)
+        ledger.finish(key, JOBS[kind](home, rows[int(number)] if rows else {}, few))
 
 
 def say(line: str) -> None:
@@ -171,104 +265,44 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def kernel_row(about: dict[str, Any], check: bool) -> dict[str, Any]:
-    """One kernel checked and, of a large product, timed."""
-    kernel = Kernel(about, engine.ffi())
-    why = kernel.wrong()
-    found = {"right": not why, "why": why}
-    return found if check or why or not about["macs"] else {**found, **timed(kernel, Clock())}
+def _driver() -> int:
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value
 
 
-def network_row(about: dict[str, Any], check: bool) -> dict[str, Any]:
-    """A whole network, against what its code for CPUs gave, and the median of its calls."""
-    net = session.load(HERE / "data" / about["file"])
-    with np.load(HERE / "data" / about["operands"]) as data:
-        inputs = {p.name: data[f"in_{p.name}"] for p in net.manifest.inputs}
-        expected = {p.name: data[f"out_{p.name}"] for p in net.manifest.outputs}
-    for _ in range(2):  # the first call captures graphs, the second launches them
-        given = net(inputs)
-        outputs = given if isinstance(given, dict) else dict(zip(expected, [given], strict=True))
-        differ = [n for n, e in expected.items() if not np.array_equal(outputs[n], e)]
-        if differ:
-            return {"right": False, "why": f"{', '.join(differ)} differ from the CPU's"}
-    times = {} if check else {"seconds": net.benchmark(inputs, 50).median}
-    return {"right": True, "why": "", "kernel": net.manifest.target, **times}
+def limit_of(text: str) -> float:
+    """``540``, ``90s`` or ``9m`` in seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected something such as 90s or 9m")
+    return float(found[1]) * UNITS[found[2] or "s"]
 
 
-def work(start: int, check: bool) -> None:
-    """Does rows one after another, and writes a line for each; what CUDA fails at ends it."""
-    rows = json.loads((HERE / "rows.json").read_text())["rows"]
-    engine.ffi()
-    gpu.load_runtime()
-    for about in rows[start:]:
-        found = (network_row if "operands" in about else kernel_row)(about, check)
-        with LINES.open("a") as file:
-            file.write(json.dumps(found) + "\n")
+def main(home: Path) -> None:
+    """Checks, times, writes.
 
-
-def supervise(check: bool) -> list[dict[str, Any]]:
-    """All rows, in processes of their own: one that dies or hangs costs its row, no other."""
-    rows = json.loads((HERE / "rows.json").read_text())["rows"]
-    LINES.write_text("")
-    while (start := len(done())) < len(rows):
-        command = [sys.executable, __file__, "--start", str(start), *(["--check"] * check)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            code = watched(process, rows)
-            said = (process.stderr.read() if process.stderr else "").strip().splitlines()[-1:]
-        if len(done()) < len(rows):
-            why = "hangs" if code is None else f"the process ends with {code}: {''.join(said)}"
-            with LINES.open("a") as file:
-                file.write(json.dumps({"right": False, "why": why}) + "\n")
-            say(f"{rows[len(done()) - 1]['row']}: {why}")
-    return [{**about, **found} for about, found in zip(rows, done(), strict=True)]
-
-
-def watched(process: Any, rows: list[dict[str, Any]]) -> int | None:
-    """Shows its progress; its exit code, or None if it had to be killed."""
-    seen, since = len(done()), time.monotonic()
-    while process.poll() is None:
-        time.sleep(0.2)
-        if len(now := done()) > seen:
-            for at in range(seen, len(now)):
-                say(f"{rows[at]['row']}: {now[at]['why'] or 'right'} {now[at].get('ratios', '')}")
-            seen, since = len(now), time.monotonic()
-        if time.monotonic() - since > PATIENCE:
-            process.kill()
-            return None
-    return int(process.returncode)
-
-
-def done() -> list[dict[str, Any]]:
-    """The rows that are finished."""
-    return [json.loads(line) for line in LINES.read_text().splitlines()]
-
-
-def main() -> None:
-    """Checks, times, writes."""
+    Args:
+        home: the archive's folder, with ``run.py``, ``rows.json`` and ``data``.
+    """
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="numerics alone")
-    parser.add_argument("--start", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=limit_of, default=float("inf"), help="such as 9m")
+    parser.add_argument("--out", type=Path, default=home, help="where results go")
+    parser.add_argument("--again", action="store_true", help="forget what was done")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     found = gpu.find()
     if isinstance(found, str):
         raise SystemExit(f"No GPU: {found}.")
-    if args.start is not None:
-        work(args.start, args.check)
+    if args.work:
+        work(home, args.out)
         return
-    version = ctypes.c_int()
-    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
-    rows = supervise(args.check)
-    packed = json.loads((HERE / "rows.json").read_text())
-    result = {
-        "gpu": found.name, "capability": found.capability, "driver": version.value,
-        "date": datetime.date.today().isoformat(), "target": packed["target"],
-        "nybble": packed["nybble"], "rows": rows,
-    }  # fmt: skip
-    (HERE / "results.json").write_text(json.dumps(result, indent=1))
-    wrong = sum(not row["right"] for row in rows)
-    say(f"{len(rows)} rows, {wrong} wrong; {HERE / 'results.json'}")
-    raise SystemExit(bool(wrong))
-
-
-if __name__ == "__main__":
-    main()
+    if args.again:
+        (args.out / "results.jsonl").unlink(missing_ok=True)
+    run = Run(home, args.out, args.limit)
+    run.all(args.check)
+    result = run.result()
+    say(cuda_goals.text(result))
+    say(f"Results: {args.out / 'results.json'}")
+    raise SystemExit(any(row["right"] is False for row in result["rows"]))

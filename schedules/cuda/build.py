@@ -10,15 +10,17 @@ not overlap. A network of static shapes is there twice, with the same kernels an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tvm
 from tvm import relax, tirx
 
+from nybble.errors import ScheduleError
 from nybble.ir import graph
 from nybble.schedules import bytecode
 from nybble.schedules.cuda import compile as code
+from nybble.schedules.cuda import workspace
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.cuda.nvcc import Usage
 
@@ -42,17 +44,29 @@ def build(
 
     Raises:
         NybbleError: there is no ``nvcc``, or TVM's CUDA runtime does not load.
-        ScheduleError: ``nvcc`` refuses a kernel.
+        ScheduleError: ``nvcc`` refuses a kernel, or one takes memory that no graph may hold.
     """
+    mod = workspace.planned(mod) if is_static(mod) else mod
     kernels = {name: f for name, f in mod.functions.items() if isinstance(f, tirx.PrimFunc)}
     for done in code.prepare(kernels.values(), target):
         if progress is not None:
             progress(done, len(kernels))
     given, rest = target.tvm_target(), tvm.IRModule(_bytecode(mod, target))
     compiled = [code.device_code(f, target) for f in kernels.values()]
+    if is_static(mod):
+        _check_memory(kernels, compiled)
     rest = rest.with_attr("external_mods", [one.module for one in compiled])
     executable = relax.build(rest, target=given, relax_pipeline=None)
     return executable, tuple(usage for one in compiled for usage in one.usage)
+
+
+def _check_memory(kernels: Iterable[Any], compiled: Iterable[code.Compiled]) -> None:
+    names = [str(k.name_hint) for k, c in zip(kernels, compiled, strict=True) if c.takes_workspace]
+    if names:
+        raise ScheduleError(
+            f"{', '.join(names)}: memory of TVM's pool, which moves it, would stand in a CUDA "
+            "graph. This is a defect of Nybble: please report it."
+        )
 
 
 def is_static(mod: tvm.IRModule) -> bool:

@@ -41,6 +41,8 @@ class Compiled:
         binary: the fat binary.
         usage: registers, spills and memory by kernel and architecture.
         module: TVM's module: host code that launches, with the binary inside.
+        takes_workspace: the host code takes memory of the thread's pool for what device functions
+            share; see `nybble.schedules.cuda.workspace`.
     """
 
     functions: tuple[tirx.PrimFunc, ...]
@@ -48,6 +50,7 @@ class Compiled:
     binary: bytes
     usage: tuple[Usage, ...]
     module: Any
+    takes_workspace: bool = False
 
 
 def lowered(func: Any, target: CudaTarget) -> tuple[tirx.PrimFunc, ...]:
@@ -87,7 +90,8 @@ def device_code(func: Any, target: CudaTarget) -> Compiled:
     module.import_module(on_device)
     asked = _shared_at_launch(host, device)
     usage = tuple(replace(u, shared=u.shared + asked.get(u.kernel, 0)) for u in binary.usage)
-    return Compiled(tuple(device.functions.values()), source, binary.data, usage, module)
+    found = tuple(device.functions.values())
+    return Compiled(found, source, binary.data, usage, module, _takes_workspace(host))
 
 
 def prepare(funcs: Iterable[Any], target: CudaTarget) -> Iterator[int]:
@@ -183,6 +187,18 @@ def _shared_at_launch(host: tvm.IRModule, device: tvm.IRModule) -> dict[str, int
     for func in host.functions.values():
         tvm_ffi.structural_walk(func.body, [(tvm.ir.Call, look)], order="pre")
     return found
+
+
+def _takes_workspace(host: tvm.IRModule) -> bool:
+    found: list[Any] = []
+
+    def look(call: Any) -> None:
+        if str(getattr(call.op, "name", "")).endswith("TVMBackendAllocWorkspace"):
+            found.append(call)
+
+    for func in host.functions.values():
+        tvm_ffi.structural_walk(func.body, [(tvm.ir.Call, look)], order="pre")
+    return bool(found)
 
 
 @contextmanager
