@@ -24,6 +24,7 @@ from nybble.schedules.cpu import (
     rescale,
     riscv,
     softmax,
+    stock,
     trits,
     weight_only,
     weight_only_generic,
@@ -79,6 +80,7 @@ KERNELS: tuple[Kernel, ...] = (
     pooling.MAX_POOL2D,
     pooling.SUM_POOL2D,
     concat.CONCAT,
+    *stock.KERNELS,
 )
 
 CUDA: tuple[Kernel, ...] = (
