@@ -157,7 +157,7 @@ def is_along(sch: Any, block: Any) -> bool:
 def _sorted(sch: Any, block: Any) -> tuple[list[Any], list[Any]]:
     """The spatial loops of a block whose loops are one to one with its axes, and the others."""
     nest = sch.get_loops(block)
-    realized = sch.get(nest[-1]).body if nest else None
+    realized: Any = sch.get(nest[-1]).body if nest else None
     steps = (
         [
             value

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 LOOPBACK = "127.0.0.1"
+PATIENT = {"RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "120"}
 START = 240.0  # seconds, on a machine that has other things to do
 
 
@@ -42,7 +43,7 @@ def client_server(cores: int = 2) -> Iterator[str]:
         head = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *words],
             stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **PATIENT},
         )  # fmt: skip
     try:
         _wait(port, head, folder)

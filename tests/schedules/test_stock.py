@@ -24,8 +24,8 @@ from nybble.tuning.extract import tasks_of
 from nybble.tuning.space import variants_of
 from nybble.tuning.worker import Bench
 from tests.schedules.modules import V3, module
+from tests.schedules.recording import record
 from tests.schedules.test_float import drawn
-from tests.schedules.test_replay import record
 
 R, NN = relax.op, relax.op.nn
 Body = Callable[..., Any]

@@ -71,7 +71,7 @@ def asked_of(port: int, folder: Path) -> TuneJob:
 
 
 def test_the_command_asks_the_tracker_before_it_reads_the_model(tmp_path: Path) -> None:
-    with pytest.raises(NybbleError, match="does not answer: .*refused.* nybble tracker"):
+    with pytest.raises(NybbleError, match=r"does not answer: .*refused.* nybble tracker"):
         run(asked_of(free_port(), tmp_path))
     servers = [{"key": "server:pi", "addr": ["h", 1]}]
     with (
