@@ -176,7 +176,7 @@ def tune_command(  # noqa: PLR0913, PLR0917  (one per option)
         str | None, typer.Option(help="How long this session may take: 90s, 30m, 1h30m.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the kernels; unset: one a core.")
+        int | None, typer.Option(min=1, help="Threads of the kernels; unset: as many as run takes.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     tracker: Annotated[

@@ -76,30 +76,39 @@ def run(job: TuneJob) -> None:
     if job.calibration is not None and not is_calibrated:
         raise NybbleError(HOW)
     resolve(job.target)
+    if job.elsewhere.tracker is not None and job.threads is None:
+        raise NybbleError(
+            "--tracker needs --threads: how many cores its devices have is not known."
+        )
     seconds = None if job.time is None else seconds_of(job.time)
     options = TuneOptions(job.trials, seconds, job.threads, job.seed)
+    where = job.elsewhere
+    if where.by_folder:
+        _exchange(_network(job, is_calibrated), job, options)
+        return
+    # Who measures is asked first: nobody shall wait for a calibration to hear of a wrong key.
+    with measuring(where.tracker, where.key, where.workers) as measurer:
+        network = _network(job, is_calibrated)
+        with view.View(console) as seen:
+            found = tune(
+                network, job.records, job.target, options,
+                measurer=measurer, progress=seen.prepared, watch=seen.watch,
+            )  # fmt: skip
+    _tell(found, job.records)
+    if found.state.interrupted:
+        sys.exit(INTERRUPTED)
+
+
+def _network(job: TuneJob, is_calibrated: bool) -> Any:
+    """What is tuned: the model, quantized where it is not and that is asked for."""
     samples: Any = Samples(job.calibration) if job.calibration else ()
     with step(f"import {job.model.name}"):
         network: Any = load_model(job.model)
     is_quantized = check_calibration(network, job, is_calibrated, HOW)
-    if not job.keep_float and not is_quantized:
-        with step("calibrate and quantize", len(samples)) as advance:
-            network = nybble.quantize(network, samples, recipe, progress=advance)
-    if job.elsewhere.by_folder:
-        _exchange(network, job, options)
-        return
-    where = job.elsewhere
-    with (
-        measuring(where.tracker, where.key, where.workers) as measurer,
-        view.View(console) as seen,
-    ):
-        found = tune(
-            network, job.records, job.target, options,
-            measurer=measurer, progress=seen.prepared, watch=seen.watch,
-        )  # fmt: skip
-    _tell(found, job.records)
-    if found.state.interrupted:
-        sys.exit(INTERRUPTED)
+    if job.keep_float or is_quantized:
+        return network
+    with step("calibrate and quantize", len(samples)) as advance:
+        return nybble.quantize(network, samples, job.recipe.recipe(), progress=advance)
 
 
 def _exchange(network: Any, job: TuneJob, options: TuneOptions) -> None:

@@ -16,7 +16,7 @@ from nybble.cache import folder
 from nybble.errors import NybbleError
 from nybble.model import Model, QuantizedModel
 from nybble.passes.pipeline import canonicalize
-from nybble.runtime import host
+from nybble.runtime import engine
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.records import Records
 from nybble.schedules.target import resolve
@@ -39,7 +39,8 @@ class TuneOptions:
         trials: candidates to measure, those of earlier sessions with the same records included;
             None for no end.
         seconds: of this session; None for no end.
-        threads: that the library will run with; one a core when omitted.
+        threads: that the library will run with; as many as `nybble.load` takes on this machine
+            when omitted.
         seed: of all that is drawn.
         batch: candidates of a layer that are measured together.
         folder: where the layers' operands are kept; in the cache folder when omitted.
@@ -130,7 +131,7 @@ def prepared(
         NybbleError: an unknown target, or no layer has a choice.
         ScheduleError: no kernel can do a layer.
     """
-    threads = options.threads or len(host.cpus())
+    threads = options.threads or engine.default_threads()
     place = options.folder or folder() / "tune"
     machine = resolve(target)
     if isinstance(machine, CudaTarget):

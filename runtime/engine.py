@@ -186,9 +186,13 @@ def _fresh_name(path: Path) -> str:
 
 
 def default_threads() -> int:
-    """``TVM_NUM_THREADS`` where it is set, else the physical cores that the process may use."""
+    """Threads where nobody says how many: of a session, and of what is tuned for one.
+
+    ``TVM_NUM_THREADS`` where it is set, else the physical cores; at most the CPUs of the process.
+    """
     chosen = os.environ.get(_THREADS, "")
-    return int(chosen) if chosen.isdecimal() and int(chosen) > 0 else host.physical_cores()
+    is_set = chosen.isdecimal() and int(chosen) > 0
+    return min(int(chosen) if is_set else host.physical_cores(), len(host.cpus()))
 
 
 def run(count: int, work: Callable[[], T]) -> T:

@@ -64,14 +64,14 @@ def load(path: str | Path, threads: int | None = None) -> Session:
 
     Args:
         path: a file that `nybble.Artifact.save` wrote.
-        threads: that kernels run on; None means ``TVM_NUM_THREADS`` or the physical cores.
+        threads: that kernels run on; None means `nybble.runtime.engine.default_threads`.
 
     Raises:
         ArtifactError: the file is unreadable, foreign, truncated or damaged, this machine's CPU or
             GPU cannot run it, or there are not as many CPUs as ``threads``.
     """
     most = len(host.cpus())
-    count = min(engine.default_threads(), most) if threads is None else threads
+    count = engine.default_threads() if threads is None else threads
     if not 1 <= count <= most:
         raise ArtifactError(
             f"threads={count}: this process may use {most} CPU(s); give 1 to {most}."

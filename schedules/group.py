@@ -107,3 +107,17 @@ def fused(
         group.activations if other is None else (*group.activations, other),
         {**group.constants, **constants},
     )
+
+
+def is_reshape(call: relax.Call) -> bool:
+    """Whether a call leaves the elements in their order, so that it costs nothing at run time."""
+    op = graph.op_name(call)
+    if op in {"relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims"}:
+        return True
+    if op != "relax.permute_dims":
+        return False
+    shape = graph.shape_of(call.args[0])
+    rank = len(shape)
+    axes = graph.attributes(call)["axes"] or tuple(reversed(range(rank)))
+    moved = [a % rank for a in axes if shape[a % rank] != 1]
+    return moved == sorted(moved)

@@ -17,7 +17,7 @@ from nybble.schedules.cpu import float_ops, loops
 from nybble.schedules.cuda import float_ops as cuda_float_ops
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.forms import Step
-from nybble.schedules.group import Group
+from nybble.schedules.group import Group, is_reshape
 from nybble.schedules.kernel import Form, Kernel, Problem, usual
 from nybble.schedules.select import Choice, Planner, Timed, choose
 from nybble.schedules.target import Target
@@ -137,7 +137,7 @@ class _Lowering:
             self._add_kernel(step, choice)
         elif isinstance(value, relax.Var):
             self.replace[group.output] = self.replace.get(value, value)
-        elif _is_reshape(value):
+        elif is_reshape(value):
             source = graph.substitute(value.args[0], self.replace)
             reshaped = relax.op.reshape(source, group.output.ty.shape)
             self.replace[group.output] = self.emitter.emit(reshaped, name)
@@ -182,12 +182,12 @@ class _Lowering:
         func, args = self.stock.legalized(call, str(group.output.name))
         key = _structure(func)
         if key not in self.built:
-            self.built[key] = self._define(func, graph.op_name(call).rpartition(".")[2])
+            self.built[key] = self._define(func, graph.op_name(call))
         self._call(group, self.built[key], args)
         self.layers.append(self._layer(group, self.built[key], self.stock.NAME))
 
     def _define(self, func: Any, op: str) -> Any:
-        symbol = f"{op}_{len(self.functions)}"
+        symbol = f"{op.rpartition('.')[2]}_{len(self.functions)}"
         named = func.with_attr("global_symbol", symbol)
         variable = relax.BlockBuilder().add_func(named, symbol)  # gives the variable its type
         self.functions[variable] = named
@@ -248,17 +248,3 @@ def _structure(func: Any) -> Any:
     """A dictionary key that is equal for functions of the same structure."""
     make: Any = tvm_ffi.StructuralKey  # its stub asks for a hash that it computes itself
     return make(func)
-
-
-def _is_reshape(call: relax.Call) -> bool:
-    """Whether a call leaves the elements in their order, so that it costs nothing at run time."""
-    op = graph.op_name(call)
-    if op in {"relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims"}:
-        return True
-    if op != "relax.permute_dims":
-        return False
-    shape = graph.shape_of(call.args[0])
-    rank = len(shape)
-    axes = graph.attributes(call)["axes"] or tuple(reversed(range(rank)))
-    moved = [a % rank for a in axes if shape[a % rank] != 1]
-    return moved == sorted(moved)

@@ -52,7 +52,7 @@ def groups(mod: tvm.IRModule, target: Target) -> list[Group]:
                 matcher.claimed.update(b.var for b in group.bindings)
                 found.append(group)
     rest = [b for b in bindings if b.var in matcher.live and b.var not in matcher.claimed]
-    found += [Group((binding,)) for binding in rest]
+    found += [match_float.leftover(matcher, binding) for binding in rest]
     position = {b.var: i for i, b in enumerate(bindings)}
     return sorted(found, key=lambda group: position[group.output])
 

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from nybble.ir import graph
-from nybble.schedules.group import Group, Matcher, fused, spec_of, vector
+from nybble.schedules.cpu import stock
+from nybble.schedules.group import Group, Matcher, fused, is_reshape, spec_of, vector
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
+from nybble.schedules.target import CpuTarget
 
 _CONV_LAYOUT = {"data_layout": "NHWC", "kernel_layout": "OHWI", "out_layout": "NHWC"}
 
@@ -118,3 +120,12 @@ def max_pool2d(_matcher: Matcher, binding: relax.VarBinding) -> Group | None:
         tuple((key, attrs[key]) for key in kept),
     )  # fmt: skip
     return Group((binding,), problem, (call.args[0],))
+
+
+def leftover(matcher: Matcher, binding: relax.VarBinding) -> Group:
+    """A call that no rule took: a layer with knobs of its own on CPUs, where it is one."""
+    if isinstance(matcher.target, CpuTarget) and not is_reshape(binding.value):
+        found = stock.problem_of(binding.value)
+        if found is not None:
+            return Group((binding,), *found)
+    return Group((binding,))

@@ -26,6 +26,7 @@ from nybble.schedules.cpu import (
     rescale,
     riscv,
     softmax,
+    stock,
     trits,
     weight_only,
     weight_only_generic,
@@ -88,6 +89,7 @@ KERNELS: tuple[Kernel, ...] = (
     pooling.SUM_POOL2D,
     *resampling.KERNELS,
     concat.CONCAT,
+    *stock.KERNELS,
 )
 
 CUDA: tuple[Kernel, ...] = (

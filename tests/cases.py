@@ -299,6 +299,22 @@ DEPTHWISE = (
         "int8")),
 )  # fmt: skip
 
+MULTIPLIED = (  # several output channels for each input channel
+    *(
+        replace(
+            _depthwise(f"dw x{times}{more}", x, (3, 3), **kw), w=(times * x[3], 3, 3, 1)
+        )
+        for times, more, x, kw in (
+            (2, "", (1, 9, 10, 24), {"epilogue": "add"}),
+            (2, " few channels", (2, 6, 7, 5), {"dtypes": ("int8", "int8"), "pad_value": 3}),
+            (2, " unpadded", (1, 7, 8, 32), {"padding": (0, 0, 0, 0)}),
+            (4, " stride 2", (1, 11, 9, 12), {"strides": (2, 2)}),
+            (8, "", (1, 5, 7, 3), {"dtypes": ("uint8", "int32"), "epilogue": "none"}),
+            (16, " batch", (2, 5, 6, 4), {"symbolic": True}),
+        )
+    ),
+)  # fmt: skip
+
 QUADS = (
     *(
         _depthwise(f"dw {w} x {x}", (1, 9, 13, 56), (3, 3), weights=w, dtypes=(x, y))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from nybble.ir import interpreter, numerics
+from nybble.ir import graph, interpreter, numerics
 from nybble.schedules.forms import Step
 from nybble.schedules.kernel import Problem, TensorSpec, usual
 from nybble.schedules.lower import plan_steps
@@ -21,6 +21,8 @@ from nybble.tuning.space import Drawn
 from nybble.tuning.tasks import Array, Operands, Point, Task
 
 LARGE = 1 << 20  # of accumulators that are drawn: as real layers have them
+
+POSITIVE = ("relax.log", "relax.power", "relax.rsqrt", "relax.sqrt")  # no numbers elsewhere
 
 Progress = Callable[[int, int | None], None]
 
@@ -34,7 +36,7 @@ def tasks_of(
 ) -> list[Task]:
     """The distinct layers of a module, in call order; their operands lie in ``folder`` afterwards.
 
-    Layers without a kernel family (reshapes, leftover float ops) have no knobs and are no tasks.
+    What has no kernel (reshapes, gathers, sorting) has no knobs and is no task.
 
     Args:
         mod: stage ``integer``, or a canonical float module.
@@ -103,8 +105,11 @@ def _operands(step: Step, problem: Problem) -> Operands:
     specs = [*problem.inputs, *([other] if other else [])]
     values: dict[Any, Array] = {}
     for variable, spec in zip(group.activations, specs, strict=True):
-        if variable not in values:
-            values[variable] = draw(rng, spec)
+        if graph.is_constant(variable):
+            values[variable] = graph.numpy_of(variable)
+        elif variable not in values:
+            drawn = draw(rng, spec)
+            values[variable] = np.abs(drawn) if problem.op in POSITIVE else drawn
     inputs = tuple(
         as_stored(values[variable], spec)
         for variable, spec in zip(group.activations, specs, strict=True)

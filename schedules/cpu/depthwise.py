@@ -10,6 +10,9 @@
 
 A dot product takes ``depth`` taps of one column from ``depth`` kernel rows, so one interleaved
 vector serves all KW taps along the row: 3x3 costs 3 ``vpdpbusd`` or 6 ``vpmaddwd`` per vector.
+
+Lanes are output channels. Where each input channel has several (``times``), a vector of the input
+is short and its elements are repeated as it is loaded; the staging copy holds the input once.
 """
 
 from __future__ import annotations
@@ -65,13 +68,24 @@ def geometry_of(problem: Problem) -> Geometry:
     )
 
 
+def times_of(problem: Problem) -> int:
+    """Output channels of each input channel."""
+    return int(problem.output.shape[-1]) // int(problem.inputs[0].shape[-1])
+
+
+def _source(problem: Problem) -> Geometry:
+    """The geometry with the input's own channels: how it lies in memory."""
+    geometry = geometry_of(problem)
+    return replace(geometry, c=geometry.c // times_of(problem))
+
+
 def _supports(dot: Dot, problem: Problem, target: Any) -> str | None:
     if target.arch != dot.arch or not target.has(*dot.features):
         return f"needs {', '.join(dot.features)}"
     assert problem.weights is not None
-    channels, _, _, per_group = problem.weights.shape
-    if (problem.attr("groups"), per_group) != (channels, 1):
-        return "not depthwise with one output for each input channel"
+    uneven = _refuse_channels(dot, problem)
+    if uneven is not None:
+        return uneven
     wanted = ("float32",) if dot.acc == "float32" else ("int8", "uint8")
     weights = "float32" if dot.acc == "float32" else "int8"
     found = problem.inputs[0].dtype
@@ -82,6 +96,18 @@ def _supports(dot: Dot, problem: Problem, target: Any) -> str | None:
     if any(isinstance(extent, str) for extent in problem.inputs[0].shape[1:]):
         return "more than the batch is symbolic"
     return epilogue.refuse(problem)
+
+
+def _refuse_channels(dot: Dot, problem: Problem) -> str | None:
+    assert problem.weights is not None
+    channels, _, _, per_group = (int(extent) for extent in problem.weights.shape)
+    groups = int(problem.attr("groups"))
+    if per_group != 1 or (groups == 1 and channels > 1):
+        return "not depthwise"
+    times = channels // groups
+    if dot.lanes % times and times % dot.lanes:
+        return f"{times} outputs of an input channel share vectors of {dot.lanes} unevenly"
+    return None
 
 
 # ---------------------------------------------------------------- pack
@@ -141,6 +167,8 @@ class _Layer:
 
     problem: Problem
     geometry: Geometry
+    source: Geometry
+    times: int
     dot: Dot
     wide: int
     rows: int
@@ -171,7 +199,8 @@ def _build(base: Dot, problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimF
         table = TensorSpec(_table_shape(problem, geometry, dot), dot.acc)
         specs = (_weights_spec(geometry, dot), table)
         buffers = declare(problem, specs, symbols)
-        layer = _Layer(problem, geometry, dot, cut.wide, rows, staged, buffers)
+        source, times = _source(problem), times_of(problem)
+        layer = _Layer(problem, geometry, source, times, dot, cut.wide, rows, staged, buffers)
         runs = ceil(total / rows)
         loop = T.parallel if cut.parallel else T.serial
         with loop(product(geometry.images, symbols) * runs) as task:
@@ -217,15 +246,15 @@ def touched(geometry: Geometry, wide: int) -> dict[int, list[tuple[int, int]]]:
 
 def _task(layer: _Layer, image: Any, first: Any) -> None:
     """One task: its staging copy, and its tiles."""
-    geometry, dot = layer.geometry, layer.dot
-    pitch = staging.pitch(geometry, layer.staged)
-    picture = image * (geometry.height * geometry.width * geometry.c)
-    source, origin = layer.buffers.x, picture + first * (geometry.stride[0] * pitch)
+    geometry, own, dot = layer.geometry, layer.source, layer.dot
+    pitch = staging.pitch(own, layer.staged)
+    picture = image * (own.height * own.width * own.c)
+    source, origin = layer.buffers.x, picture + first * (own.stride[0] * pitch)
     if layer.staged:
-        size = staging.staged_size(geometry, dot, layer.rows)
+        size = staging.staged_size(own, dot, layer.rows)
         source, origin = T.alloc_buffer((size,), dot.x, layout=None), 0
         given = (layer.buffers.x, layer.problem.inputs[0].dtype)
-        staging.stage(geometry, dot, given, source, layer.rows, (picture, first))
+        staging.stage(own, dot, given, source, layer.rows, (picture, first))
     vectors = ceil(geometry.c / dot.lanes)
     with (
         T.serial(layer.rows) as row,
@@ -234,10 +263,11 @@ def _task(layer: _Layer, image: Any, first: Any) -> None:
     ):
         channel = tirx.min(vector * dot.lanes, max(geometry.c - dot.lanes, 0))
         col = tirx.min(tile * layer.wide, geometry.cols - layer.wide)
-        x = origin + row * (geometry.stride[0] * pitch) + col * (geometry.stride[1] * geometry.c)
+        x = origin + row * (own.stride[0] * pitch) + col * (own.stride[1] * own.c)
         rows = image * int(geometry.static_rows or 1) + first + row
         y = (rows * geometry.cols + col) * geometry.c + channel
-        _tile(layer, source, (x + channel, y), (vector, channel))
+        first_read = channel if layer.times == 1 else tirx.floordiv(channel, layer.times)
+        _tile(layer, source, (x + first_read, y), (vector, channel))
 
 
 def _tile(layer: _Layer, source: Any, at: tuple[Any, Any], block: tuple[Any, Any]) -> None:
@@ -253,7 +283,7 @@ def _tile(layer: _Layer, source: Any, at: tuple[Any, Any], block: tuple[Any, Any
         taps = range(group * dot.depth, min((group + 1) * dot.depth, geometry.tap_rows))
         panel = (block[0] * groups + group) * geometry.tap_cols
         for column, uses in touched(geometry, layer.wide).items():
-            value = T.Bind(_interleave(layer, source, x + column * geometry.c, taps))
+            value = T.Bind(_interleave(layer, source, x + column * layer.source.c, taps))
             for output, tap in uses:
                 w = weights.vload([panel + tap, tirx.const(0)], f"{dot.w}x{dot.lanes * dot.depth}")
                 T.buffer_store(acc, dot.apply(dot, acc[output], value, w), [output])
@@ -270,8 +300,8 @@ def _tile(layer: _Layer, source: Any, at: tuple[Any, Any], block: tuple[Any, Any
 
 def _interleave(layer: _Layer, source: Any, index: Any, taps: range) -> Any:
     """One input column of several kernel rows, interleaved so that a lane holds one channel."""
-    dot, step = layer.dot, layer.geometry.dilation[0] * staging.pitch(layer.geometry, layer.staged)
-    rows = [source.vload([index + tap * step], f"{dot.x}x{dot.lanes}") for tap in taps]
+    dot, step = layer.dot, layer.source.dilation[0] * staging.pitch(layer.source, layer.staged)
+    rows = [_lanes(layer, source, index + tap * step) for tap in taps]
     if dot.depth == 1:
         return rows[0]
     words = f"int32x{dot.lanes}"
@@ -285,6 +315,16 @@ def _interleave(layer: _Layer, source: Any, index: Any, taps: range) -> Any:
         shift = tirx.const(8 * d, words)
         value = value | T.shift_left(T.Cast(words, row), shift)
     return value
+
+
+def _lanes(layer: _Layer, source: Any, index: Any) -> Any:
+    """One element of the input for each lane."""
+    dot, times = layer.dot, layer.times
+    if times >= dot.lanes:
+        return T.broadcast(source[index], dot.lanes)
+    value = source.vload([index], f"{dot.x}x{dot.lanes // times}")
+    every = [i // times for i in range(dot.lanes)]  # TVM wants as many lanes as it gives
+    return value if times == 1 else T.Shuffle([value] * times, every)
 
 
 def families(dots: Sequence[Dot]) -> tuple[Kernel, ...]:

@@ -1,7 +1,8 @@
 """Every op without a kernel family of its own: TVM's definition of it, with a schedule of ours.
 
 The stock CPU pipeline leaves such functions unscheduled. Here element-wise stages join their
-readers; what remains runs row by row: parallel when large, vectorised along the last axis.
+readers; what remains is scheduled by `nybble.schedules.cpu.float_schedule`, by default decisions.
+Those of the ops that `nybble.schedules.cpu.stock` makes kernels of are tuned.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from tvm import relax
 
 from nybble.errors import ScheduleError
 from nybble.ir import graph
-from nybble.schedules.cpu import float_math, float_order, loops
+from nybble.schedules.cpu import float_math, float_order, float_schedule
+from nybble.schedules.kernel import Knobs
 
 NAME = "cpu.stock"
 
@@ -63,9 +65,9 @@ def scheduled(func: Any) -> Any:
     if not has_root(func):  # written as loops by TVM: scatters
         return func
     sch = inlined(func)
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
-        _schedule_block(sch, block)
-    return sch.mod["main"]
+    return float_schedule.scheduled(
+        sch, float_schedule.decide(float_schedule.outline(sch), Knobs())
+    )
 
 
 def inlined(func: Any) -> Any:
@@ -73,7 +75,9 @@ def inlined(func: Any) -> Any:
     sch = tvm.s_tir.Schedule(func)
     blocks = sch.get_child_blocks(sch.get_sblock("root"))
     for block in blocks[:-1]:
-        if not _reduces(sch, block) and not _reduces_any(sch, sch.get_consumers(block)):
+        if not float_schedule.reduces(sch, block) and not _reduces_any(
+            sch, sch.get_consumers(block)
+        ):
             _try_inline(sch, block)
     return sch
 
@@ -91,38 +95,5 @@ def _try_inline(sch: Any, block: Any) -> None:
         return  # it stays a stage of its own, scheduled like the others
 
 
-def _reduces(sch: Any, block: Any) -> bool:
-    """Whether a block has a reduction axis."""
-    return any(int(v.iter_type) == REDUCE for v in sch.get(block).iter_vars)
-
-
-REDUCE = 2  # tirx.IterVar.CommReduce
-"""The iteration type of a reduction axis."""
-
-
 def _reduces_any(sch: Any, blocks: Any) -> bool:
-    return any(_reduces(sch, block) for block in blocks)
-
-
-def _schedule_block(sch: Any, block: Any) -> None:
-    """Spatial loops outside, reductions next, and a vector of the last spatial loop inside."""
-    nest = sch.get_loops(block)
-    if not nest:  # one number
-        return
-    pairs = list(zip(nest, sch.get(block).iter_vars, strict=True))
-    work = loops.static_size(sch.get(loop).extent for loop, _ in pairs)
-    steps = [loop for loop, v in pairs if int(v.iter_type) == REDUCE]
-    if not steps:
-        loops.rows(sch, block, work)
-        return
-    spatial = [loop for loop, v in pairs if int(v.iter_type) != REDUCE]
-    if not spatial:
-        return
-    width = loops.lanes_of(sch.get(spatial[-1]).extent)
-    outer, inner = sch.split(spatial[-1], [None, width])
-    head = [*spatial[:-1], outer]
-    sch.reorder(*head, *steps, inner)
-    if width > 1:
-        sch.vectorize(inner)
-    loops.parallel(sch, head, work)
-    sch.decompose_reduction(block, steps[0])
+    return any(float_schedule.reduces(sch, block) for block in blocks)

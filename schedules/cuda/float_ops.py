@@ -12,7 +12,7 @@ from tvm import relax
 
 from nybble.errors import ScheduleError
 from nybble.ir import graph
-from nybble.schedules.cpu import float_ops
+from nybble.schedules.cpu import float_ops, float_schedule
 from nybble.schedules.cuda import bind
 
 NAME = "cuda.stock"
@@ -38,7 +38,7 @@ def legalized(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
 def _bind(sch: Any, block: Any) -> None:
     found = bind.spatial_of(sch, block)
     pairs = list(zip(found, sch.get(block).iter_vars, strict=False))
-    steps = [loop for loop, var in pairs if int(var.iter_type) == float_ops.REDUCE]
+    steps = [loop for loop, var in pairs if int(var.iter_type) == float_schedule.REDUCE]
     spatial = [loop for loop in found if not any(loop.same_as(step) for step in steps)]
     if not spatial:
         spatial = [sch.add_unit_loop(sch.get_loops(block)[0])]

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from nybble.executors.interface import Shared
 from nybble.executors.serve import stage
 
 
@@ -74,3 +75,7 @@ def wait_marked(mark: Path, seconds: float) -> Path:
     mark.write_text(str(os.getppid()))
     time.sleep(seconds)
     return mark
+
+
+def length_of(shared: Shared) -> int:
+    return len(shared.read())

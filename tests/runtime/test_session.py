@@ -275,10 +275,13 @@ def test_no_threads_is_an_error(library: Path) -> None:
 
 
 def test_default_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TVM_NUM_THREADS", "7")
-    assert engine.default_threads() == 7
+    monkeypatch.setattr(host, "cpus", lambda: list(range(9)))
+    monkeypatch.setattr(host, "physical_cores", lambda: 4)
+    for said, threads in (("7", 7), ("70", 9), ("0", 4), ("many", 4)):
+        monkeypatch.setenv("TVM_NUM_THREADS", said)
+        assert engine.default_threads() == threads
     monkeypatch.delenv("TVM_NUM_THREADS")
-    assert engine.default_threads() == host.physical_cores()
+    assert engine.default_threads() == 4
 
 
 def test_runtime_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,23 +15,18 @@ from typing import Any
 import pytest
 from tvm.rpc import base
 
+from nybble.commands_tune import Elsewhere, TuneJob, run
 from nybble.errors import NybbleError
 from nybble.executors.local import Processes
+from nybble.options import RecipeOptions
 from nybble.schedules.machine import Machine
 from nybble.tuning.measure import Limits
 from nybble.tuning.rpc import DevicePool
 from nybble.tuning.tasks import Point
 from nybble.tuning.tracker import Tracker
 from tests.tuning import faults
+from tests.tuning.farm import LOOPBACK, Farm, farming, free_port
 from tests.tuning.layers import SMALL, kernels_of, task_of
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-LOOPBACK = "127.0.0.1"
-
-
-def free_port() -> int:
-    with socket.create_server((LOOPBACK, 0)) as found:
-        return int(found.getsockname()[1])
 
 
 @contextmanager
@@ -70,6 +61,26 @@ def test_a_key_that_nobody_serves_names_those_that_are() -> None:
             tracker.check()
 
 
+def asked_of(port: int, folder: Path) -> TuneJob:
+    """The command with a tracker at a port, and a model that is not there."""
+    return TuneJob(
+        folder / "no.onnx", folder / "net.jsonl", None, RecipeOptions(), keep_float=True,
+        target="native", trials=1, time=None, threads=1,
+        elsewhere=Elsewhere(f"{LOOPBACK}:{port}", "box"),
+    )  # fmt: skip
+
+
+def test_the_command_asks_the_tracker_before_it_reads_the_model(tmp_path: Path) -> None:
+    with pytest.raises(NybbleError, match=r"does not answer: .*refused.* nybble tracker"):
+        run(asked_of(free_port(), tmp_path))
+    servers = [{"key": "server:pi", "addr": ["h", 1]}]
+    with (
+        answering({"server_info": servers, "queue_info": {}}) as port,
+        pytest.raises(NybbleError, match=r"the key 'box' .*pi \(1\)"),
+    ):
+        run(asked_of(port, tmp_path))
+
+
 def test_another_listener_is_no_tracker() -> None:
     with socket.create_server((LOOPBACK, 0)) as server:
         port = server.getsockname()[1]
@@ -99,67 +110,10 @@ def test_a_key_is_needed() -> None:
 # ---------------------------------------------------------------- a farm on loopback
 
 
-class Farm:
-    """A tracker and servers, each the head of a process group."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.port = folder, free_port()
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.tracker = Tracker(LOOPBACK, self.port, "box")
-
-    def start(self, name: str, *command: str) -> None:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.running[name] = subprocess.Popen(
-                [sys.executable, "-m", "nybble", *command],
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def serve(self, name: str) -> None:
-        first = str(20000 + 120 * (hash((self.port, name)) % 300))
-        self.start(
-            name, "device", "--host", LOOPBACK, "--port", first,
-            "--tracker", f"{LOOPBACK}:{self.port}", "--key", "box",
-        )  # fmt: skip
-
-    def signal(self, name: str, what: int) -> None:
-        os.killpg(self.running[name].pid, what)
-
-    def wait(self, servers: int, seconds: float = 120) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            try:
-                if self.tracker.check() >= servers:
-                    return
-            except NybbleError:
-                pass
-            time.sleep(0.5)
-        logs = {log.name: log.read_text()[-500:] for log in self.folder.glob("*.log")}
-        pytest.fail(f"there are no {servers} servers: {logs}")
-
-    def close(self) -> None:
-        for running in self.running.values():
-            os.killpg(running.pid, signal.SIGKILL)
-            running.wait()
-
-
 @pytest.fixture
 def farm(tmp_path: Path) -> Iterator[Farm]:
-    pytest.importorskip("tornado", reason="the tracker needs tornado: nybble[farm]")
-    made = Farm(tmp_path)
-    made.start("tracker", "tracker", "--host", LOOPBACK, "--port", str(made.port))
-    until = time.monotonic() + 60
-    while True:  # a server does not start without a tracker
-        try:
-            made.tracker.servers()
-            break
-        except NybbleError:
-            assert time.monotonic() < until, (tmp_path / "tracker.log").read_text()
-            time.sleep(0.5)
-    yield made
-    made.close()
+    with farming(tmp_path) as made:
+        yield made
 
 
 def pool_of(farm: Farm, builders: Processes) -> DevicePool:

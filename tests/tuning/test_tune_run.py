@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from nybble.commands_tune import TuneJob, run, seconds_of
+from nybble.commands_tune import Elsewhere, TuneJob, run, seconds_of
 from nybble.errors import NybbleError
 from nybble.options import RecipeOptions
-from nybble.runtime import host
+from nybble.place import Place
+from nybble.runtime import engine, host
 from nybble.schedules.records import Records
 from nybble.schedules.target import resolve
 from nybble.tune_run import TuneOptions, tune
@@ -25,6 +27,7 @@ TARGET = "x86-64-v3"
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fashion_mnist"
 
 
+@cache
 def network() -> Any:
     """A convolution and a linear layer, float and quantized to 8 bits."""
     torch = pytest.importorskip("torch")
@@ -98,6 +101,20 @@ def test_what_was_found_is_compiled_and_gives_the_same_bits(tmp_path: Path) -> N
     assert again.state.resumed == again.state.trials == 30
 
 
+@pytest.mark.parametrize("said", ["1", None])
+def test_where_nobody_names_threads_tuning_compiling_and_loading_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None
+) -> None:
+    monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("TVM_NUM_THREADS", said)
+    options, file = TuneOptions(8, batch=4, folder=tmp_path / "tasks"), tmp_path / "net.jsonl"
+    tune(network()[0], file, TARGET, options, measurer=Formula())
+    measured = {record.threads for record in Records.read([file])}
+    assert measured == {engine.default_threads()}
+    assert Place(resolve(TARGET), Records.read([file])).threads == engine.default_threads()
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("2.5", 2.5), ("90s", 90), ("30m", 1800), ("1h30m", 5400)]
 )
@@ -128,6 +145,7 @@ def job(folder: Path, **changed: Any) -> TuneJob:
         ({"keep_float": True, "target": "z80"}, "Unknown target 'z80'"),
         ({"keep_float": True, "time": "soon"}, "--time soon"),
         ({"keep_float": True, "threads": 0}, "threads=0 is not positive"),
+        ({"keep_float": True, "elsewhere": Elsewhere("h:1", "k")}, "--tracker needs --threads"),
     ],
 )
 def test_bad_arguments_are_told(tmp_path: Path, changed: dict[str, Any], reason: str) -> None:

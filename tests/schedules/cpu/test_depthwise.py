@@ -1,19 +1,21 @@
 """Depthwise kernels equal the law bit for bit, whatever the knobs."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from nybble.schedules.cpu import depthwise
 from nybble.schedules.kernel import Kernel, Knobs
+from nybble.schedules.select import Planner, choose
 from nybble.schedules.target import CpuTarget, host_features, resolve
-from tests.cases import CONV, DEPTHWISE
+from tests.cases import CONV, DEPTHWISE, MULTIPLIED
 from tests.schedules.cpu import running
 from tests.schedules.cpu.test_conv import TARGETS, rows
 
 pytestmark = pytest.mark.sweep
 
-CASES = {case.name: case for case in DEPTHWISE}
+CASES = {case.name: case for case in DEPTHWISE + MULTIPLIED}
 
 
 def family(isa: str) -> tuple[Kernel, CpuTarget]:
@@ -46,3 +48,18 @@ def test_refuses_what_is_not_depthwise() -> None:
     kernel, target = family("avx2")
     grouped = next(case for case in CONV if case.name == "grouped")
     assert "not depthwise" in str(kernel.supports(grouped.problem(), target))
+
+
+def test_refuses_multipliers_that_share_no_vectors() -> None:
+    kernel, target = family("avx2")
+    three = replace(CASES["dw x8"], w=(9, 3, 3, 1))
+    assert "3 outputs of an input channel share" in str(kernel.supports(three.problem(), target))
+
+
+def test_multiplied_channels_take_the_fast_kernel_everywhere() -> None:
+    case = CASES["dw x2"]
+    problem, arrays = case.problem(), case.data()
+    constants = {name: a for name, a in arrays.items() if name not in ("x", "b")}
+    for name, kernel in (("x86-64-v3", "avx2"), ("x86-64-v4-vnni", "vnni"), ("aarch64", "neon")):
+        found = choose(problem, constants, resolve(name), Planner()).candidate
+        assert found.kernel.name == f"cpu.int8.depthwise.{kernel}"

@@ -1,0 +1,63 @@
+"""Whole sessions of `nybble tune --tracker`, typed as a person types them, and what they leave."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nybble
+from nybble.schedules.records import Records
+from tests.executors.ray_head import client_server
+from tests.tuning.farm import LOOPBACK, ROOT, farming
+
+EXAMPLE = ROOT / "examples" / "fashion_mnist"
+
+
+def typed(*words: object) -> str:
+    """What a command prints; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nybble", *map(str, words)],
+        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Ray's own
+@pytest.mark.parametrize("builders", ["2", "ray"])
+def test_a_session_behind_a_tracker_and_its_records_in_a_library(
+    tmp_path: Path, builders: str
+) -> None:
+    images = np.load(EXAMPLE / "calibration.npz")["images"][:16, None].astype(np.float32) / 255
+    np.save(tmp_path / "images.npy", images)
+    records = tmp_path / "net.jsonl"
+    network = (EXAMPLE / "resnet.onnx", "--calibration", tmp_path / "images.npy")
+    with ExitStack() as stack:
+        farm = stack.enter_context(farming(tmp_path))
+        for name in "ab":
+            farm.serve(name)
+        workers = stack.enter_context(client_server()) if builders == "ray" else builders
+        farm.wait(2, seconds=400)
+        tracker = ("--tracker", f"{LOOPBACK}:{farm.port}")
+        assert "box" in typed("devices", *tracker)
+        told = typed(
+            "tune", *network, "--records", records, *tracker, "--key", "box", "--threads", 1,
+            "--workers", workers, "--trials", 16, "--seed", 1,
+        )  # fmt: skip
+    assert "16 of 16 trials" in told
+    assert {record.threads for record in Records.read([records])} == {1}
+    outputs = []
+    for name, given in (("tuned", ["--records", records]), ("default", [])):
+        typed("compile", *network, "-o", tmp_path / f"{name}.so", *given)
+        session = nybble.load(tmp_path / f"{name}.so", threads=1)
+        outputs.append(session(images))
+        is_known = [layer["tuned"]["kind"] == "exact" for layer in session.manifest.layers
+                    if layer.get("tuned")]  # fmt: skip
+        assert any(is_known) == (name == "tuned")
+    np.testing.assert_array_equal(*outputs)
