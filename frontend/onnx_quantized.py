@@ -197,15 +197,22 @@ MOVES = {
     "Transpose", "Unsqueeze",
 }  # fmt: skip
 """Operators that give integers of their operands for integers, unchanged or bounded."""
+COPIES = {"Resize", "Upsample"}
+"""So do these, of the nearest pixel."""
 
 
 def moves(node: Node, build: Builder) -> bool:
     """Whether a node moves, bounds or unpacks integers that the model has quantized."""
-    is_move = node.proto.op_type in MOVES and not node.proto.domain
+    is_move = _is_move(node) and not node.proto.domain
     unpacks = node.proto.op_type == "Cast" and node.attrs["to"] == TensorProto.FLOAT
     return (is_move or unpacks) and any(
         v in build.integers for v in node.inputs if quantized.is_integer(v)
     )
+
+
+def _is_move(node: Node) -> bool:
+    op = node.proto.op_type
+    return op in MOVES or (op in COPIES and node.attrs.get("mode", "nearest") == "nearest")
 
 
 def on_integers(node: Node, build: Builder, convert: Callable[[Node], list[Value]]) -> list[Value]:
@@ -221,7 +228,7 @@ def on_integers(node: Node, build: Builder, convert: Callable[[Node], list[Value
         if node.attrs["to"] != TensorProto.FLOAT:
             raise Refused("casts integers to another type than float32")
         return [quantized.raw(build, node.input(0), node.name)]
-    if op not in MOVES:
+    if not _is_move(node):
         raise Refused("computes with integers that it does not dequantize")
     dtypes = {quantized.type_of(v) for v in node.inputs if quantized.is_integer(v)}
     if len(dtypes) > 1:

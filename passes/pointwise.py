@@ -4,8 +4,8 @@
     hard-swish  x · clip(x / 6 + 1/2, 0, 1)
     GELU        x / 2 · (1 + tanh(…x + …x·x·x))
 
-A tensor of at most 8 bits has at most 256 values, so such a function is 256 numbers, whatever it
-computes (`nybble.ir.numerics.table`).
+A tensor of 8 bits has 256 values, so such a function is 256 numbers, whatever it computes
+(`nybble.ir.numerics.table`); of 16 bits, which imported networks may have, it is 65,536.
 """
 
 from __future__ import annotations

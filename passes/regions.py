@@ -63,7 +63,7 @@ class Accumulators:
 
 SAME_STEP = 1e-5  # relative: a bias's scale is a rounded product of two
 LEAF_BITS = 16  # of activations; accumulators that a model shows as int32 are none
-TABLE_BITS = 8  # of the index
+TABLE_BITS = 16  # of the index
 WEIGHT_BITS = 8  # of weights between floats
 PRODUCT_BITS = 30  # of both factors: products stay within 32 bits
 

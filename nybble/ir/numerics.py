@@ -268,7 +268,7 @@ def multiply(
 
 
 def table(x: Array, values: Array) -> Array:
-    """values[x - lo]: any function of one integer of at most 8 bits.
+    """values[x - lo]: any function of one integer of at most 16 bits.
 
     Args:
         x: integers whose smallest value is ``lo``; signed ones lie half below 0.

@@ -42,7 +42,7 @@ def node(op: str, inputs: str, output: str = "q", **attrs: Any) -> Any:
 
 PLAIN = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MaxPool", "Pad",
          "Flatten", "Transpose", "Cast", "Mul", "Add", "MatMulInteger", "DynamicQuantizeLinear",
-         "ConvInteger", "Concat", "MatMul"}  # fmt: skip
+         "ConvInteger", "Concat", "MatMul", "Resize"}  # fmt: skip
 
 
 def bordered(kind: str, nodes: Sequence[Any], **constants: Any) -> bytes:
@@ -138,12 +138,15 @@ def test_integers_are_moved(kind: str) -> None:
     zero = KINDS[kind][0](KINDS[kind][1])
     nodes = [
         node("MaxPool", "a", "m", kernel_shape=[2, 2]),
-        node("Pad", "m pads az", "p"),
+        node("Resize", "m _ scales", "r", coordinate_transformation_mode="asymmetric",
+             nearest_mode="floor"),
+        node("Pad", "r pads az", "p"),
         node("Transpose", "p", "t", perm=[0, 2, 3, 1]),
         node("Concat", "t t", "q", axis=3),
-    ]
-    pads = np.array([0, 0, 1, 0, 0, 0, 0, 2])
-    model = agree(bordered(kind, nodes, pads=pads, yz=zero, ys=np.float32(0.03)), 0, 0.03)
+    ]  # fmt: skip
+    moved = {"pads": np.array([0, 0, 1, 0, 0, 0, 0, 2]), "scales": np.float32([1, 1, 2, 3])}
+    model = agree(bordered(kind, nodes, **moved, yz=zero, ys=np.float32(0.03)), 0, 0.03)
+    assert specs.between_borders(model.integer) == []
     assert not any(graph.op_name(b.value) == "nybble.requantize"
                    for b in graph.bindings(model.integer))  # fmt: skip
 

@@ -43,6 +43,20 @@ def test_borders(grid: Grid, tmp_path: Path) -> None:
     compiled(emitter.finish([y], ["y"], "quantized"), tmp_path)
 
 
+def test_a_function_of_16_bits_is_a_table(tmp_path: Path) -> None:
+    """65,536 entries for the activations of networks that were quantized so elsewhere."""
+    x = relax.Var("x", relax.TensorType((3, 5, 16), "float32"))
+    emitter = graph.Emitter([x])
+    a = simulate(emitter, x, Grid(3e-4, "uint16", 30_000), "x")
+    y = simulate(emitter, emitter.emit(nn.silu(a), "f"), Grid(2e-4, "int16", -20_000), "f")
+    quantized = compiled(emitter.finish([y], ["y"], "quantized"), tmp_path)
+    table = next(c for _, op, c in graph.walk(quantized.integer) if op == "nybble.table")
+    assert graph.shape_of(table.args[1]) == (65_536,)
+    assert graph.dtype_of(table.args[1]) == "int16"
+    drawn: Any = RANDOM.normal(0, 3, (3, 5, 16)).astype(np.float32)
+    np.testing.assert_array_equal(quantized.run(drawn), quantized.simulate(drawn))
+
+
 def residual(weights: Any, bias: Any, on: Grid) -> Any:
     """A convolution, a residual add and a pool on one grid."""
     x = relax.Var("x", relax.TensorType((2, 6, 7, 16), "float32"))
