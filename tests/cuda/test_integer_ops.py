@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 
 from nybble.ir import graph, interpreter, ops, specs
+from nybble.passes import pipeline
 from nybble.schedules.lower import lower
 from nybble.schedules.target import resolve
 from tests.cuda.serial import Network
@@ -20,11 +21,10 @@ from tests.schedules.test_integer import EVERY_OP
 TARGETS = ("cuda:sm_75", "cuda:sm_80", "cuda:sm_90")
 
 
-@pytest.mark.parametrize("op", [op for op in ops.VOCABULARY if op != "weight_only"])
+@pytest.mark.parametrize("op", ops.VOCABULARY)
 def test_every_op_of_the_vocabulary_has_a_kernel(op: str) -> None:
-    """But weight-only layers, which GPUs compute in half precision alone."""
     for name in TARGETS:
-        (layer,) = lower(EVERY_OP[op], resolve(name)).layers
+        (layer,) = lower(pipeline.for_gpu(EVERY_OP[op]), resolve(name)).layers
         assert layer.kernel.startswith("cuda.")
 
 
