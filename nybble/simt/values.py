@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nybble.simt.errors import UnsupportedError
+
 Value = Any
 Mask = npt.NDArray[np.bool_] | None
 """The active lanes; None stands for all of them."""
@@ -71,7 +73,7 @@ def fma(a: Value, b: Value, c: Value) -> Value:
     """Rounds a * b + c once, in the operands' dtype: float16 or float32."""
     dtype = a.dtype
     if dtype == np.float64:
-        raise NotImplementedError("fma of float64")
+        raise UnsupportedError("fma of float64 is not modelled by nybble.simt")
     product = a.astype(np.float64) * b.astype(np.float64)  # exact
     addend = c.astype(np.float64)
     if dtype == np.float16:

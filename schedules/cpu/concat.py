@@ -19,7 +19,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu.buffers import Symbols, product
 from nybble.schedules.cpu.loops import PARALLEL_WORK
-from nybble.schedules.kernel import Constants, Extent, Kernel, Knobs, Problem, TensorSpec
+from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
 
 BYTES = 32  # of a vector
 TASK = 1 << 14  # elements
@@ -37,20 +37,31 @@ def runs_of(inputs: tuple[TensorSpec, ...], axis: int) -> list[int] | None:
     return found
 
 
-def _supports(problem: Problem, _target: Any) -> str | None:
+def supports(problem: Problem, _target: Any) -> str | None:
+    """Why a concatenation cannot be compiled, None when it can."""
     if runs_of(problem.inputs, problem.attr("axis")) is None:
         return "an extent along the axis or behind it is symbolic"
     return None
 
 
-def _pack(_problem: Problem, _constants: Constants) -> list[NDArray[Any]]:
+def pack(_problem: Problem, _constants: Constants) -> list[NDArray[Any]]:
+    """No constants."""
     return []
 
 
-def _flat(name: str, spec: TensorSpec, symbols: Symbols) -> tuple[Any, Extent]:
-    held = spec.stored
-    extents = [product((extent,), symbols) for extent in held.shape]
-    return T.arg(name, T.buffer(extents, held.dtype, layout=None)), product(held.shape, symbols)
+def declare(problem: Problem, symbols: Symbols) -> list[Any]:
+    """Declares the parameters, inputs and output; flat buffers of them."""
+    inputs = {f"x{i}": spec.stored for i, spec in enumerate(problem.inputs)}
+    specs = inputs | {"output": problem.output.stored}
+    given = {}
+    for name, spec in specs.items():
+        extents = [product((extent,), symbols) for extent in spec.shape]
+        given[name] = T.arg(name, T.buffer(extents, spec.dtype, layout=None))
+    sizes = {name: product(spec.shape, symbols) for name, spec in specs.items()}
+    return [
+        T.decl_buffer((sizes[name],), spec.dtype, data=given[name].data, layout=None)
+        for name, spec in specs.items()
+    ]
 
 
 def _build(problem: Problem, target: Any, _knobs: Knobs) -> tirx.PrimFunc:
@@ -62,11 +73,7 @@ def _build(problem: Problem, target: Any, _knobs: Knobs) -> tirx.PrimFunc:
     lanes = 1 if target.is_c else max(BYTES // size, 1)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
-        named = [(f"x{i}", spec) for i, spec in enumerate(problem.inputs)]
-        given = [_flat(name, spec, symbols) for name, spec in [*named, ("output", problem.output)]]
-        *sources, output = (
-            T.decl_buffer((size,), dtype, data=buffer.data, layout=None) for buffer, size in given
-        )
+        *sources, output = declare(problem, symbols)
         outer, line = product(problem.output.shape[:axis], symbols), sum(runs)
         many = max(TASK // line, 1)
         is_large = line * prod(d for d in problem.output.shape[:axis] if isinstance(d, int))
@@ -107,4 +114,4 @@ def _copy(source: Any, from_: Any, to: Any, start: Any, size: tuple[int, int]) -
         move(count - lanes)
 
 
-CONCAT = Kernel("cpu.concat", "concat", _supports, _pack, _build)
+CONCAT = Kernel("cpu.concat", "concat", supports, pack, _build)

@@ -10,42 +10,16 @@ from math import gcd
 from typing import Any
 
 import tvm
-from numpy.typing import NDArray
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from nybble.schedules.cpu.buffers import Symbols, product
-from nybble.schedules.cpu.concat import runs_of
+from nybble.schedules.cpu.buffers import product
+from nybble.schedules.cpu.concat import declare, pack, runs_of, supports
 from nybble.schedules.cuda.arch import KIND
 from nybble.schedules.cuda.bind import ACCESS, THREADS
 from nybble.schedules.cuda.elementwise import NAME
-from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem, TensorSpec
-
-
-def _supports(problem: Problem, _target: Any) -> str | None:
-    if runs_of(problem.inputs, problem.attr("axis")) is None:
-        return "an extent along the axis or behind it is symbolic"
-    return None
-
-
-def _pack(_problem: Problem, _constants: Constants) -> list[NDArray[Any]]:
-    return []
-
-
-def _declared(specs: dict[str, TensorSpec], symbols: Symbols) -> list[Any]:
-    """The parameters as flat buffers."""
-    given = {}
-    for name, spec in specs.items():
-        extents = [product((extent,), symbols) for extent in spec.stored.shape]
-        given[name] = T.arg(name, T.buffer(extents, spec.stored.dtype, layout=None))
-    return [
-        T.decl_buffer(
-            (product(spec.stored.shape, symbols),), spec.stored.dtype, data=given[name].data,
-            layout=None,
-        )
-        for name, spec in specs.items()
-    ]  # fmt: skip
+from nybble.schedules.kernel import Kernel, Knobs, Problem
 
 
 def _build(problem: Problem, _target: Any, _knobs: Knobs) -> tirx.PrimFunc:
@@ -57,8 +31,7 @@ def _build(problem: Problem, _target: Any, _knobs: Knobs) -> tirx.PrimFunc:
     line = sum(runs) // lanes
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_attr({"tirx.noalias": True})
-        inputs = {f"x{i}": spec for i, spec in enumerate(problem.inputs)}
-        *sources, output = _declared(inputs | {"output": problem.output}, symbols)
+        *sources, output = declare(problem, symbols)
         count = product(problem.output.shape[:axis], symbols) * line
         with T.thread_binding(tirx.ceildiv(count, THREADS), thread="blockIdx.x") as block:  # noqa: SIM117
             with T.thread_binding(THREADS, thread="threadIdx.x") as thread:
@@ -84,4 +57,4 @@ def _copy(runs: list[tuple[Any, int]], output: Any, where: tuple[Any, Any, int])
         start += run
 
 
-CONCAT = Kernel(NAME, "concat", _supports, _pack, _build, arch=KIND)
+CONCAT = Kernel(NAME, "concat", supports, pack, _build, arch=KIND)

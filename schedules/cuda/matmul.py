@@ -3,8 +3,9 @@
     a    (…, M, K): rows, as those of `nybble.schedules.cuda.mma`
     b    (…, N, K): its rows are loaded the same way; (…, K, N): `nybble.schedules.cuda.matmul_tile`
 
-Neither is packed, so both are filled with zeros beyond the depth. Zero points leave through
-products with ones, beside the others from the same fragments:
+Neither is packed. Beyond the depth the second is filled with zeros, the first only where its rows'
+sums are wanted. Zero points leave through products with ones, beside the others from the same
+fragments:
 
     Σ (a - z_a)·(b - z_b) = Σ a·b - z_a·Σ 1·b - z_b·Σ a·1 + K·z_a·z_b
 
@@ -170,6 +171,7 @@ def _block(whole: Product, plan: Plan, target: CudaTarget, given: tuple[Any, Any
     row, column = mma.first_of(inside, down, across, (plan.rows, plan.channels))
     first, last = T.Bind(image * rows + row), T.Bind((image + 1) * rows)
     left = Exact(whole.rows, plan.lines, problem.inputs[0], buffers.x, tile)
+    left.is_filled = whole.zeros[1] != 0
     left.begin(first, last, thread)
     right = _second(whole, plan, other, tile)
     right.begin(image, column, thread)
@@ -187,7 +189,7 @@ def _second(whole: Product, plan: Plan, source: Any, tile: Any) -> Along | Acros
     """What loads the second tensor."""
     spec, (_, columns, depth) = whole.problem.inputs[1], whole.extents
     if not whole.transposed:
-        return Across(plan, (depth, columns), source, tile)
+        return Across(plan, spec, source, tile)
     matrix = in_words(Matrix((columns,), columns, depth))
     return Along(matrix, plan, spec, source, tile)
 

@@ -18,6 +18,7 @@ so a unit of eight columns has every other one of 16, and four sums of a lane ar
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 from tvm import tirx
@@ -25,10 +26,10 @@ from tvm.script import tirx as script
 from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cuda.matrix import SLAB, Matrix
-from nybble.schedules.cuda.mma_loose import loose_word
+from nybble.schedules.cuda.mma_loose import cut_of, loose_piece, loose_word, ones_but
 from nybble.schedules.cuda.mma_moves import PIECE, Lines, copy, divmod_of, ramp, run
 from nybble.schedules.cuda.mma_plan import Plan
-from nybble.schedules.cuda.mma_rows import Rows
+from nybble.schedules.cuda.mma_rows import Rows, Slot
 from nybble.schedules.cuda.mma_tile import WarpTile
 from nybble.schedules.cuda.tensor_core import CHANNELS, STEP, load_rows
 from nybble.schedules.kernel import TensorSpec
@@ -39,15 +40,46 @@ ONES = 0x01010101
 
 
 class Exact(Rows):
-    """Rows with zeros beyond the depth, where the other operand may have anything."""
+    """Rows of a tensor that is no weights'.
+
+    Args:
+        matrix: the rows as a layer.
+        lines: what they become.
+        spec: of the tensor.
+        source: the tensor, flat.
+        tile: shared memory, in words.
+
+    Attributes:
+        is_filled: there are zeros beyond the depth; else the other operand has them.
+    """
+
+    is_filled = True
+
+    def __init__(self, matrix: Matrix, lines: Lines, spec: TensorSpec, source: Any, tile: Any):
+        super().__init__(matrix, lines, spec, source, tile)
+        self._in_words = is_in_words(spec)
 
     def _locate(self, row: int, depth: Any) -> tuple[Any, Any]:
         element, _ = super()._locate(row, depth)
         is_cut = self.matrix.depth % (self.lines.size * self.lines.slabs) and not self.matrix.loose
-        return element, depth < self.matrix.depth if is_cut else None
+        return element, depth < self.matrix.depth if is_cut and self.is_filled else None
 
     def _edges(self, _row: int, depth: Any) -> tuple[Any, int]:
         return depth, self.matrix.elements
+
+    def _fetch_loose(self, held: Any, first: int, slot: Slot) -> None:
+        if not self._in_words:
+            super()._fetch_loose(held, first, slot)
+            return
+        loose_piece(held, first, self.words, self.origins[slot.row][0] + slot.depth)
+        for word in range(4 if self.is_filled else 0):
+            cut = cut_of(slot.depth + (4 * word + 4 - self.matrix.elements))
+            T.buffer_store(held, held[first + word] & ones_but(cut, left=False), [first + word])
+
+
+def is_in_words(spec: TensorSpec) -> bool:
+    """Whether a tensor is a whole number of words, whatever its symbolic extents."""
+    return prod(extent for extent in spec.shape if isinstance(extent, int)) % 4 == 0
 
 
 class _Spread(Lines):
@@ -116,15 +148,16 @@ class Across:
 
     Args:
         plan: how the product is cut, in whole groups of columns.
-        extents: K and N.
+        spec: of the tensor.
         source: the tensor, flat.
         tile: shared memory, in words.
     """
 
     transposes = True
 
-    def __init__(self, plan: Plan, extents: tuple[int, int], source: Any, tile: Any):
-        self.plan, self.tile, (self.depth, self.columns) = plan, tile, extents
+    def __init__(self, plan: Plan, spec: TensorSpec, source: Any, tile: Any):
+        self.plan, self.tile, self._in_words = plan, tile, is_in_words(spec)
+        self.depth, self.columns = map(int, spec.shape[-2:])
         self.bytes = T.decl_buffer(source.shape, "uint8", data=source.data, layout=None)
         size = (tirx.floordiv(source.shape[0], 4),)
         self.words = T.decl_buffer(size, "uint32", data=source.data, layout=None)
@@ -176,21 +209,22 @@ class Across:
     def fetch(self, step: Any) -> Any:
         """Emits the loads of a step of the depth; returns the registers."""
         held = T.alloc_buffer((self.pieces * 4,), "uint32", scope="local", layout=None)
-        size = self.unit or 4
+        size = self.unit or (PIECE if self._in_words else 4)
         for n, (_, column, k) in enumerate(self._slots(step)):
             for byte in range(0, PIECE, size):
                 element, inside = self._locate(column + byte, k)
-                self._fetch(held, n * 4 + byte // 4, T.Bind(element), inside)
+                self._fetch(held, n * 4 + byte // 4, T.Bind(element), size // 4)
+            for word in range(4 * n, 4 * n + 4 if inside is not None else 4 * n):
+                T.buffer_store(held, tirx.Select(inside, held[word], T.uint32(0)), [word])
         return held
 
-    def _fetch(self, held: Any, at: int, element: Any, inside: Any) -> None:
-        if not self.unit:
-            T.buffer_store(held, loose_word(self.bytes, element, inside, None, 0), [at])
-            return
-        words = self.unit // 4
-        T.buffer_store(held, run(self.words, element >> 2, words), ramp(at, words))
-        for word in range(at, at + words if inside is not None else at):
-            T.buffer_store(held, tirx.Select(inside, held[word], T.uint32(0)), [word])
+    def _fetch(self, held: Any, at: int, element: Any, words: int) -> None:
+        if self.unit:
+            T.buffer_store(held, run(self.words, element >> 2, words), ramp(at, words))
+        elif self._in_words:
+            loose_piece(held, at, self.words, element)
+        else:
+            T.buffer_store(held, loose_word(self.bytes, element, None, None, 0), [at])
 
     def put(self, held: Any, stage: Any) -> None:
         """Emits the stores of what `fetch` gave."""

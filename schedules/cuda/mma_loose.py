@@ -1,7 +1,9 @@
 """Words of the input that begin anywhere: of images with three channels, of odd rows.
 
-A word is four loads of a byte. Near the ends of the buffer the four bytes nearest to it are loaded
-and shifted; bytes in the padding left and right of a line of the image are filled.
+`loose_piece` loads the aligned words around 16 bytes and shifts them, where the buffer is a whole
+number of words. For others, and at the edges of images, there is `loose_word`: four loads of a
+byte. Near the ends of the buffer the four bytes nearest to it are loaded and shifted; bytes in the
+padding left and right of a line of the image are filled.
 """
 
 from __future__ import annotations
@@ -9,9 +11,29 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import tirx
+from tvm.script import tirx as script
 from tvm.tirx.script.builder import ir as T
 
 BYTES = 4
+
+
+def loose_piece(into: Any, at: int, words: Any, first: Any) -> None:
+    """Emits the load of four words; what is beyond the end of the buffer may be anything.
+
+    Args:
+        into: registers.
+        at: the first of four.
+        words: the buffer, all of it in words.
+        first: the first byte.
+    """
+    first = T.Bind(first)
+    word, shift = T.Bind(first >> 2), T.Bind(T.Cast("uint32", tirx.bitwise_and(first, 3) * 8))
+    around = T.alloc_buffer((5,), "uint32", scope="local", layout=None)
+    for i in range(5):
+        T.buffer_store(around, words[tirx.min(word + i, words.shape[0] - 1)], [i])
+    for i in range(4):
+        shifted = script.ptx["shf.r.wrap.b32"]
+        T.evaluate(shifted(into[at + i], around[i], around[i + 1], shift))
 
 
 def loose_word(
@@ -39,10 +61,10 @@ def loose_word(
         return word
     before, behind = (tirx.const(0, "int32") for _ in range(2))
     if edges is not None:
-        before, behind = _cut(-edges[0]), _cut(edges[0] + BYTES - edges[1])
+        before, behind = cut_of(-edges[0]), cut_of(edges[0] + BYTES - edges[1])
     if inside is not None:
         before = tirx.Select(inside, before, BYTES)
-    mask = T.Bind(_ones(before, left=True) & _ones(behind, left=False))
+    mask = T.Bind(ones_but(before, left=True) & ones_but(behind, left=False))
     return (word & mask) | (T.uint32(fill) & (mask ^ T.uint32(0xFFFFFFFF)))
 
 
@@ -59,12 +81,12 @@ def _moved(word: Any, by: Any) -> Any:
     return (word >> down) << up
 
 
-def _cut(count: Any) -> Any:
+def cut_of(count: Any) -> Any:
     """Bytes of a word beyond an edge."""
     return T.Bind(tirx.min(tirx.max(count, 0), BYTES))
 
 
-def _ones(cut: Any, left: bool) -> Any:
+def ones_but(cut: Any, left: bool) -> Any:
     """All bits but those of the first (or last) ``cut`` bytes."""
     bits, ones = T.Cast("uint64", cut * 8), T.uint64(0xFFFFFFFF)
     return T.Cast("uint32", ones << bits if left else ones >> bits)

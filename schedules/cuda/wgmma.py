@@ -37,7 +37,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
 from nybble.schedules.cuda import matrix, mma_store
-from nybble.schedules.cuda.mma import first_of, parameters
+from nybble.schedules.cuda.mma import first_of, parameters, refuse
 from nybble.schedules.cuda.mma_rows import Rows
 from nybble.schedules.cuda.wgmma_pack import Halves, Panels
 from nybble.schedules.cuda.wgmma_plan import (
@@ -86,12 +86,9 @@ class Family:
         """Why it cannot compile a problem, None when it can."""
         if target.arch != "cuda" or not target.has("wgmma"):
             return "needs Hopper's wgmma"
-        reason = matrix.refuse(problem) or mma_store.refuse(problem)
+        reason = refuse(problem, self.bits)
         if reason is not None:
             return reason
-        assert problem.weights is not None
-        if numerics.width(problem.weights.dtype)[1] > self.bits:
-            return f"packs weights of up to {self.bits} bits, not {problem.weights.dtype}"
         if matrix.in_words(matrix.matrix_of(problem)).loose:
             return "a tap of a row is no whole number of words, which asynchronous copies move"
         return None

@@ -126,13 +126,15 @@ def test_teams_fit_their_rows() -> None:
 PRODUCTS: dict[str, tuple[Any, Any, int, bool, bool]] = {
     "scores": (("int8", (2, 20, 32)), ("int8", (2, 24, 32)), 7, True, False),
     "mixed": (("uint8", (2, 20, 32)), ("int8", (2, 32, 24)), 0, False, True),
-    "odd": (("int8", (5, 33)), ("int8", (33, 17)), -9, False, True),
+    "odd": (("int8", (4, 5, 33)), ("int8", (4, 33, 17)), -9, False, True),
+    "odd, no whole word": (("int8", (5, 33)), ("int8", (33, 17)), -9, False, True),
     "few rows": (("uint8", (1, 1, 7)), ("uint8", (1, 18, 7)), 5, True, False),
 }
 
 
 @pytest.mark.parametrize(("name", "arch"), [
     ("scores", "sm_80"), ("mixed", "sm_90"), ("mixed", "sm_75"), ("odd", "sm_80"),
+    pytest.param("odd, no whole word", "sm_80", marks=slow),
     pytest.param("few rows", "sm_75", marks=slow), pytest.param("scores", "sm_75", marks=slow),
 ])  # fmt: skip
 def test_products(name: str, arch: str) -> None:
