@@ -82,7 +82,9 @@ class Recipe:
             pattern that matches a layer decides, also over ``first_last``. Kept as pairs of a
             pattern and its `Widths`.
         group: weights that share a scale along the inputs of a layer, with
-            ``activations="float"``; None is one scale per output channel.
+            ``activations="float"``; None is one scale per output channel. With integer activations
+            it gives linear layers of 4 bits a second level (`nybble.passes.two_levels`): an integer
+            step and base for each group, within 8-bit arithmetic.
         symmetric: no zero points for weights, with ``activations="float"``.
         calibrator: how an activation's range is chosen from the calibration data.
         percentile: share of values inside the range, in percent, for ``calibrator="percentile"``.
@@ -136,9 +138,11 @@ class Recipe:
                 "Recipe: the code books nf4 and fp4 are for weight-only quantization. Add "
                 "activations='float', or give weights 1 to 8 bits."
             )
-        if self.activations != FLOAT and (self.group is not None or not self.symmetric):
+        if self.is_calibrated:
+            _check_two_levels(self)
+        elif self.activations == DYNAMIC and (self.group is not None or not self.symmetric):
             raise NybbleError(
-                "Recipe: group and symmetric=False belong to weight-only quantization. Add "
+                "Recipe: group and symmetric=False do not go with activations='dynamic'. Take "
                 "activations='float', or leave them out."
             )
 
@@ -236,6 +240,24 @@ def _check_weight_only(recipe: Recipe) -> None:
             f"Recipe: activations='{recipe.activations}' holds for all layers; override weights "
             "only."
         )
+
+
+def _check_two_levels(recipe: Recipe) -> None:
+    """What a group means beside integer activations: a second level of 4-bit weights."""
+    if not recipe.symmetric:
+        raise NybbleError(
+            "Recipe: symmetric=False belongs to weight-only quantization. Add activations='float', "
+            "or leave it out."
+        )
+    if recipe.group is None:
+        return
+    if 4 not in _asked(recipe):
+        raise NybbleError(
+            "Recipe: beside integer activations, group is for weights of 4 bits. Give some, add "
+            "activations='float', or leave group out."
+        )
+    if recipe.correct or recipe.weights == MIXED:
+        raise NybbleError("Recipe: group goes neither with corrections nor with weights='mixed'.")
 
 
 def parse_layer(text: str) -> tuple[str, Widths]:

@@ -63,7 +63,8 @@ class _Borders:
 
     def _with_quantized_weights(self, emitter: Emitter, name: str, call: Any) -> Any:
         rounded, axis = self.settled.weights[name], channel_axis(call)
-        dtype = weight_levels(self.borders.weights[name]).dtype
+        width = 8 if rounded.group else self.borders.weights[name]
+        dtype = weight_levels(width).dtype
         constants = [
             graph.constant(np.moveaxis(rounded.integers, 0, axis), dtype),
             graph.constant(rounded.scale),

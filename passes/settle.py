@@ -18,6 +18,7 @@ from nybble.ir import graph
 from nybble.passes.calibrate import Ranges
 from nybble.passes.grids import Grid, grid, quantize_weights, share_grid, shifted_grid
 from nybble.passes.plan import Plan, non_negative, plan
+from nybble.passes.two_levels import PROTECTED, second_level
 from nybble.passes.view import View
 from nybble.recipe import Recipe
 
@@ -32,10 +33,13 @@ class Rounded:
     Attributes:
         integers: (O, …) int8, one row for each output channel.
         scale: (O,) float32; a weight is its integer times its row's scale.
+        group: of inputs for weights of 4 bits on two levels (`nybble.passes.two_levels`), whose
+            integers have 8; 0 for others.
     """
 
     integers: Array
     scale: Array
+    group: int = 0
 
     def values(self) -> Array:
         """The weights as floats, (O, …)."""
@@ -80,6 +84,8 @@ def settle(mod: tvm.IRModule, ranges: Ranges, recipe: Recipe) -> Settled:
     view, borders = View(mod), plan(mod, recipe)
     settled = Settled(mod, borders, _grids(view, borders, ranges), {})
     rounded = {name: nearest(view, settled, name) for name in borders.weights}
+    if recipe.group:
+        rounded |= {n: w for n in rounded if (w := _on_two_levels(view, settled, n, recipe.group))}
     return Settled(mod, borders, settled.grids, rounded)
 
 
@@ -89,6 +95,19 @@ def nearest(view: View, settled: Settled, name: str) -> Rounded:
     scale_in = settled.points()[view.sources(name)[0]].scale
     bias = bias_of(view, settled.plan, name, len(weights))
     return Rounded(*quantize_weights(weights, bias, scale_in, settled.plan.weights[name]))
+
+
+def _on_two_levels(view: View, settled: Settled, name: str, group: int) -> Rounded | None:
+    """The weights of a linear layer of 4 bits; None for other layers."""
+    weights = rows_of(view.calls[name])
+    if weights.ndim != 2 or settled.plan.weights[name] != 4:
+        return None
+    bias = bias_of(view, settled.plan, name, len(weights))
+    scale_in = settled.points()[view.sources(name)[0]].scale
+    steps = np.abs(weights.astype(np.float64)).max(axis=1) / PROTECTED
+    _, scale = quantize_weights(weights, bias, scale_in, 8, steps)
+    rows = weights / scale.astype(np.float64)[:, None]
+    return Rounded(second_level(rows, group), scale, group)
 
 
 def rows_of(call: Any) -> Array:

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from math import ceil
 
 from nybble.errors import ScheduleError
-from nybble.schedules.cuda.fragments import Packed
 from nybble.schedules.cuda.mma_moves import Lines
 from nybble.schedules.cuda.mma_plan import CHIPS, EPILOGUE, L2_RATE, LATENCY, combined
+from nybble.schedules.cuda.mma_store import Columns
 from nybble.schedules.kernel import Knobs
 
 FIRST, LINE = 64, 128
@@ -104,7 +104,7 @@ class Plan:
         """Bytes of shared memory."""
         return self.stages * (self.rows * LINE + self.weights) + BESIDE
 
-    def refuse(self, packed: Packed) -> str | None:
+    def refuse(self, packed: Columns) -> str | None:
         """Why it cannot be built, None when it can."""
         if packed.padded % self.channels:
             return f"{packed.padded} channels are no multiple of {self.channels}"
@@ -113,7 +113,7 @@ class Plan:
         return None
 
 
-def cost(plan: Plan, packed: Packed) -> float:
+def cost(plan: Plan, packed: Columns) -> float:
     """Cycles for a layer, as above; a symbolic batch counts as one image."""
     chip, matrix = CHIPS["hopper"], packed.matrix
     blocks = ceil(matrix.static_rows / plan.rows) * (packed.padded // plan.channels)
@@ -128,7 +128,7 @@ def cost(plan: Plan, packed: Packed) -> float:
     return combined(turns * max(steps * busy, ending), ceil(turns / resident) * waiting)
 
 
-def plan_of(packed: Packed, tiles: tuple[Tile, ...], weight: int, knobs: Knobs) -> Plan:
+def plan_of(packed: Columns, tiles: tuple[Tile, ...], weight: int, knobs: Knobs) -> Plan:
     """The plan that the knobs ``tile`` and ``stages`` choose, by default the cheapest.
 
     Args:
