@@ -236,7 +236,7 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
     phases = Phases(progress, len(cpus) * (2 if measure else 1))
     lowered = [
         lower(
-            _suited(module, place.target),
+            suited(module, place.target),
             place.target,
             _plan(place, measure, prefer),
             phases.begin() if measure else None,
@@ -256,7 +256,7 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
     return replace(first, higher=tuple(higher), notes=known.notes(tuned, places))
 
 
-def _suited(module: Any, target: Any) -> Any:
+def suited(module: Any, target: Any) -> Any:
     """The module as a kind of target computes it: differs for weight-only layers alone."""
     is_integer = graph.stage(module) == "integer"
     return pipeline.for_gpu(module) if is_integer and target.arch == "cuda" else module
