@@ -1,4 +1,4 @@
-"""Seconds on a GPU by CUDA's events, of calls in a graph, so that launching them costs no time."""
+"""Times in turns on a GPU, and what it is."""
 
 from __future__ import annotations
 
@@ -9,70 +9,25 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
+from nybble.runtime.events import Events, Launch
+
 CALLS = 20  # of one turn
 TURNS = 15
-RELAXED = 2  # cudaStreamCaptureModeRelaxed
-MEMORY_CLOCK, BUS_WIDTH = (
-    36,
-    37,
-)  # cudaDevAttrMemoryClockRate (kHz), cudaDevAttrGlobalMemoryBusWidth
+MEMORY_CLOCK = 36  # cudaDevAttrMemoryClockRate, in kHz
+BUS_WIDTH = 37  # cudaDevAttrGlobalMemoryBusWidth, in bits
 ON_DEVICE = 3  # cudaMemcpyDeviceToDevice
 COPIED = 1 << 30  # bytes
 QUERY = (
     "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw,power.limit"
 )
-Call = Callable[[int], Any]
-Launch = Callable[[], Any]
-"""Launches `CALLS` calls, and does not wait for them."""
 
 
-class CudaError(RuntimeError):
-    """A function of the CUDA runtime failed."""
+class Clock(Events):
+    """Times launches of `CALLS` calls; needs CUDA's runtime library loaded."""
 
-
-class Clock:
-    """Times launches on the default stream; needs CUDA's runtime library loaded."""
-
-    def __init__(self) -> None:
-        self._cuda = ctypes.CDLL("libcudart.so.13")
-        self._events = [ctypes.c_void_p(), ctypes.c_void_p()]
-        for event in self._events:
-            self._done("cudaEventCreate", ctypes.byref(event))
-
-    def seconds(self, launch: Launch) -> float:
+    def per_call(self, launch: Launch) -> float:
         """Of one call, the mean of `CALLS`."""
-        first, last = self._events
-        self._done("cudaEventRecord", first, None)
-        launch()
-        self._done("cudaEventRecord", last, None)
-        self._done("cudaEventSynchronize", last)
-        found = ctypes.c_float()
-        self._done("cudaEventElapsedTime", ctypes.byref(found), first, last)
-        return found.value / 1e3 / CALLS
-
-    def graph(self, call: Call, on_stream: Callable[[int], Any]) -> tuple[Launch, str]:
-        """Calls captured as a graph, or one by one where that fails; says which.
-
-        Args:
-            call: was called before, so that it allocates nothing more.
-            on_stream: a context in which ``call`` launches on the stream with this handle.
-        """
-        stream, graph, made = (ctypes.c_void_p() for _ in range(3))
-        self._done("cudaStreamCreate", ctypes.byref(stream))
-        self._done("cudaDeviceSynchronize")
-        self._done("cudaStreamBeginCapture", stream, RELAXED)
-        try:
-            with on_stream(stream.value or 0):
-                for i in range(CALLS):
-                    call(i)
-        finally:
-            failed = self._cuda.cudaStreamEndCapture(stream, ctypes.byref(graph))
-        if failed or self._cuda.cudaGraphInstantiate(
-            ctypes.byref(made), graph, ctypes.c_ulonglong(0)
-        ):
-            self._cuda.cudaGetLastError()
-            return singly(call), "launched one by one"
-        return lambda: self._done("cudaGraphLaunch", made, None), "in a graph"
+        return self.seconds(launch) / CALLS
 
     def copy_rate(self) -> float:
         """Bytes a second, read and written, of copies within the GPU's memory: the best of some."""
@@ -86,7 +41,7 @@ class Clock:
                     "cudaMemcpyAsync", target, source, ctypes.c_size_t(COPIED), ON_DEVICE, None
                 )
 
-        fastest = min(self.seconds(launch) for _ in range(5))
+        fastest = min(self.per_call(launch) for _ in range(5))
         for buffer in (source, target):
             self._done("cudaFree", buffer)
         return 2 * COPIED / fastest
@@ -99,21 +54,6 @@ class Clock:
             failed = self._cuda.cudaDeviceGetAttribute(ctypes.byref(value), attribute, 0)
             found.append(0 if failed else value.value)
         return 2 * found[0] * 1e3 * found[1] / 8  # two transfers a cycle
-
-    def _done(self, name: str, *arguments: Any) -> None:
-        error = getattr(self._cuda, name)(*arguments)
-        if error:
-            raise CudaError(f"{name} reports error {error}")
-
-
-def singly(call: Call) -> Launch:
-    """`CALLS` calls, one by one."""
-
-    def launch() -> None:
-        for i in range(CALLS):
-            call(i)
-
-    return launch
 
 
 def race(

@@ -14,7 +14,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cuda_clock import CALLS, Call, Launch, singly
+from benchmarks.cuda_clock import CALLS
+from nybble import nvidia
+from nybble.runtime.events import Call, Launch, singly
 
 COLD = 256 << 20  # bytes of operands that are taken in turn: more than any cache
 MOST = 16  # sets
@@ -85,7 +87,7 @@ class Torch:
         """Calls captured as a CUDA graph."""
         torch = self.torch
         if self.device == "cpu":
-            return singly(call)
+            return singly(call, CALLS)
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
             for i in range(MOST):
@@ -201,6 +203,7 @@ def cutlass(torch: Torch, layer: Layer, library: Path) -> Iterator[Call]:
     if not library.exists():
         raise PeerError("CUTLASS's headers were not there when the archive was packed")
     sets = _integers(torch, layer)
+    ctypes.CDLL(nvidia.DRIVER, ctypes.RTLD_GLOBAL)  # whose tensor maps it uses
     code = ctypes.CDLL(str(library))
     y, scale = torch.drawn((layer.rows, layer.channels), "int8"), 1e-4
     memory = torch.drawn((32 << 20,), "uint8")

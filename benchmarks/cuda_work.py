@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks import cuda_arrays, cuda_peers
-from benchmarks.cuda_clock import Call, Clock, Launch, compared, facts, race
+from benchmarks.cuda_clock import CALLS, Clock, compared, facts, race
 from benchmarks.cuda_peers import Layer, PeerError
 from nybble.runtime import engine, gpu, session
+from nybble.runtime.events import Call, Launch
 
 WALL_CALLS = 10  # of a network in one turn
 WALL_TURNS = 9
 OWN = "Nybble"
+GRAPH, SINGLY = "in a graph", "launched one by one"
 Found = dict[str, Any]
 
 
@@ -82,13 +84,13 @@ class Kernel:
         sets = [self.tensors()[0:] for _ in range(count)]
         return lambda i: self._call(*sets[i % count][1:])
 
-    def launch(self, clock: Clock) -> tuple[Launch, str]:
+    def launch(self, clock: Clock) -> tuple[Launch, bool]:
         """Its calls in a graph, after each set was used once."""
         call = self.calls()
         for i in range(cuda_peers.MOST):
             call(i)
         device = self._ffi.Device(*gpu.DEVICE)
-        return clock.graph(call, lambda stream: self._ffi.use_raw_stream(device, stream))
+        return clock.graph(call, CALLS, lambda stream: self._ffi.use_raw_stream(device, stream))
 
 
 def check(home: Path, about: dict[str, Any], _few: bool) -> Found:
@@ -100,13 +102,14 @@ def check(home: Path, about: dict[str, Any], _few: bool) -> Found:
 def timed(home: Path, about: dict[str, Any], few: bool) -> Found:
     """A kernel in turns with its peers."""
     kernel, clock = Kernel(home, about, engine.ffi()), Clock()
-    own, how = kernel.launch(clock)
+    own, is_graph = kernel.launch(clock)
+    how = GRAPH if is_graph else SINGLY
     try:
         torch = cuda_peers.found()
-        sides, missing = cuda_peers.peers(torch, Layer.of(about), home, clock.seconds, few)
+        sides, missing = cuda_peers.peers(torch, Layer.of(about), home, clock.per_call, few)
     except PeerError as error:
         sides, missing = {}, {"torch": str(error)}
-    times = race({OWN: own, **sides}, clock.seconds)
+    times = race({OWN: own, **sides}, clock.per_call)
     return {**compared(times, OWN), "bytes": kernel.size, "how": how, "missing": missing}
 
 
@@ -124,7 +127,7 @@ def network(home: Path, about: dict[str, Any], _few: bool) -> Found:
             return {"right": False, "why": f"{', '.join(differ)} differ from the CPU's"}
     found: Found = {"right": True, "why": "", "kernel": net.manifest.target}
     device = net.manifest.device
-    found["how"] = "in a graph" if device and device["graphed"] else "launched one by one"
+    found["how"] = GRAPH if device and device["graphed"] else SINGLY
     own = partial(_own_latency, net, inputs)
     sides: dict[str, Callable[[], float]] = {OWN: own}
     if about.get("peer"):

@@ -117,8 +117,9 @@ def refuse_foreign(target: Target) -> None:
     """
     if not isinstance(target, CpuTarget):
         raise NybbleError(
-            f"Cannot measure for {target.name}: kernels for GPUs are not timed when a network is "
-            "compiled. Compile without measuring."
+            f"Cannot measure for {target.name} in a process of this machine. GPUs are measured by "
+            "`nybble tune` behind a tracker (--tracker) or by a folder that goes there "
+            "(--export-batch); compile with its records, without measuring."
         )
     missing = target.features - host.features()
     if target.arch != host.arch() or missing:

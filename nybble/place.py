@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from nybble.errors import NybbleError
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.records import Records
 from nybble.schedules.replay import Replay
 from nybble.schedules.target import Target
@@ -32,7 +33,12 @@ class Place:
 
     @cached_property
     def threads(self) -> int | None:
-        """As asked, else the number that all records for the target were measured with, if one."""
+        """As asked, else the number that all records for the target were measured with, if one.
+
+        A GPU's kernels do not depend on it: 1.
+        """
+        if isinstance(self.target, CudaTarget):
+            return 1
         if self.asked is not None:
             return self.asked
         return self._recorded[0] if len(self._recorded) == 1 else None
@@ -50,7 +56,8 @@ class Place:
     def notes(self) -> list[str]:
         """What was assumed, and what was left aside of the records so far, in words."""
         found = []
-        if self.asked is None and self.threads is not None:
+        is_cpu = not isinstance(self.target, CudaTarget)
+        if self.asked is None and self.threads is not None and is_cpu:
             found.append(
                 f"kernels for {self.target.name} are decided for {self.threads} thread(s), like "
                 "the records (threads=…, or --threads, for another number)"

@@ -11,9 +11,11 @@ from nybble.errors import NybbleError
 from nybble.executors.choose import executor
 from nybble.executors.interface import Executor
 from nybble.model import Model, QuantizedModel
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.machine import Machine
 from nybble.schedules.records import Records
-from nybble.schedules.target import CpuTarget, resolve
+from nybble.schedules.target import Target as Resolved
+from nybble.schedules.target import resolve
 from nybble.tune_run import TuneOptions, prepared
 from nybble.tuning import offline
 from nybble.tuning.measure import TURNS, Measurer, Outcome
@@ -76,7 +78,7 @@ class Elsewhere:
         """Refuses."""
         raise NybbleError(f"{task.key}: nothing can be measured on {self.kind.cpu} from here.")
 
-    def machine(self, target: CpuTarget) -> Machine:  # noqa: ARG002
+    def machine(self, target: Resolved) -> Machine:  # noqa: ARG002
         """The kind of machine that it is."""
         return self.kind
 
@@ -122,9 +124,9 @@ def exchange(
         NybbleError: a folder that is not one of ours, of another network, or already there.
         ArtifactError: this machine cannot link for the target.
     """
-    if options.threads is None:
-        raise NybbleError("--export-batch and --import-times need --threads: the other machine's.")
     cpu, known = resolve(target), Records.open(records)
+    if options.threads is None and not isinstance(cpu, CudaTarget):
+        raise NybbleError("--export-batch and --import-times need --threads: the other machine's.")
     times = offline.import_times(batches.back, cpu) if batches.back else None
     tasks = prepared(model, target, options)
     machine = times.machine if times else Machine.of(cpu, NOWHERE, ())

@@ -14,10 +14,12 @@ import tvm
 
 from nybble.cache import folder
 from nybble.errors import NybbleError
+from nybble.latency import refuse_foreign
 from nybble.model import Model, QuantizedModel
-from nybble.passes.pipeline import canonicalize
+from nybble.passes.pipeline import canonicalize, suited
 from nybble.runtime import engine
 from nybble.schedules.cuda.arch import CudaTarget
+from nybble.schedules.cuda.toolkit import load_backend
 from nybble.schedules.records import Records
 from nybble.schedules.target import resolve
 from nybble.tuning.extract import tasks_of
@@ -107,9 +109,12 @@ def tune(  # noqa: PLR0913  (the last three go together)
 
     Raises:
         NybbleError: the records cannot be read or written, an unknown target, no layer has a
-            choice, or this machine cannot run the target.
+            choice, this machine cannot run the target, or it is a GPU and there is no measurer.
         ScheduleError: no kernel can do a layer.
     """
+    machine = resolve(target)
+    if isinstance(machine, CudaTarget) and isinstance(measurer, LocalPool | None):
+        refuse_foreign(machine)
     options, known = options or TuneOptions(), Records.open(records)
     tasks = prepared(model, target, options, progress)
     with closing(measurer or LocalPool()) as measuring:
@@ -135,8 +140,9 @@ def prepared(
     place = options.folder or folder() / "tune"
     machine = resolve(target)
     if isinstance(machine, CudaTarget):
-        raise NybbleError(f"Target {machine.name}: kernels for GPUs are not tuned, only CPUs'.")
-    tasks = tasks_of(_module(model), machine, threads, place, progress)
+        threads = 1  # of the CPU, which launches
+        load_backend()
+    tasks = tasks_of(suited(_module(model), machine.arch), machine, threads, place, progress)
     if not tasks:
         raise NybbleError("tune: the network has no layer with a kernel of Nybble's.")
     return tasks

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nybble import cpuinfo
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.target import Target, host_features
 
 CPUINFO = Path("/proc/cpuinfo")
+NVCC = "nvcc"  # the compiler of GPUs' kernels
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,12 @@ class Machine:
     """A kind of machine, and what code for it may use.
 
     Attributes:
-        arch: ``x86_64``, ``aarch64``.
-        features: CPU features that the code uses, sorted (`Target.features`).
-        cpu: the processor's name.
-        caches: bytes of its data caches, nearest first.
-        compiler: ``llvm``, or ``c`` for kernels written as C.
+        arch: ``x86_64``, ``aarch64``; of a GPU its own, ``sm_90``.
+        features: CPU features that the code uses, sorted (`Target.features`); of a GPU those of
+            its generation.
+        cpu: the processor's name, ``NVIDIA H200``.
+        caches: bytes of its data caches, nearest first; of a GPU none.
+        compiler: ``llvm``, ``c`` for kernels written as C, ``nvcc`` for GPUs.
     """
 
     arch: str
@@ -39,8 +42,20 @@ class Machine:
         return Machine.of(target, cpuinfo.name(found) or platform.machine(), cpuinfo.caches())
 
     @staticmethod
-    def of(target: Target, cpu: str, caches: Iterable[int]) -> Machine:
-        """A machine somewhere, running code for a target."""
+    def of(
+        target: Target, cpu: str, caches: Iterable[int], capability: int | None = None
+    ) -> Machine:
+        """A machine somewhere, running code for a target.
+
+        Args:
+            target: CPU or GPUs.
+            cpu: the processor's name.
+            caches: bytes of its data caches.
+            capability: of a GPU: 90 for sm_90; the target's first one when omitted.
+        """
+        if isinstance(target, CudaTarget):
+            arch = f"sm_{capability or target.capability}"
+            return Machine(arch, tuple(sorted(target.features)), cpu, tuple(caches), NVCC)
         compiler = "c" if target.is_c else "llvm"
         return Machine(target.arch, tuple(sorted(target.features)), cpu, tuple(caches), compiler)
 
@@ -58,6 +73,8 @@ class Machine:
 
     def fits(self, target: Target) -> bool:
         """Whether it was measured with the code that is made for a target."""
+        if isinstance(target, CudaTarget):
+            return (self.features, self.compiler) == (tuple(sorted(target.features)), NVCC)
         made = Machine.of(target, self.cpu, self.caches)
         return (self.arch, self.features, self.compiler) == (
             made.arch, made.features, made.compiler

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from nybble.errors import ScheduleError
 from nybble.schedules import problems
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.kernel import PARALLEL, Kernel, Knobs, Problem, usual
 from nybble.schedules.machine import Machine, runs_here
 from nybble.schedules.records import Decisions, Record, Records
@@ -223,8 +224,16 @@ class Replay:
         return found
 
     def _is_exact(self, record: Record) -> bool:
-        here = self._machine is None or record.machine.is_like(self._machine)
-        return here and record.is_current
+        return self._is_here(record) and record.is_current
+
+    def _is_here(self, record: Record) -> bool:
+        """Whether a record's times hold where the code will run, as far as that is known.
+
+        GPUs are alike by their architecture: where code for them is made there is seldom one.
+        """
+        if isinstance(self.target, CudaTarget):
+            return record.machine.arch in self.target.archs
+        return self._machine is None or record.machine.is_like(self._machine)
 
     def _nearest(self, default: Default, asked: Problem) -> Iterator[Record]:
         """Records of the kernel that won, by distance; of each problem the best few."""
@@ -241,7 +250,7 @@ class Replay:
         octaves = problems.distance(record.problem, asked)
         if octaves is None:
             return None
-        elsewhere = self._machine is not None and not record.machine.is_like(self._machine)
+        elsewhere = not self._is_here(record)
         differs = self.threads not in (None, record.threads)
         return octaves + ELSEWHERE * (elsewhere + differs + (not record.is_current))
 

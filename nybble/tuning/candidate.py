@@ -15,6 +15,9 @@ from nybble.executors.interface import Done
 from nybble.executors.serve import stage
 from nybble.runtime.artifact import export_module
 from nybble.schedules.build import kernel_library
+from nybble.schedules.cuda.arch import CudaTarget
+from nybble.schedules.cuda.compile import device_code
+from nybble.schedules.target import host_of
 from nybble.tuning.measure import Limits, Outcome
 from nybble.tuning.runner import SYMBOL
 from nybble.tuning.tasks import Operands, Point, Task
@@ -43,9 +46,18 @@ def built(task: Task, point: Point) -> Any:
     try:
         function = kernel.build(problem, task.target, point.knobs())
         named = function.with_attr("global_symbol", SYMBOL)
+        if isinstance(task.target, CudaTarget):
+            return _device_code(named, task.target)
         return kernel_library(tvm.IRModule({SYMBOL: named}), task.target)
     except TROUBLE as error:
         raise CompilerError(f"{type(error).__name__}: {last_line(error)}") from error
+
+
+def _device_code(function: Any, target: CudaTarget) -> Any:
+    try:
+        return device_code(function, target).module
+    except ScheduleError as error:  # the decisions are legal, and nvcc refuses them all the same
+        raise CompilerError(last_line(error)) from error
 
 
 def packed(task: Task, point: Point, operands: Operands) -> list[NDArray[Any]]:
@@ -65,10 +77,10 @@ def library(task: Task, point: Point) -> bytes:
         ScheduleError: the kernel refuses the layer or the decisions, or the compiler fails.
         ArtifactError: this machine cannot link for the target.
     """
-    module = built(task, point)
+    module, host = built(task, point), host_of(task.target)
     with tempfile.TemporaryDirectory(prefix="nybble-") as folder:
         path = Path(folder) / "candidate.so"
-        export_module(module, task.target.arch, task.target.features, path)
+        export_module(module, host.arch, host.features, path)
         return path.read_bytes()
 
 

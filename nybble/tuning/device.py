@@ -17,6 +17,8 @@ import tvm_ffi
 
 from nybble import cpuinfo
 from nybble.errors import NybbleError
+from nybble.runtime import gpu
+from nybble.schedules.cuda import toolkit
 from nybble.schedules.machine import CPUINFO
 from nybble.tuning.remote import MACHINE
 from nybble.tuning.tracker import Tracker
@@ -43,6 +45,8 @@ def serve(tracker: Tracker, host: str, port: int, address: str | None, say: Say)
     server.logger.setLevel(logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # its threads would keep the process alive
     tvm_ffi.register_global_func(MACHINE, _described)
+    if toolkit.has_driver():
+        gpu.load_runtime()  # without a call of the driver, which would not outlive a fork
     tracker.servers()
     home = os.getcwd()
     while True:
@@ -61,9 +65,12 @@ def serve(tracker: Tracker, host: str, port: int, address: str | None, say: Say)
 
 
 def _described() -> str:
+    """This machine as JSON; asked in the process of a session, so that the driver may be."""
     lines = CPUINFO.read_text().splitlines()
     name = cpuinfo.name(lines) or platform.machine()
-    return json.dumps({"cpu": name, "caches": cpuinfo.caches()})
+    found = gpu.find() if toolkit.has_driver() else ""
+    there = {} if isinstance(found, str) else {"gpu": found.name, "capability": found.capability}
+    return json.dumps({"cpu": name, "caches": cpuinfo.caches(), **there})
 
 
 def track(host: str, port: int, say: Say) -> None:

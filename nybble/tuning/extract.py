@@ -12,11 +12,12 @@ import numpy as np
 import tvm
 
 from nybble.ir import graph, interpreter, numerics
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.forms import Step
 from nybble.schedules.kernel import Problem, TensorSpec, usual
 from nybble.schedules.lower import plan_steps
 from nybble.schedules.select import Planner
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 from nybble.tuning.space import Drawn
 from nybble.tuning.tasks import Array, Operands, Point, Task
 
@@ -29,7 +30,7 @@ Progress = Callable[[int, int | None], None]
 
 def tasks_of(
     mod: tvm.IRModule,
-    target: CpuTarget,
+    target: Target,
     threads: int,
     folder: Path,
     progress: Progress | None = None,
@@ -40,7 +41,7 @@ def tasks_of(
 
     Args:
         mod: stage ``integer``, or a canonical float module.
-        target: the CPU.
+        target: the machine.
         threads: of the kernels.
         folder: of the tasks; one for the same layer is kept as it is.
         progress: called with (layers done, layers in all).
@@ -69,7 +70,7 @@ def _asked(step: Step) -> Problem:
     return replace(step.problem, weights=asked.weights)
 
 
-def _task(step: Step, problem: Problem, target: CpuTarget, threads: int, folder: Path) -> Task:
+def _task(step: Step, problem: Problem, target: Target, threads: int, folder: Path) -> Task:
     assert step.kernel is not None
     assert step.problem is not None
     key = _key(step, problem, target)
@@ -82,7 +83,7 @@ def _task(step: Step, problem: Problem, target: CpuTarget, threads: int, folder:
     return task
 
 
-def _default(step: Step, target: CpuTarget, threads: int) -> dict[str, Any]:
+def _default(step: Step, target: Target, threads: int) -> dict[str, Any]:
     knobs = Drawn(usual(threads).decisions)
     assert step.kernel is not None
     assert step.problem is not None
@@ -90,8 +91,9 @@ def _default(step: Step, target: CpuTarget, threads: int) -> dict[str, Any]:
     return knobs.taken
 
 
-def _key(step: Step, problem: Problem, target: CpuTarget) -> str:
-    digest = hashlib.sha256(repr((problem, target.llvm)).encode())
+def _key(step: Step, problem: Problem, target: Target) -> str:
+    made_for = target.name if isinstance(target, CudaTarget) else target.llvm
+    digest = hashlib.sha256(repr((problem, made_for)).encode())
     for name, values in sorted(step.group.constants.items()):
         digest.update(f"{name} {values.dtype} {values.shape}".encode())
         digest.update(np.ascontiguousarray(values).tobytes())

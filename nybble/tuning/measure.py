@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nybble.errors import NybbleError
 from nybble.schedules.machine import Machine
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 from nybble.tuning.tasks import Point, Task
 
 FailureKind = Literal["illegal", "wrong", "crash", "hang", "compiler", "lost"]
@@ -95,7 +95,7 @@ class Measurer(Protocol):
                 it, or the reference itself is wrong.
         """
 
-    def machine(self, target: CpuTarget) -> Machine:
+    def machine(self, target: Target) -> Machine:
         """The kind of machine whose times these are.
 
         Raises:

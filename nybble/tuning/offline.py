@@ -13,18 +13,22 @@ from typing import Any
 import numpy as np
 
 import nybble
-from nybble import cpuinfo, lines
+from nybble import cpuinfo, lines, nvidia, runtime, tiles, torchless
+from nybble import errors as nybble_errors
 from nybble.errors import NybbleError
 from nybble.executors.interface import Done, Executor, each
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.machine import Machine
-from nybble.schedules.target import CpuTarget
-from nybble.tuning import candidate, offline_runner, runner
+from nybble.schedules.target import Target, host_of
+from nybble.tuning import candidate, offline_gpu, offline_runner, runner
 from nybble.tuning.candidate import Library
 from nybble.tuning.measure import TURNS, Limits, Outcome
 from nybble.tuning.offline_runner import BATCH, TIMES
-from nybble.tuning.tasks import ROUNDED, Operands, Point, Task
+from nybble.tuning.tasks import Operands, Point, Task
 
 SCRIPTS = {"run.py": offline_runner, "runner.py": runner, "cpuinfo.py": cpuinfo}
+FOR_GPUS = {"offline_gpu.py": offline_gpu}
+RUNTIME = (nybble_errors, nvidia, torchless, tiles, cpuinfo)  # beside the folder ``runtime``
 Asked = Sequence[tuple[Task, Sequence[Point]]]
 Attempt = Callable[[Task, Point], Library]
 Progress = Callable[[int, int | None], None]
@@ -133,21 +137,26 @@ class _Writer:
     def finish(self, asked: Asked) -> Exported:
         """Writes the table of contents, the script and the archive."""
         target = asked[0][0].target
+        host = host_of(target)
         references = {t.key: s for t, s in self._built if s["point"] == t.reference.as_dict()}
         for task, _ in asked:
             if task.key not in references:
                 why = next(o.detail for t, o in self.failed if t.key == task.key)
                 raise NybbleError(f"The default kernel of {task.key} cannot be built: {why}.")
         contents = {
-            "nybble": nybble.__version__, "target": target.name, "arch": target.arch,
-            "features": sorted(target.features), "turns": self.turns, "limit": 3 * Limits().run,
+            "nybble": nybble.__version__, "target": target.name, "arch": host.arch,
+            "features": sorted(host.features), "turns": self.turns, "limit": 3 * Limits().run,
+            "gpu": _device(target),
             "tasks": {t.key: self._described(t, references[t.key]) for t, _ in asked},
             "candidates": [{"task": t.key, **s} for t, s in self._built],
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]
         (self.folder / BATCH).write_text(json.dumps({"id": digest, **contents}, indent=1))
-        for name, module in SCRIPTS.items():
+        on_gpu = isinstance(target, CudaTarget)
+        for name, module in {**SCRIPTS, **(FOR_GPUS if on_gpu else {})}.items():
             shutil.copy(str(module.__file__), self.folder / name)
+        if on_gpu:
+            _put_runtime(self.folder / "nybble")
         whole = self.folder.resolve()
         archive = shutil.make_archive(str(whole), "gztar", whole.parent, whole.name)
         return Exported(Path(archive), len(self._built), tuple(self.failed))
@@ -163,7 +172,7 @@ class _Writer:
         if task.is_exact:
             return {**described, "sha256": hashlib.sha256(expected.tobytes()).hexdigest()}
         np.save(self.folder / "data" / f"{task.key}.npy", expected)
-        return {**described, "expected": f"data/{task.key}.npy", "rounded": ROUNDED}
+        return {**described, "expected": f"data/{task.key}.npy", "rounded": task.rounded}
 
     def _store(self, letter: str, arrays: Sequence[Any]) -> str:
         """The name of a file of arrays; equal ones share it."""
@@ -177,7 +186,24 @@ class _Writer:
         return name
 
 
-def import_times(folder: Path, target: CpuTarget) -> Times:
+def _device(target: Target) -> dict[str, Any] | None:
+    """What code for GPUs runs on, None for CPUs: as `nybble.runtime.gpu.fits` takes it."""
+    if not isinstance(target, CudaTarget):
+        return None
+    return {"archs": target.machine_codes, "portable": target.portable}
+
+
+def _put_runtime(own: Path) -> None:
+    """Nybble's runtime, which moves operands to GPUs and back."""
+    own.mkdir()
+    (own / "__init__.py").touch()
+    for module in RUNTIME:
+        shutil.copy(str(module.__file__), own)
+    source = Path(str(runtime.__file__)).parent
+    shutil.copytree(source, own / "runtime", ignore=shutil.ignore_patterns("__pycache__", "csrc"))
+
+
+def import_times(folder: Path, target: Target) -> Times:
     """What the script measured.
 
     Args:
@@ -203,7 +229,7 @@ def import_times(folder: Path, target: CpuTarget) -> Times:
             f"--target {batch['target']}."
         )
     outcomes = tuple(_outcomes(batch["candidates"], found))
-    machine = Machine.of(target, head["cpu"], head["caches"])
+    machine = Machine.of(target, head["cpu"], head["caches"], head.get("capability"))
     return Times(machine, batch["turns"], outcomes, len(batch["candidates"]) - len(outcomes))
 
 

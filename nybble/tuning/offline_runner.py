@@ -58,11 +58,15 @@ def known(batch: dict[str, Any]) -> set[int]:
         cpuinfo = importlib.import_module("cpuinfo")
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = cpuinfo.name(lines) or platform.machine()
+        machine = {"cpu": name, "caches": cpuinfo.caches()}
         missing = set(batch["features"]) - cpuinfo.parse(lines)
         if platform.machine() != batch["arch"] or missing:
             lacks = ", ".join(sorted(missing)) or platform.machine()
             sys.exit(f"Compiled for {batch['target']}; this machine is or lacks: {lacks}.")
-        note({"batch": batch["id"], "cpu": name, "caches": cpuinfo.caches()})
+        if batch.get("gpu"):
+            gpu = importlib.import_module("offline_gpu")
+            machine = gpu.described(batch["gpu"], batch["target"])
+        note({"batch": batch["id"], **machine})
     found = set()
     for line in path.read_text().splitlines():
         try:
@@ -91,8 +95,10 @@ def measured(batch: dict[str, Any], candidate: dict[str, Any]) -> dict[str, Any]
     """Checks and times one candidate against its task's reference, in this process."""
     runner = importlib.import_module("runner")
     task = batch["tasks"][candidate["task"]]
-    start_threads(task["threads"])
-    sides = [made(runner, task, side) for side in (candidate, task["reference"])]
+    make = made_on_gpu if batch.get("gpu") else made
+    if not batch.get("gpu"):
+        start_threads(task["threads"])
+    sides = [make(runner, task, side) for side in (candidate, task["reference"])]
     if is_wrong(task, sides[1].first()):
         return {"failure": "setup", "detail": "The default kernel is wrong here: a defect."}
     if is_wrong(task, sides[0].first()):
@@ -103,12 +109,24 @@ def measured(batch: dict[str, Any], candidate: dict[str, Any]) -> dict[str, Any]
     return {"turns": turns.tolist()}
 
 
-def made(runner: Any, task: dict[str, Any], side: dict[str, Any]) -> Any:
-    """Code with its operands."""
+def operands(task: dict[str, Any], side: dict[str, Any]) -> list[Any]:
+    """Inputs and constants."""
     with np.load(HERE / task["inputs"]) as file:
         arrays = [file[f"x{i}"] for i in range(len(file))]
     with np.load(HERE / side["constants"]) as file:
-        arrays += [file[f"c{i}"] for i in range(len(file))]
+        return [*arrays, *(file[f"c{i}"] for i in range(len(file)))]
+
+
+def made_on_gpu(runner: Any, task: dict[str, Any], side: dict[str, Any]) -> Any:
+    """Code with its operands on the GPU."""
+    gpu = importlib.import_module("offline_gpu")
+    output = runner.garbage(np.empty(task["shape"], task["dtype"]))
+    return gpu.GpuRunner(str(HERE / side["library"]), operands(task, side), output)
+
+
+def made(runner: Any, task: dict[str, Any], side: dict[str, Any]) -> Any:
+    """Code with its operands."""
+    arrays = operands(task, side)
     output = np.empty(task["shape"], task["dtype"])
     buffers = [Buffer(array) for array in (*arrays, runner.garbage(output))]
     load = ffi().get_global_func("ffi.Module.load_from_file.so")

@@ -10,7 +10,7 @@ from nybble.executors.local import Processes
 from nybble.latency import refuse_foreign
 from nybble.runtime import host
 from nybble.schedules.machine import Machine
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import CpuTarget, Target
 from nybble.tuning.measure import TURNS, Limits, Outcome
 from nybble.tuning.tasks import Point, Task
 from nybble.tuning.worker import Measured, measured
@@ -59,8 +59,14 @@ class LocalPool:
                 self._failures[outcome.failure] += 1
             yield outcome
 
-    def machine(self, target: CpuTarget) -> Machine:
-        """This one."""
+    def machine(self, target: Target) -> Machine:
+        """This one.
+
+        Raises:
+            NybbleError: the target is a GPU's: processes of this machine do not measure those.
+        """
+        if not isinstance(target, CpuTarget):
+            refuse_foreign(target)
         return Machine.here(target)
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from tvm import rpc
 
 from nybble.errors import NybbleError, ScheduleError
 from nybble.executors.serve import stage
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.tuning import candidate, turns
 from nybble.tuning.measure import Limits, Outcome, check_reference, difference
 from nybble.tuning.runner import EVALUATOR, Runner, garbage, race
@@ -89,8 +90,25 @@ def on_device(job: Job) -> Outcome | Trouble:
         return Trouble(where, f"{lease}: {candidate.last_line(error)}")
 
 
-def describe(tracker: Tracker) -> tuple[str, tuple[int, ...]] | None:
-    """Name and caches of the processor of whatever device is free next, None where it is gone.
+@dataclass(frozen=True)
+class Described:
+    """What a device says of itself.
+
+    Attributes:
+        cpu: its processor's name.
+        caches: bytes of that one's data caches.
+        gpu: the name of its GPU, None without one.
+        capability: of the GPU: 90 for sm_90.
+    """
+
+    cpu: str
+    caches: tuple[int, ...] = ()
+    gpu: str | None = None
+    capability: int | None = None
+
+
+def describe(tracker: Tracker) -> Described | None:
+    """What the device is that is free next, None where it is gone.
 
     A server that was not started by ``nybble device`` tells LLVM's name of the processor alone.
 
@@ -106,9 +124,9 @@ def describe(tracker: Tracker) -> tuple[str, tuple[int, ...]] | None:
         remote = rpc.connect(lease.host, lease.port, lease.match, int(CONNECT))
         try:
             found = json.loads(remote.get_function(MACHINE)())
-            return found["cpu"], tuple(found["caches"])
+            return Described(**{**found, "caches": tuple(found["caches"])})
         except AttributeError:
-            return str(remote.get_function("target.llvm_get_system_cpu")()), ()
+            return Described(str(remote.get_function("target.llvm_get_system_cpu")()))
     except candidate.TROUBLE:
         return None
 
@@ -121,7 +139,10 @@ class _Session:
         self.operands: Operands = job.task.operands()
         seconds = int(CONNECT + ARRIVE * job.limits.run)
         self.remote = rpc.connect(lease.host, lease.port, lease.match, seconds)
-        self.cpu = self.remote.cpu()
+        on_gpu = isinstance(job.task.target, CudaTarget)
+        self.device = self.remote.cuda() if on_gpu else self.remote.cpu()
+        if on_gpu and not self.device.exist:
+            raise NybbleError(f"{lease} has no GPU that runs, which {job.task.target.name} needs.")
         threads = job.task.threads
         self.remote.get_function("runtime.config_threadpool")(BIG, threads)
         started = int(self.remote.get_function("runtime.NumThreads")())
@@ -141,7 +162,7 @@ class _Session:
             self._sent[key] = self._send(candidate.packed(self.job.task, point, self.operands))
         inputs = self._send(self.operands.inputs)
         (output,) = self._send([garbage(self.operands.expected)])
-        device = (self.cpu.dlpack_device_type(), self.cpu.index)
+        device = (self.device.dlpack_device_type(), self.device.index)
         arguments = [*inputs, *self._sent[key], output]
         return Runner(module, arguments, output.numpy, tvm.get_global_func(EVALUATOR), device)
 
@@ -161,4 +182,4 @@ class _Session:
         return Outcome.timed(job.point, taken)
 
     def _send(self, arrays: Sequence[NDArray[Any]]) -> list[Any]:
-        return [tvm.runtime.tensor(array, self.cpu) for array in arrays]
+        return [tvm.runtime.tensor(array, self.device) for array in arrays]

@@ -10,11 +10,12 @@ from typing import Any
 from nybble.errors import NybbleError
 from nybble.executors.interface import Done, Executor
 from nybble.executors.local import Processes
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.machine import Machine
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 from nybble.tuning.candidate import Library, attempt, not_built
 from nybble.tuning.measure import TURNS, Limits, Outcome
-from nybble.tuning.remote import CANDIDATE, Job, Trouble, describe, on_device
+from nybble.tuning.remote import CANDIDATE, Described, Job, Trouble, describe, on_device
 from nybble.tuning.tasks import Point, Task
 from nybble.tuning.tracker import Tracker
 
@@ -69,7 +70,7 @@ class DevicePool:
         finally:
             batch.drop()
 
-    def machine(self, target: CpuTarget) -> Machine:
+    def machine(self, target: Target) -> Machine:
         """What a device says of itself; those of one key are taken to be alike.
 
         Raises:
@@ -79,12 +80,20 @@ class DevicePool:
         for _ in range(TRIES):
             done = clients.submit(describe, (self.tracker,), self.limits.start).result()
             if done.value is not None:
-                cpu, caches = done.value
-                return Machine.of(target, cpu, caches)
+                return self._machine(target, done.value)
         raise NybbleError(
             f"No device with the key '{self.tracker.key}' says what it is: "
             f"{done.failure.detail if done.failure else 'their sessions end at once'}."
         )
+
+    def _machine(self, target: Target, found: Described) -> Machine:
+        if not isinstance(target, CudaTarget):
+            return Machine.of(target, found.cpu, found.caches)
+        if found.gpu is None:
+            raise NybbleError(
+                f"A device with the key '{self.tracker.key}' has no GPU, which {target.name} needs."
+            )
+        return Machine.of(target, found.gpu, (), found.capability)
 
     def close(self) -> None:
         """Ends the clients; devices notice by themselves."""

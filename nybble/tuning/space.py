@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from nybble.errors import ScheduleError
+from nybble.schedules import table
 from nybble.schedules.kernel import PARALLEL, Kernel, Knobs, Problem
 from nybble.schedules.select import widened
-from nybble.schedules.table import KERNELS
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 from nybble.tuning.tasks import Point, Task
 
 T = TypeVar("T")
+REPAIRS = 40  # draws of a point whose choices do not go together
 
 
 @dataclass
@@ -49,13 +51,13 @@ class Variant:
     Attributes:
         kernel: the family.
         problem: the layer as the kernel sees it.
-        target: the CPU.
+        target: the machine.
         fixed: decisions that are not searched, such as ``parallel`` for one thread.
     """
 
     kernel: Kernel
     problem: Problem
-    target: CpuTarget
+    target: Target
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -68,8 +70,18 @@ class Variant:
         return self._point(Drawn(dict(self.fixed)))
 
     def draw(self, rng: random.Random, decisions: Mapping[str, Any] | None = None) -> Point:
-        """A random point; ``decisions`` are kept where they are legal."""
-        return self._point(Drawn({**(decisions or {}), **self.fixed}, random=rng))
+        """A random point; ``decisions`` are kept where they are legal.
+
+        Where choices do not go together, one of ``decisions`` is given up and others are drawn.
+        """
+        kept = dict(decisions or {})
+        for _ in range(REPAIRS):
+            try:
+                return self._point(Drawn({**kept, **self.fixed}, random=rng))
+            except ScheduleError:
+                if kept:
+                    del kept[rng.choice(sorted(kept))]
+        return self.default()
 
     def mutate(self, point: Point, rng: random.Random) -> Point:
         """The point with one decision drawn anew, or the same one where there is no choice."""
@@ -98,12 +110,15 @@ class Variant:
 
     def _walk(self, decided: dict[str, Any]) -> Iterator[Point]:
         knobs = Drawn({**decided, **self.fixed})
-        self._ask(knobs)
+        legal = True
+        try:
+            self._ask(knobs)
+        except ScheduleError:  # all knobs were asked for: only together their choices are refused
+            legal = False
         free = [name for name in knobs.space if name not in decided and name not in self.fixed]
-        if not free:
+        if not free and legal:
             yield Point.of(self.kernel.name, self.weights, knobs.taken)
-            return
-        for value in knobs.space[free[0]]:
+        for value in knobs.space[free[0]] if free else ():
             yield from self._walk({**decided, free[0]: value})
 
     def _point(self, knobs: Drawn) -> Point:
@@ -121,7 +136,8 @@ def variants_of(task: Task) -> list[Variant]:
     else can.
     """
     forms = [task.problem, *widened(task.problem)]
-    *kernels, last = [kernel for kernel in KERNELS if kernel.op == task.problem.op]
+    of_op = [kernel for kernel in table.of(task.target) if kernel.op == task.problem.op]
+    *kernels, last = of_op
     found = [(k, f) for f in forms for k in kernels if k.refuses(f, task.target) is None]
     found = found or [(last, task.problem)]
     return [_variant(kernel, form, task) for kernel, form in found]

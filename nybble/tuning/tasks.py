@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nybble.errors import ScheduleError
+from nybble.ir.weight_only import HALF
 from nybble.schedules import table
 from nybble.schedules.kernel import Kernel, Knobs, Problem
-from nybble.schedules.target import CpuTarget
+from nybble.schedules.target import Target
 
 Array = NDArray[Any]
 ROUNDED = 1e-4  # of the largest output: what sums of float32 in another order may differ by
+ROUNDED_HALF = 2e-3  # the same of products in half precision
 EXACT = ("weight_only", "dequantize")  # float outputs that a law fixes to the last bit
 
 
@@ -50,7 +52,8 @@ class Point:
         Raises:
             ScheduleError: the table holds no such kernel for the layer's op.
         """
-        kernels = [k for k in table.KERNELS if (k.name, k.op) == (self.kernel, problem.op)]
+        known = (*table.KERNELS, *table.CUDA)
+        kernels = [k for k in known if (k.name, k.op) == (self.kernel, problem.op)]
         if not kernels:
             raise ScheduleError(f"The table holds no kernel {self.kernel!r} for {problem.op}.")
         if problem.weights is None or self.weights is None:
@@ -90,7 +93,7 @@ class Task:
     Attributes:
         key: hash of problem, constants and target.
         problem: the layer.
-        target: the CPU.
+        target: the machine.
         calls: how often the network calls it.
         threads: of the kernels.
         reference: the default kernel with its default decisions.
@@ -99,7 +102,7 @@ class Task:
 
     key: str
     problem: Problem
-    target: CpuTarget
+    target: Target
     calls: int
     threads: int
     reference: Point
@@ -128,11 +131,21 @@ class Task:
     @property
     def is_exact(self) -> bool:
         """Whether every right kernel gives the same bits: all but sums of floats."""
-        return self.problem.op in EXACT or not self.problem.output.dtype.startswith("float")
+        exact = self.problem.op in EXACT and not self._in_half
+        return exact or not self.problem.output.dtype.startswith("float")
+
+    @property
+    def rounded(self) -> float:
+        """Share of the largest output that outputs may differ by where they are not exact."""
+        return ROUNDED_HALF if self._in_half else ROUNDED
+
+    @property
+    def _in_half(self) -> bool:
+        return dict(self.problem.attrs).get("compute") == HALF
 
     def agrees(self, got: Array, expected: Array) -> bool:
         """Whether a kernel's output is right: the law's bits, or near enough for sums of floats."""
         if self.is_exact:
             return np.array_equal(got, expected)
         largest = float(np.abs(expected).max(initial=0))
-        return np.allclose(got, expected, rtol=ROUNDED, atol=ROUNDED * largest)
+        return np.allclose(got, expected, rtol=self.rounded, atol=self.rounded * largest)

@@ -122,7 +122,7 @@ def load_backend() -> None:
     """
     if _is_loaded():
         return
-    if nvidia.load(nvidia.DRIVER) is not None:
+    if not has_driver():
         ctypes.CDLL(str(_stub()), ctypes.RTLD_GLOBAL)
     said = nvidia.load_cudart((find().root,))
     if said is not None:
@@ -137,6 +137,11 @@ def load_backend() -> None:
         raise NybbleError(f"TVM's CUDA runtime does not load: {error}.") from error
     if not _is_loaded():
         raise NybbleError(f"{backend} registers no {_LOADED}: it is not of this TVM.")
+
+
+def has_driver() -> bool:
+    """Whether NVIDIA's driver loads here; it is not called."""
+    return nvidia.load(nvidia.DRIVER) is None
 
 
 def _is_loaded() -> bool:

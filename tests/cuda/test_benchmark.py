@@ -24,12 +24,13 @@ from benchmarks import (
     cuda_show,
     cuda_work,
 )
-from benchmarks.cuda_clock import compared, race, singly
+from benchmarks.cuda_clock import compared, race
 from benchmarks.cuda_jobs import EARLY, Ledger, gathered, phases
 from benchmarks.cuda_peers import Layer, PeerError, Torch
 from benchmarks.cuda_rows import Row, rows
 from nybble.errors import NybbleError
 from nybble.runtime import engine, gpu
+from nybble.runtime.events import singly
 from nybble.schedules.cuda import compile as code
 from nybble.schedules.target import resolve
 from tests.cuda.serial import serial
@@ -101,12 +102,13 @@ from nybble.runtime import gpu
 gpu.find = lambda: gpu.Gpu("pretended", 80)
 gpu.DEVICE, gpu.load_runtime = (1, 0), lambda: None
 from benchmarks import cuda_peers, cuda_run, cuda_work
-from benchmarks.cuda_clock import CALLS, Clock, singly
+from benchmarks.cuda_clock import CALLS, Clock
+from nybble.runtime.events import singly
 class Pretended(Clock):
     __init__ = lambda self: None
     copy_rate = peak_rate = lambda self: 4e12
-    def graph(self, call, on_stream): return singly(call), "launched one by one"
-    def seconds(self, launch):
+    def graph(self, call, count, on_stream): return singly(call, count), False
+    def per_call(self, launch):
         start = time.perf_counter()
         launch()
         return (time.perf_counter() - start) / CALLS
@@ -358,7 +360,7 @@ def test_a_network_beside_torch() -> None:
 
 def test_medians_of_turns() -> None:
     times = iter([9, 9, 1, 2, 1, 3, 2, 4])  # both once before; then three turns
-    found = race({"own": singly(id), "peer": singly(id)}, lambda _: float(next(times)), 3)
+    found = race({"own": singly(id, 1), "peer": singly(id, 2)}, lambda _: float(next(times)), 3)
     assert found == {"own": [1, 1, 2], "peer": [2, 3, 4]}
     made = compared(found, "own")
     assert (made["seconds"], made["ratios"], made["peers"]) == (1, {"peer": 2}, {"peer": 3})

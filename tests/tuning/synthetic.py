@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nybble.schedules.machine import Machine
-from nybble.schedules.target import CpuTarget, resolve
+from nybble.schedules.target import Target, resolve
 from nybble.tuning.evolve import Search
 from nybble.tuning.measure import TURNS, Outcome
 from nybble.tuning.tasks import Point, Task
@@ -40,7 +40,7 @@ class Formula:
         self._searches: dict[str, Search] = {}
         self.asked: list[tuple[str, Point, int]] = []
 
-    def machine(self, target: CpuTarget) -> Machine:
+    def machine(self, target: Target) -> Machine:
         return Machine.of(target, "synthetic", (32768, 1 << 20))
 
     def cost(self, task: Task, point: Point) -> float:
