@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 LOOPBACK = "127.0.0.1"
-PATIENT = {"RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "120"}
+PATIENT = {"RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "60"}
 TRIES = 4
 START = 240.0  # seconds, on a machine that has other things to do
 
