@@ -19,6 +19,7 @@ from nybble.executors.process import Process, attempted
 
 T = TypeVar("T")
 ANSWER = 10.0  # seconds
+CONNECTS = 3
 RETRIES = 4  # of a call whose Ray worker or node was lost
 
 
@@ -42,10 +43,7 @@ class RayCluster:
             _check(address)
         self._ray = _ray()
         try:
-            self._ray.init(
-                address, runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False,
-                logging_level="ERROR", configure_logging=False,
-            )  # fmt: skip
+            _connect(self._ray, address, path)
         except (ImportError, RuntimeError, ValueError, OSError) as error:
             raise _silent(address, error) from error
         self._call = self._ray.remote(num_cpus=1, max_retries=RETRIES)(_called)
@@ -112,6 +110,26 @@ class SharedObject:
         if not path.exists():
             path.write_bytes(self.read())
         return SharedFile(str(path))
+
+
+def _connect(ray: Any, address: str | None, path: str) -> None:
+    """Joins the cluster, its workers with our modules' path.
+
+    Ray's client port starts a process for each client, which now and then dies at once; then the
+    client is told so, and may ask again.
+    """
+    for left in reversed(range(CONNECTS)):
+        try:
+            ray.init(
+                address, runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False,
+                logging_level="ERROR", configure_logging=False,
+            )  # fmt: skip
+        except ConnectionAbortedError:
+            if not left:
+                raise
+            ray.shutdown()
+        else:
+            return
 
 
 @cache

@@ -75,7 +75,6 @@ class Cut:
 def outline(sch: Any) -> Outline:
     """What there is to decide of a function whose stages have been inlined."""
     found = stages(sch)
-    works = [loops.static_size(sch.get(x).extent for x in sch.get_loops(b)) for b in found]
     across = [b for b in found if reduces(sch, b) and _spatial(sch, b) and not is_along(sch, b)]
     along = [b for b in found if reduces(sch, b) and is_along(sch, b)]
     ends = [sch.get(_spatial(sch, b)[-1]).extent for b in across]
@@ -83,7 +82,7 @@ def outline(sch: Any) -> Outline:
     widths = [loops.lanes_of(sch.get(sch.get_loops(b)[-1]).extent, WIDTHS[-1]) for b in along]
     plain = len(nest := sch.get_loops(found[-1])) > 1 and not reduces(sch, found[-1])
     return Outline(
-        max(works, default=0),
+        max(_work(sch, block) for block in found),
         plain and len(_static(sch, nest)) > 1,
         _known(ends[-1]) if ends else 0,
         _known(heights[-1]) if heights else 1,
@@ -92,12 +91,18 @@ def outline(sch: Any) -> Outline:
     )
 
 
-def decide(found: Outline, knobs: Knobs) -> Cut:
-    """Asks for what matters to such a function."""
+def decide(found: Outline, knobs: Knobs, registers: int = 8) -> Cut:
+    """Asks for what matters to such a function.
+
+    Args:
+        found: the function.
+        knobs: that are asked.
+        registers: floats in the machine's widest one.
+    """
     rows = vectors = 1
     partial, flat, together = 1, False, False
     parallel = knobs.pick(PARALLEL, (False, True), found.work >= loops.PARALLEL_WORK)
-    lanes = knobs.pick("lanes", WIDTHS, 16)
+    lanes = knobs.pick("lanes", WIDTHS, registers if found.row else 16)
     if found.plain:
         flat = knobs.pick("flat", (False, True), default=False)
     if found.row:
@@ -108,14 +113,15 @@ def decide(found: Outline, knobs: Knobs) -> Cut:
         vectors = knobs.pick("vectors", choices, max(v for v in choices if v <= 2))
     if found.along:
         choices = [w for w in WIDTHS if w <= found.along]
-        partial = knobs.pick("partial", choices, min(16, choices[-1]))
+        partial = knobs.pick("partial", choices, min(registers, choices[-1]))
         together = found.stages == 1 or knobs.pick("together", (False, True), default=True)
     return Cut(parallel, lanes, flat, rows, vectors, partial, together)
 
 
 def scheduled(sch: Any, cut: Cut) -> Any:
     """The function with its decisions followed; ``sch`` is used up."""
-    every, largest = stages(sch), outline(sch).work
+    every = stages(sch)
+    largest = max((_work(sch, block) for block in every), default=0)
     rows = [b for b in every if reduces(sch, b) and is_along(sch, b)]
     shared = len(_spatial(sch, rows[0])) if rows else 0
     alike = all(b in rows for b in every if reduces(sch, b))
@@ -128,8 +134,7 @@ def scheduled(sch: Any, cut: Cut) -> Any:
         _join(sch, every, lanes, shared, cut)
         return sch.mod["main"]
     for block in every:
-        work = loops.static_size(sch.get(x).extent for x in sch.get_loops(block))
-        _stage(sch, block, cut, cut.parallel and SHARE * work >= largest)
+        _stage(sch, block, cut, cut.parallel and SHARE * _work(sch, block) >= largest)
     return sch.mod["main"]
 
 
@@ -147,11 +152,12 @@ def reduces(sch: Any, block: Any) -> bool:
 
 
 def is_along(sch: Any, block: Any) -> bool:
-    """Whether every operand's consecutive elements belong to consecutive steps of the reduction."""
+    """Whether consecutive steps of the reduction read consecutive elements, if they read others."""
     found = sch.get(block)
     *_, last = [v.var for v in found.iter_vars if int(v.iter_type) == REDUCE]
-    ends = [r.region[-1].min for r in found.reads if len(r.region)]
-    return bool(ends) and all(last.same_as(end) for end in ends)
+    read = [[axis.min for axis in r.region] for r in found.reads]
+    changing = [axes for axes in read if any(last.same_as(axis) for axis in axes)]
+    return bool(changing) and all(last.same_as(axes[-1]) for axes in changing)
 
 
 def _sorted(sch: Any, block: Any) -> tuple[list[Any], list[Any]]:
@@ -181,6 +187,11 @@ def _static(sch: Any, nest: Sequence[Any]) -> Sequence[Any]:
     known = [isinstance(sch.get(loop).extent, tirx.IntImm) for loop in nest]
     first = max((i + 1 for i, is_known in enumerate(known) if not is_known), default=0)
     return nest[min(first, len(nest) - 1) :]
+
+
+def _work(sch: Any, block: Any) -> int:
+    """Element operations of a block, symbolic extents counted as 1."""
+    return loops.static_size(sch.get(loop).extent for loop in sch.get_loops(block))
 
 
 def _known(extent: Any) -> int:

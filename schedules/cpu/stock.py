@@ -146,9 +146,10 @@ def _outline(problem: Problem) -> Outline:
 # ---------------------------------------------------------------- the kernels
 
 
-def plan(problem: Problem, _target: Any, knobs: Knobs) -> Cut:
+def plan(problem: Problem, target: Any, knobs: Knobs) -> Cut:
     """The decisions for a layer."""
-    return float_schedule.decide(_outline(problem), knobs)
+    registers = 16 if target.has("avx512f") else 8
+    return float_schedule.decide(_outline(problem), knobs, registers)
 
 
 def build(problem: Problem, target: Any, knobs: Knobs) -> Any:

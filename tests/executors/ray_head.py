@@ -11,14 +11,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 LOOPBACK = "127.0.0.1"
-PATIENT = {"RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "120"}
+PATIENT = {"RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "60"}
+TRIES = 4
 START = 240.0  # seconds, on a machine that has other things to do
 
 
@@ -39,21 +39,31 @@ def client_server(cores: int = 2) -> Iterator[str]:
         "object-store-memory": 100 << 20,
     }  # fmt: skip
     words = [f"--{name}={value}" for name, value in options.items()]
-    with (folder / "head.log").open("wb") as log:
-        head = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *words],
-            stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **PATIENT},
-        )  # fmt: skip
+    head = _started(words, port, folder)
     try:
-        _wait(port, head, folder)
         yield f"ray://{LOOPBACK}:{port}"
     finally:
-        _end(head)
+        _end(head, folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait(port: int, head: subprocess.Popen[bytes], folder: Path) -> None:
+def _started(words: list[str], port: int, folder: Path) -> subprocess.Popen[bytes]:
+    """The head, listening; Ray gives its own processes 30 seconds, which may be too few."""
+    log = folder / "head.log"
+    for _ in range(TRIES):
+        with log.open("wb") as output:
+            head = subprocess.Popen(
+                [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *words],
+                stdout=output, stderr=output, start_new_session=True,
+                env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **PATIENT},
+            )  # fmt: skip
+        if _listens(port, head):
+            return head
+        _end(head, folder)
+    pytest.fail(f"no client server: {log.read_text()[-1000:]}")
+
+
+def _listens(port: int, head: subprocess.Popen[bytes]) -> bool:
     until = time.monotonic() + START
     while time.monotonic() < until and head.poll() is None:
         try:
@@ -61,16 +71,17 @@ def _wait(port: int, head: subprocess.Popen[bytes], folder: Path) -> None:
         except OSError:
             time.sleep(0.5)
         else:
-            return
-    pytest.fail(f"no client server: {(folder / 'head.log').read_text()[-1000:]}")
+            return True
+    return False
 
 
-def _end(head: subprocess.Popen[bytes]) -> None:
-    """Ends the head and what it has started, and nothing else."""
-    started = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+def _end(head: subprocess.Popen[bytes], folder: Path) -> None:
+    """Ends the head and what it has started, which its folder tells from all others."""
     head.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(started, timeout=20)
-    for one in alive:
-        one.kill()
-    head.kill()
+    with suppress(subprocess.TimeoutExpired):
+        head.wait(30)
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if str(folder).encode() in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
     head.wait()
