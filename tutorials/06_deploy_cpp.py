@@ -28,7 +28,7 @@ int main(int, char** argv) {
   try {
     const nybble::Network network(argv[1]);  // checked byte by byte, then loaded
     const nybble::Port& port = network.manifest().inputs.at(0);
-    std::cout << port.name << ": " << port.dtype << " " << nybble::detail::Show(port.shape) << "\n";
+    std::cout << port.name << ": " << port.dtype << " " << nybble::Show(port.shape) << "\n";
 
     constexpr int64_t kImages = 20, kPixels = 28 * 28, kClasses = 10;
     const nybble::Tensor images = nybble::Empty("float32", {kImages, 1, 28, 28});
