@@ -141,7 +141,7 @@ def _linker(compiler: list[str], path: Path) -> Link:
         is_c = any(name.endswith(".c") for name in objects)
         name, *chosen = compiler
         command = [name, *(_COMPILE if is_c else ()), *chosen, *_LINK, "-o", output, *objects]
-        command += [*(options or []), *(["-lm"] if is_c else [])]
+        command += [*(options or []), "-Wl,--as-needed", "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return

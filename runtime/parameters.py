@@ -8,7 +8,6 @@ between them but padding. The manifest says where each one starts and gives its 
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import mmap
 from collections.abc import Mapping, Sequence
@@ -66,7 +65,7 @@ def write(
     tensors: list[list[Stored]] = [[] for _ in variants]
     for arrays, stored in zip(variants, tensors, strict=True):
         for array in map(np.ascontiguousarray, arrays):
-            raw = array.reshape(-1).view(np.uint8)
+            raw = array.reshape(-1).view(np.uint8).data
             digest = hashlib.sha256(raw).hexdigest()
             if digest not in places:
                 file.write(bytes(-file.tell() % ALIGNMENT))
@@ -119,17 +118,24 @@ _COPY = "Copy the library and its parameters together from where they were made.
 
 def _mapped(file: BinaryIO, size: int) -> NDArray[np.uint8]:
     """The file's bytes as an array that keeps them mapped."""
-    mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    address = np.frombuffer(mapped, np.uint8).ctypes.data
-    buffer = (ctypes.c_ubyte * size).from_address(address)
-    buffer.mapped = mapped
-    return np.ctypeslib.as_array(buffer)
+    return np.asarray(_Mapped(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)))
+
+
+class _Mapped:
+    """What NumPy makes an array of that does not know that it is read-only, and keeps."""
+
+    def __init__(self, memory: mmap.mmap):
+        self._memory = memory
+        address = np.frombuffer(memory, np.uint8).ctypes.data
+        self.__array_interface__ = {
+            "version": 3, "shape": (len(memory),), "typestr": "|u1", "data": (address, False),
+        }  # fmt: skip
 
 
 def _checked(memory: NDArray[np.uint8], one: Stored, path: Path, library: Path) -> NDArray[Any]:
     dtype, start = np.dtype(one["dtype"]), one["offset"]
     raw = memory[start : start + prod(one["shape"]) * dtype.itemsize]
-    if hashlib.sha256(raw).hexdigest() != one["hash"]:
+    if hashlib.sha256(raw.data).hexdigest() != one["hash"]:
         raise ArtifactError(
             f"{path}: damaged, or another network's: its contents do not match the checksums in "
             f"{library.name}. {_COPY}"

@@ -148,6 +148,7 @@ def facts(manifest: Manifest, threads: int | None = None) -> tuple[tuple[str, st
         ("target", f"{manifest.target} ({manifest.arch})"),
         ("CPU features needed", ", ".join(manifest.features) or "none"),
         ("GPUs", _gpu(manifest)),
+        ("parameters", _parameters(manifest)),
         ("recipe", _recipe(manifest)),
         ("kernels' decisions", _decided(manifest)),
         ("rounding", manifest.rounding),
@@ -162,6 +163,12 @@ def gpus(device: Device) -> str:
     """``sm_80, sm_89 and later``: which GPUs run a library."""
     later = " and later" if device["portable"] is not None else ""
     return ", ".join(device["archs"]) + later
+
+
+def _parameters(manifest: Manifest) -> str:
+    """Where the constants are, if they are not inside."""
+    stored = manifest.parameters
+    return f"{stored['file']}, {units.size(stored['size'])}" if stored else ""
 
 
 def _gpu(manifest: Manifest) -> str:

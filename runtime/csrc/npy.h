@@ -62,7 +62,7 @@ inline Tensor ReadNpy(const std::string& path) {
     Tensor tensor = detail::NpyEmpty(header);
     const auto bytes = static_cast<std::streamsize>(detail::Bytes(tensor));
     if (!file.read(static_cast<char*>(tensor.data_ptr()), bytes) || file.peek() != EOF) {
-      throw Error("truncated, or longer than its shape " + detail::Show(tensor) + " says");
+      throw Error("truncated, or longer than its shape " + Show(tensor) + " says");
     }
     return tensor;
   } catch (const Error& error) {

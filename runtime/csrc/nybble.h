@@ -186,9 +186,8 @@ class Network {
              shape[i];
     }
     if (fits) return;
-    throw Error("input '" + port.name + "': expected " + port.dtype + " " +
-                detail::Show(port.shape) + ", contiguous in this machine's memory, got " +
-                detail::Show(tensor));
+    throw Error("input '" + port.name + "': expected " + port.dtype + " " + Show(port.shape) +
+                ", contiguous in this machine's memory, got " + Show(tensor));
   }
 
   std::vector<Tensor> Call(const std::vector<Tensor>& bound) const {
@@ -248,8 +247,8 @@ class Network {
       }
     }
     if (is_empty && is_sure) return;
-    throw Error("an input has no elements, but output '" + port.name + "' " +
-                detail::Show(port.shape) + " is not empty with it, or not sure to be");
+    throw Error("an input has no elements, but output '" + port.name + "' " + Show(port.shape) +
+                " is not empty with it, or not sure to be");
   }
 
   std::shared_ptr<State> state_;

@@ -21,6 +21,23 @@ namespace ffi = tvm::ffi;
 
 using Tensor = ffi::Tensor;
 
+// "(n, 3, 224, 224)".
+inline std::string Show(const std::vector<Extent>& shape) {
+  std::string text;
+  for (const Extent& extent : shape) {
+    text += (text.empty() ? "" : ", ") +
+            (extent.name.empty() ? std::to_string(extent.size) : extent.name);
+  }
+  return "(" + text + ")";
+}
+
+// "float32 (1, 3, 224, 224)".
+inline std::string Show(const Tensor& tensor) {
+  std::vector<Extent> shape;
+  for (int64_t extent : tensor.shape()) shape.push_back({extent, ""});
+  return ffi::DLDataTypeToString(tensor.dtype()) + " " + Show(shape);
+}
+
 namespace detail {
 
 constexpr size_t kCacheLine = 64;  // generated code assumes that every tensor starts on one
@@ -45,21 +62,6 @@ struct Mapped {
 };
 
 inline DLDataType Type(const std::string& name) { return ffi::StringToDLDataType(name); }
-
-inline std::string Show(const std::vector<Extent>& shape) {
-  std::string text;
-  for (const Extent& extent : shape) {
-    text += (text.empty() ? "" : ", ") +
-            (extent.name.empty() ? std::to_string(extent.size) : extent.name);
-  }
-  return "(" + text + ")";
-}
-
-inline std::string Show(const Tensor& tensor) {
-  std::vector<Extent> shape;
-  for (int64_t extent : tensor.shape()) shape.push_back({extent, ""});
-  return ffi::DLDataTypeToString(tensor.dtype()) + " " + Show(shape);
-}
 
 inline size_t Bytes(const Tensor& tensor) {
   return ffi::GetDataSize(tensor.numel(), tensor.dtype());

@@ -65,12 +65,12 @@ void Describe(const std::string& net) {
   for (const nybble::Manifest& manifest : nybble::Inspect(net)) {
     std::cout << "for " << manifest.target << ", " << manifest.layers.size() << " layers\n";
     for (const nybble::Port& port : manifest.inputs) {
-      std::cout << "  takes " << port.name << ": " << port.dtype << " "
-                << nybble::detail::Show(port.shape) << "\n";
+      std::cout << "  takes " << port.name << ": " << port.dtype << " " << nybble::Show(port.shape)
+                << "\n";
     }
     for (const nybble::Port& port : manifest.outputs) {
-      std::cout << "  gives " << port.name << ": " << port.dtype << " "
-                << nybble::detail::Show(port.shape) << "\n";
+      std::cout << "  gives " << port.name << ": " << port.dtype << " " << nybble::Show(port.shape)
+                << "\n";
     }
   }
 }
@@ -90,7 +90,7 @@ void Run(const Arguments& arguments) {
     std::string name = network.manifest().outputs[i].name;
     std::replace(name.begin(), name.end(), '/', '_');
     nybble::WriteNpy(arguments.folder + "/" + name + ".npy", outputs[i]);
-    std::cout << name << ": " << nybble::detail::Show(outputs[i]) << "\n";
+    std::cout << name << ": " << nybble::Show(outputs[i]) << "\n";
   }
   std::cout << fastest << " ms, variant " << network.manifest().target << "\n";
 }

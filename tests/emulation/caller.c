@@ -2,10 +2,14 @@
 // kernel's object file for another machine, it runs under qemu-user.
 //
 //   caller TENSORS OUTPUT TASKS
+//   caller TENSORS OUTPUT TASKS NET.so SYMBOL     compiled with -DLIBRARY: a kernel of a library
 //
 // TENSORS: int32 count, then for each tensor int32 code, bits, ndim, int64 shape[ndim], int64 bytes
 // and the data. The last one is the output; OUTPUT receives it with the guard bytes on both sides.
 // A parallel loop runs as TASKS tasks, one after the other.
+#ifdef LIBRARY
+#include <dlfcn.h>
+#endif
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,7 +71,41 @@ void TVMFFIErrorSetRaisedFromCStrParts(const char* kind, const char** parts, int
   fputc('\n', stderr);
 }
 
-int __tvm_ffi_main(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny* result);
+typedef int Kernel(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny* result);
+
+#ifdef LIBRARY
+enum { kArguments = 6 };
+
+static void Set(void* library, const char* name, void* function) {
+  void** pointer = dlsym(library, name);
+  if (pointer) *pointer = function;
+}
+
+static Kernel* Find(char** argv) {
+  void* library = dlopen(argv[4], RTLD_NOW);
+  Kernel* kernel = library ? (Kernel*)dlsym(library, argv[5]) : NULL;
+  if (!kernel) {
+    fprintf(stderr, "%s\n", dlerror());
+    exit(4);
+  }
+  Set(library, "__TVMBackendParallelLaunch", (void*)Launch);
+  Set(library, "__TVMBackendAllocWorkspace", (void*)Workspace);
+  Set(library, "__TVMBackendFreeWorkspace", (void*)Release);
+  return kernel;
+}
+#else
+enum { kArguments = 4 };
+
+Kernel __tvm_ffi_main;
+
+static Kernel* Find(char** argv) {
+  (void)argv;
+  if (&__TVMBackendParallelLaunch) __TVMBackendParallelLaunch = (void*)Launch;
+  if (&__TVMBackendAllocWorkspace) __TVMBackendAllocWorkspace = (void*)Workspace;
+  if (&__TVMBackendFreeWorkspace) __TVMBackendFreeWorkspace = (void*)Release;
+  return __tvm_ffi_main;
+}
+#endif
 
 static void Get(void* to, size_t bytes, FILE* file) {
   if (bytes && fread(to, 1, bytes, file) != bytes) {
@@ -99,12 +137,10 @@ int main(int argc, char** argv) {
   TVMFFIAny args[kMost], result;
   int32_t count;
   size_t bytes = 0;
-  FILE* file = argc == 4 ? fopen(argv[1], "rb") : NULL;
+  FILE* file = argc == kArguments ? fopen(argv[1], "rb") : NULL;
   if (!file) return 2;
   tasks = atoi(argv[3]);
-  if (&__TVMBackendParallelLaunch) __TVMBackendParallelLaunch = (void*)Launch;
-  if (&__TVMBackendAllocWorkspace) __TVMBackendAllocWorkspace = (void*)Workspace;
-  if (&__TVMBackendFreeWorkspace) __TVMBackendFreeWorkspace = (void*)Release;
+  Kernel* kernel = Find(argv);
   Get(&count, sizeof(count), file);
   if (count > kMost) return 2;
   memset(args, 0, sizeof(args));
@@ -115,7 +151,7 @@ int main(int argc, char** argv) {
     args[i].v_ptr = &tensors[i];
   }
   fclose(file);
-  if (__tvm_ffi_main(NULL, args, count, &result) != 0) return 1;
+  if (kernel(NULL, args, count, &result) != 0) return 1;
   FILE* output = fopen(argv[2], "wb");
   if (!output) return 2;
   const char* start = (const char*)tensors[count - 1].data - kGuard;

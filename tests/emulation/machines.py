@@ -30,6 +30,7 @@ CODES = {"i": 0, "u": 1, "f": 2}
 QEMU_DEFECT = "decode_save_opc: Assertion `ctx->insn_start != NULL' failed"
 QEMU = {
     "aarch64": ("qemu-aarch64", "max"),
+    "x86_64": ("qemu-x86_64", "qemu64"),  # SSE3, no AVX
     "riscv64": ("qemu-riscv64", "rv64,v=true,vext_spec=v1.0"),
 }
 
@@ -50,21 +51,37 @@ class Machine:
 
     def link(self, kernel: Path) -> Path:
         """The program that calls a kernel: an object file, or C source."""
+        return self._link("-static", str(kernel))
+
+    def link_loader(self) -> Path:
+        """The program that opens a library and calls a kernel of it."""
+        return self._link("-DLIBRARY", "-rdynamic", "-ldl")
+
+    def _link(self, *options: str) -> Path:
         program = self.folder / "program"
         include = Path(engine.ffi().__file__).parent / "include"
         runtime = Path(tvm.__file__).parent / "include"
-        command = [*self.compiler, "-O2", "-static", "-w", f"-I{include}", f"-I{runtime}"]
-        command += [str(CALLER), str(kernel), "-o", str(program), "-lm"]
+        command = [*self.compiler, "-O2", "-w", f"-I{include}", f"-I{runtime}"]
+        command += [str(CALLER), *options, "-o", str(program), "-lm"]
         subprocess.run(command, check=True)
         return program
 
     def run(
-        self, program: Path, inputs: Sequence[NDArray[Any]], output: NDArray[Any], tasks: int
+        self,
+        program: Path,
+        inputs: Sequence[NDArray[Any]],
+        output: NDArray[Any],
+        tasks: int,
+        kernel: tuple[Path, str] | None = None,
     ) -> NDArray[Any]:
-        """What the kernel writes; raises AssertionError if it writes beside its output."""
+        """What the kernel writes; raises AssertionError if it writes beside its output.
+
+        ``kernel`` is a library and the symbol in it, for `link_loader`'s program.
+        """
         tensors, result = self.folder / "tensors", self.folder / "result"
         tensors.write_bytes(_serialized([*inputs, output]))
-        command = [*self.launcher, *map(str, (program, tensors, result, tasks))]
+        arguments = (program, tensors, result, tasks, *(kernel or ()))
+        command = [*self.launcher, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
         if QEMU_DEFECT in done.stderr:
             pytest.skip("this qemu (before 8.0) aborts on vfcvt.rtz, float to integer in vectors")
@@ -84,24 +101,29 @@ def _serialized(arrays: Sequence[NDArray[Any]]) -> bytes:
     return b"".join(parts)
 
 
-def machine(arch: str, folder: Path) -> Machine:
-    """The machine of an architecture; skips the test where the tools are missing."""
-    compiler, launcher = _tools(arch)
+def machine(arch: str, folder: Path, emulated: bool = False) -> Machine:
+    """The machine of an architecture; skips the test where the tools are missing.
+
+    ``emulated``: even this machine's own, with a CPU that can do no more than the baseline.
+    """
+    compiler, launcher = _tools(arch, emulated)
     return Machine(compiler, launcher, folder)
 
 
 @cache
-def _tools(arch: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if arch == host.arch():
+def _tools(arch: str, emulated: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    is_here = arch == host.arch()
+    if is_here and not emulated:
         return tuple(compilers.find_compiler(arch)), ()
-    gcc = f"{arch}-linux-gnu-gcc"
+    gcc = "gcc" if is_here else f"{arch}-linux-gnu-gcc"
     name, cpu = QEMU[arch]
     qemu = shutil.which(name) or shutil.which(f"{name}-static")
     if not shutil.which(gcc):
         pytest.skip(f"no {gcc} on the PATH (Debian: gcc-{arch}-linux-gnu)")
     if qemu is None:
         pytest.skip(f"no {name} on the PATH (Debian: qemu-user)")
-    return (gcc,), (qemu, "-cpu", cpu)
+    root = () if is_here else ("-L", f"/usr/{arch}-linux-gnu")  # of the dynamic linker
+    return (gcc,), (qemu, *root, "-cpu", cpu)
 
 
 def object_of(function: tirx.PrimFunc, target: CpuTarget, folder: Path) -> Path:

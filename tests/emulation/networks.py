@@ -11,7 +11,10 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
+from nybble.describe import describe
 from nybble.ir import graph
+from nybble.runtime import artifact
+from nybble.schedules.build import build
 from nybble.schedules.lower import Scheduled, lower
 from nybble.schedules.select import Planner
 from nybble.schedules.target import CpuTarget
@@ -45,13 +48,36 @@ class Emulated:
             if graph.op_name(call) == "relax.call_tir":
                 given = [self._value(arg, values) for arg in call.args[1].fields]
                 output = np.zeros(shape, graph.dtype_of(binding.var))
-                program = self._programs[str(call.args[0].name_hint)]
-                values[binding.var] = self._machine.run(program, given, output, tasks)
+                symbol = str(call.args[0].name_hint)
+                values[binding.var] = self._run(symbol, given, output, tasks)
             else:
                 assert graph.op_name(call) == "relax.reshape"
                 values[binding.var] = values[call.args[0]].reshape(shape)
         return values[graph.outputs(mod)[0]]
 
+    def _run(self, symbol: str, given: Sequence[Array], output: Array, tasks: int) -> Array:
+        return self._machine.run(self._programs[symbol], given, output, tasks)
+
     @staticmethod
     def _value(arg: Any, values: dict[Any, Array]) -> Array:
         return values[arg] if isinstance(arg, relax.Var) else np.asarray(graph.numpy_of(arg))
+
+
+class Deployed(Emulated):
+    """The same from the library that is deployed, as the machine's dynamic linker opens it.
+
+    The virtual machine is not there: the runtime is built for this machine alone.
+    """
+
+    def __init__(self, mod: tvm.IRModule, target: CpuTarget, folder: Path):
+        self.scheduled = lower(mod, target)
+        self._machine = machine(target.arch, folder, emulated=True)
+        self._program = self._machine.link_loader()
+        self._library = folder / "net.so"
+        executable = build(self.scheduled.module, target)
+        manifest = describe(mod, self.scheduled.layers, target, None)
+        artifact.export(executable, manifest, self._library)
+
+    def _run(self, symbol: str, given: Sequence[Array], output: Array, tasks: int) -> Array:
+        kernel = (self._library, f"__tvm_ffi_{symbol}")
+        return self._machine.run(self._program, given, output, tasks, kernel)

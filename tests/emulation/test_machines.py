@@ -16,7 +16,7 @@ from nybble.schedules.kernel import Kernel
 from nybble.schedules.target import resolve
 from tests.cases import CONV, DEPTHWISE, LINEAR, LOW, LOW_LINEAR, TABLED, Case
 from tests.emulation import machines
-from tests.emulation.networks import Emulated
+from tests.emulation.networks import Deployed, Emulated
 from tests.schedules.cpu.test_conv import sample
 from tests.schedules.modules import inputs_of
 from tests.schedules.test_integer import EVERY_OP, chain
@@ -139,3 +139,14 @@ def test_network(target: str, tmp_path: Path) -> None:
     emulated = Emulated(mod, resolve(target), tmp_path)
     arrays = inputs_of(mod, 2)
     np.testing.assert_array_equal(emulated(arrays), interpreter.run(mod, arrays)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["x86-64", *TARGETS])
+def test_library(target: str, tmp_path: Path) -> None:
+    """The whole ``.so`` of a network: linked for the machine, opened and run there."""
+    mod = chain("half_up")
+    deployed = Deployed(mod, resolve(target), tmp_path)
+    for batch in (1, 2):
+        arrays = inputs_of(mod, batch)
+        np.testing.assert_array_equal(deployed(arrays), interpreter.run(mod, arrays)[0])
