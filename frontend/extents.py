@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax, sym
+from tvm_ffi import structural_equal
 
 
 class Refused(ValueError):  # noqa: N818  # becomes an entry of UnsupportedOpError, never escapes
@@ -64,7 +65,11 @@ class Symbolic:
         """Whether both are equal for every size."""
         if not isinstance(other, Symbolic | int | np.integer):
             return NotImplemented
-        return bool(sym.Analyzer().can_prove_equal(self.expr, _operand(other)))
+        wanted = _operand(other)
+        if sym.Analyzer().can_prove_equal(self.expr, wanted):
+            return True
+        ours, theirs = _factors(self.expr), _factors(wanted)  # TVM keeps products in their order
+        return len(ours) == len(theirs) and all(map(structural_equal, ours, theirs))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -75,6 +80,13 @@ class Symbolic:
 
 
 Extent = int | Symbolic
+
+
+def _factors(expr: Any) -> list[Any]:
+    """The factors of a product, in an order of their own."""
+    if not isinstance(expr, tvm.tirx.Mul):
+        return [expr]
+    return sorted([*_factors(expr.a), *_factors(expr.b)], key=str)
 
 
 def _operand(value: Any) -> Any:

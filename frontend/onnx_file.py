@@ -18,6 +18,7 @@ from tvm import relax
 
 from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
 from nybble.frontend.build import is_sound, not_finite
+from nybble.frontend.onnx_external import MAPPED, mapped
 
 OLDEST_OPSET = 7
 NO_VERSION = 1 << 31  # ONNX's checker takes numbers below
@@ -135,7 +136,10 @@ def array(tensor: onnx.TensorProto, source: Source, name: str) -> NDArray[Any]:
             "locate. Pass the path of the model instead, or load the external data first."
         )
     try:
-        values = np.asarray(numpy_helper.to_array(tensor, base_dir=str(source.folder or "")))
+        if external and tensor.data_type in MAPPED:
+            values = mapped(tensor, Path(source.folder or ""))
+        else:
+            values = np.asarray(numpy_helper.to_array(tensor, base_dir=str(source.folder or "")))
     except (OSError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         advice = " Keep the data file next to the model." if external else ""
         raise ImportModelError(f"Weight '{name}': cannot be read: {error}.{advice}") from error
@@ -255,7 +259,7 @@ def inferred_types(model: onnx.ModelProto, params: Sequence[relax.Var]) -> dict[
 
 
 def _terminates(graph: onnx.GraphProto) -> bool:
-    """Whether ONNX's inference ends: at what is no term of an Einsum it waits for the next letter."""
+    """Whether ONNX's inference ends: it waits at what is no part of an Einsum's equation."""
     equations = [a.s for n in graph.node if n.op_type == "Einsum" for a in n.attribute]
     inner = [a.g for n in graph.node for a in n.attribute if a.HasField("g")]
     return all(map(_EQUATION.fullmatch, equations)) and all(map(_terminates, inner))

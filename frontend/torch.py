@@ -8,48 +8,58 @@ import itertools
 import operator
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import tvm
 from torch._ops import OpOverload
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.node import map_arg
 from tvm import relax
 
 from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
-from nybble.frontend import torch_quantized
+from nybble.frontend import torch_quantized, torch_sizes
 from nybble.frontend.build import Builder, not_finite
 from nybble.frontend.extents import Refused
-from nybble.frontend.torch_ops import CONVERTERS, FRESH, IN_PLACE
+from nybble.frontend.torch_ops import CONVERTERS, DTYPES, FRESH, IN_PLACE
+from nybble.ir import graph
 
 
 def from_torch(
-    net: torch.nn.Module | ExportedProgram, example_inputs: Any, dynamic_batch: bool = True
+    net: torch.nn.Module | ExportedProgram,
+    example_inputs: Any,
+    dynamic_batch: bool = True,
+    shapes: torch_sizes.Shapes | None = None,
 ) -> tvm.IRModule:
     """Imports a network, float or quantized by torch (PT2E).
 
     Args:
         net: a module (also an ``fx.GraphModule``), imported in eval mode and left as it is, or an
             exported program, taken as it was exported.
-        example_inputs: one float32 tensor or a tuple of them; ignored for an exported program.
+        example_inputs: one tensor or a tuple of them; ignored for an exported program.
         dynamic_batch: whether axis 0 of the inputs stays symbolic; ignored for an exported program.
+        shapes: by the name of an argument of ``forward``, its extents: None is the batch, a name
+            an extent that stays open (the same name, the same size). Not for an exported program,
+            which says by itself what is open.
 
     Returns:
         A module of stage ``float``, or ``quantized``: NCHW / OIHW, inputs called as the arguments
         of ``forward``, outputs ``output`` (or ``output_0``, ``output_1`` …).
 
     Raises:
-        ImportModelError: torch cannot export the network, it is not float32, has NaN weights, no
-            inputs, buffers that it changes, or a batch size that cannot vary.
+        ImportModelError: torch cannot export the network, its floats are not float32, it has NaN
+            weights, no inputs, buffers that it changes, or an open size that cannot vary.
         UnsupportedOpError: operators without a translation; it lists every one of them.
     """
-    if not isinstance(net, ExportedProgram):
-        net = _export(net, example_inputs, dynamic_batch)
-    return _Importer(_decomposed(net)).run()
+    if isinstance(net, ExportedProgram):
+        if shapes:
+            raise ImportModelError("shapes: an ExportedProgram keeps the sizes of its export.")
+        return _Importer(_decomposed(net), None).run()
+    examples = _examples(example_inputs)
+    asked = torch_sizes.asked(net, examples, dynamic_batch, shapes or {})
+    return _Importer(_decomposed(_export(net, asked)), asked.open_axes).run()
 
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
@@ -94,72 +104,39 @@ def _without_own_warnings() -> Iterator[None]:
         yield
 
 
-def _export(net: torch.nn.Module, example_inputs: Any, dynamic_batch: bool) -> ExportedProgram:
-    """Exports an eval copy that shares its weights with the user's module."""
+def _examples(example_inputs: Any) -> Sequence[torch.Tensor]:
     examples = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs
     tensors = isinstance(examples, Sequence) and all(isinstance(e, torch.Tensor) for e in examples)
     if not tensors or not examples:
         raise ImportModelError(
             "example_inputs: pass one tensor or a tuple of tensors, as forward takes them."
         )
+    return cast("Sequence[torch.Tensor]", examples)
+
+
+def _export(net: torch.nn.Module, asked: torch_sizes.Asked) -> ExportedProgram:
+    """Exports an eval copy that shares its weights with the user's module."""
     weights = itertools.chain(net.parameters(), net.buffers())
     twin = copy.deepcopy(net, {id(w): w for w in weights})
     with contextlib.suppress(NotImplementedError):  # a graph of torch.export has one mode only
         twin.eval()
-    shapes = None
-    if dynamic_batch:
-        examples = [_two(e) for e in examples]  # torch takes a batch of 1 for a constant
-        shapes = [{0: Dim.AUTO} if e.ndim else None for e in examples]
     try:
         with torch.no_grad(), _without_own_warnings():
-            program = torch.export.export(
-                twin, tuple(examples), dynamic_shapes=None if shapes is None else tuple(shapes)
-            )
+            return torch.export.export(twin, asked.examples, dynamic_shapes=asked.dynamic_shapes())
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise ImportModelError(
             f"{type(net).__name__}: torch.export cannot export it: {error}"
         ) from error
-    if dynamic_batch:
-        _check_batch(program)
-    return program
-
-
-def _check_batch(program: ExportedProgram) -> None:
-    """Torch silently fixes a batch that the network itself fixes."""
-    names = set(program.graph_signature.user_inputs)
-    for node in program.graph.find_nodes(op="placeholder"):
-        fake = node.meta.get("val")
-        is_image = node.name in names and isinstance(fake, torch.Tensor) and fake.ndim
-        if not is_image:
-            continue
-        size, allowed = fake.shape[0], ""
-        if is_concrete_int(size):
-            allowed = f"a batch of {size}"
-        elif size.node.expr in program.range_constraints:
-            bounds = program.range_constraints[size.node.expr]
-            # 2 is where torch's ranges begin anyway; the network itself asks for less or more
-            if bounds.upper.is_Integer or bounds.lower > 2:
-                allowed = f"batches from {bounds.lower} to {bounds.upper}"
-        if allowed:
-            raise ImportModelError(
-                f"Input '{node.name}': the network works for {allowed} only. Write it without "
-                "fixed batch sizes, or pass dynamic_batch=False and an example of the batch size "
-                "that you want."
-            )
-
-
-def _two(example: torch.Tensor) -> torch.Tensor:
-    return torch.cat([example, example]) if example.ndim and len(example) == 1 else example
 
 
 class _Importer:
     """One walk over an exported graph."""
 
-    def __init__(self, program: ExportedProgram):
+    def __init__(self, program: ExportedProgram, open_axes: Sequence[torch_sizes.Axes] | None):
         self.program, self.graph = program, program.graph
         self.values: dict[Node, Any] = {}
         self.unsupported: list[UnsupportedNode] = []
-        self.batch = tvm.tirx.Var("batch", "int64")
+        self.sizes = torch_sizes.named(program, open_axes)
         self.owners: dict[Node, str] = {}  # module path that owns a parameter
         params = self._bind_inputs()
         self.build = Builder(params)
@@ -200,26 +177,13 @@ class _Importer:
 
     def _input(self, node: Node) -> relax.Var:
         fake = node.meta["val"]
-        if fake.dtype != torch.float32:
+        if fake.dtype not in DTYPES:
             raise ImportModelError(
-                f"Input '{node.name}': its dtype is {fake.dtype}; only float32 is supported. "
-                "Call net.float() and pass float32 examples."
+                f"Input '{node.name}': its dtype is {fake.dtype}; float32, integers and bool are "
+                "supported. Call net.float() and pass float32 examples."
             )
-        return relax.Var(node.name, relax.TensorType(self._shape(fake, node.name), "float32"))
-
-    def _shape(self, fake: torch.Tensor, name: str) -> list[Any]:
-        """Extents of a fake tensor; a symbolic axis 0 is the batch."""
-        sizes: list[Any] = []
-        for axis, size in enumerate(fake.shape):
-            fixed = is_concrete_int(size)
-            if fixed or axis == 0:
-                sizes.append(int(size) if fixed else self.batch)
-            else:
-                raise ImportModelError(
-                    f"Input '{name}': axis {axis} is dynamic; only the batch (axis 0) may be. "
-                    "Export it with a fixed size."
-                )
-        return sizes
+        shape = self.sizes.extents(fake)
+        return relax.Var(node.name, relax.TensorType(shape, DTYPES[fake.dtype]))
 
     def _results(self) -> list[relax.Var]:
         results = []
@@ -272,7 +236,11 @@ class _Importer:
         if target not in CONVERTERS:
             raise Refused("there is no translation for this operator")
         args, kwargs = map_arg((node.args, node.kwargs), self._argument)
-        return CONVERTERS[target](self.build, self._name(node), *args, **kwargs)
+        value = CONVERTERS[target](self.build, self._name(node), *args, **kwargs)
+        fake = node.meta.get("val")
+        if isinstance(value, relax.Var) and isinstance(fake, torch.Tensor):
+            _check_dtype(graph.dtype_of(value), fake.dtype)
+        return value
 
     def _argument(self, node: Node) -> Any:
         value = self.values[node]
@@ -283,8 +251,8 @@ class _Importer:
         fake = node.meta.get("val")
         if isinstance(fake, torch.Tensor) and fake.dtype == torch.float32:
             try:
-                shape = self._shape(fake, node.name)
-            except ImportModelError:
+                shape = self.sizes.extents(fake)
+            except Refused:
                 return
             self.values[node] = relax.Var(node.name, relax.TensorType(shape, "float32"))
 
@@ -304,6 +272,12 @@ class _Importer:
             else node.name
         )
         return f"{path}.{op}" if path else op
+
+
+def _check_dtype(given: str, wanted: torch.dtype) -> None:
+    """Refuses what torch promotes to another type than the converter does."""
+    if DTYPES.get(wanted) not in (given, None):
+        raise Refused(f"gives {given} where torch gives {DTYPES[wanted]}: cast its operands")
 
 
 def _is_random(op: OpOverload) -> bool:

@@ -76,7 +76,7 @@ def attention(build: Builder, name: str, *operands: Any, **options: Any) -> Valu
     factor = 1 / sqrt(size) if scale is None else scale
     scores = build.binary("multiply", scores, factor, f"{name}.scale")
     if is_causal:
-        mask = _causal(extents.shape(scores))
+        mask = _causal(build, extents.shape(scores), name)
     if isinstance(mask, np.ndarray) and mask.dtype == bool:
         mask = np.where(mask, np.float32(0), np.float32(-np.inf))
     if mask is not None:
@@ -85,11 +85,13 @@ def attention(build: Builder, name: str, *operands: Any, **options: Any) -> Valu
     return general.matmul(build, weights, v, name)
 
 
-def _causal(sizes: Sequence[Any]) -> Any:
+def _causal(build: Builder, sizes: Sequence[Any], name: str) -> Any:
+    """0 where a row may look, minus infinity where it would look ahead."""
     rows, columns = sizes[-2:]
-    if not (isinstance(rows, int) and isinstance(columns, int)):
-        raise Refused("hides the future of an open length")
-    return np.tril(np.ones((rows, columns), bool))
+    if isinstance(rows, int) and isinstance(columns, int):
+        return np.tril(np.ones((rows, columns), bool))
+    hidden = general.filled(build, [rows, columns], np.float32(-np.inf), f"{name}.hidden")
+    return build.emit(relax.op.triu(hidden, 1), f"{name}.future")
 
 
 def matmul(build: Builder, name: str, left: Value, right: Value) -> Value:
@@ -102,14 +104,26 @@ def matmul(build: Builder, name: str, left: Value, right: Value) -> Value:
 # ---------------------------------------------------------------- parts of a tensor
 
 
+def embedding(build: Builder, name: str, table: Value, numbers: Value, *_: Any) -> Value:
+    """``aten.embedding``: rows of a table; how gradients flow to it is no matter here."""
+    return general.take(build, build.weights(table, "table"), numbers, 0, name)
+
+
+def arange(build: Builder, name: str, *bounds: Any, **_options: Any) -> Value:
+    """``aten.arange`` up to an open size, by whole numbers: (end), (start, end), (…, step)."""
+    start, end, step = (0, *bounds, 1) if len(bounds) == 1 else filled(bounds, (0, 0, 1))
+    if not all(isinstance(bound, int | extents.Symbolic) for bound in (start, end, step)):
+        raise Refused(f"counts from {start} to {end} by {step}")
+    return build.emit(relax.op.arange(*extents.expressions([start, end, step]), "int64"), name)
+
+
 def select(build: Builder, name: str, x: Value, axis: int, index: int) -> Value:
     """``aten.select``: one slice of an axis, which vanishes."""
     sizes = extents.shape(x)
     axis, size = axis % len(sizes), sizes[axis]
-    if index < 0:
-        if not isinstance(size, int):
-            raise Refused("counts from the end of an open axis")
-        index += size
+    if index < 0 and not isinstance(size, int):
+        return general.take(build, x, np.asarray(index), axis, name)
+    index = index + size if index < 0 else index
     one = general.cut(build, x, {axis: (index, index + 1)}, f"{name}.slice")
     return build.squeeze(one, [axis], name)
 
@@ -121,6 +135,9 @@ def sliced(build: Builder, name: str, x: Value, *span: Any) -> Value:
     axis, size = axis % len(sizes), sizes[axis]
     if start in (None, 0) and (end is None or end == size or _is_beyond(end)) and step == 1:
         return x
+    if isinstance(end, extents.Symbolic) and isinstance(start or 0, int):
+        whole = build.tensor(x, f"{name}.whole")  # torch has seen that it ends within the axis
+        return general.cut(build, whole, {axis: (start or 0, end)}, name, step)
     if not isinstance(size, int):
         raise Refused("takes a part of an open axis")
     begin, stop, _ = slice(start, end).indices(size)
@@ -178,8 +195,12 @@ def unflatten(build: Builder, name: str, x: Value, axis: int, sizes: Sequence[An
 
 
 CONVERTERS: dict[Any, Any] = {
+    aten.arange.default: arange,
+    aten.arange.start: arange,
+    aten.arange.start_step: arange,
     aten.bmm.default: matmul,
     aten.chunk.default: chunk,
+    aten.embedding.default: embedding,
     aten.expand.default: expand,
     aten.gelu.default: gelu,
     aten.layer_norm.default: layer_norm,

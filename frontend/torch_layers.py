@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tvm import relax
 
 from nybble.frontend import extents
 from nybble.frontend.build import Builder, Value
@@ -144,6 +145,15 @@ def adaptive_avg_pool(build: Builder, name: str, x: Value, output: Any) -> Value
         raise Refused(f"pools {height}x{width} to {rows}x{columns}, which does not divide evenly")
     size = (height // rows, width // columns)
     return build.avg_pool2d(x, Window(size, size), False, name)
+
+
+def total(
+    build: Builder, name: str, x: Value, axes: Any = None, keepdims: bool = False, **options: Any
+) -> Value:
+    """``aten.sum``; the only option is dtype."""
+    if options.get("dtype") not in {None, torch.float32}:
+        raise Refused(f"computes in {options['dtype']}")
+    return build.emit(relax.op.sum(x, [axes] if isinstance(axes, int) else axes, keepdims), name)
 
 
 def mean(

@@ -64,13 +64,20 @@ def _same(_build: Builder, _name: str, x: Value, *_args: Any, **_kwargs: Any) ->
     return x
 
 
-def _to(
-    _build: Builder, _name: str, x: Value, *args: Any, dtype: Any = None, **_kwargs: Any
-) -> Value:
-    wanted = next((a for a in (dtype, *args) if isinstance(a, torch.dtype)), torch.float32)
-    if wanted != torch.float32:
+def _to(build: Builder, name: str, x: Value, *args: Any, dtype: Any = None, **_: Any) -> Value:
+    wanted = next((a for a in (dtype, *args) if isinstance(a, torch.dtype)), None)
+    if wanted is None:
+        return x
+    if wanted not in DTYPES:
         raise Refused(f"casts an activation to {wanted}")
-    return x
+    return build.cast(x, DTYPES[wanted], name)
+
+
+DTYPES: dict[torch.dtype, str] = {
+    getattr(torch, name): name
+    for name in ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
+}
+"""Types that activations may have, as Relax calls them."""
 
 
 # ---------------------------------------------------------------- structure
@@ -104,7 +111,7 @@ def _flatten(build: Builder, name: str, x: Value, start: int = 0, end: int = -1)
     first, last = start % len(sizes), end % len(sizes)
     count: Any = 1
     for size in sizes[first : last + 1]:
-        count = size * count
+        count = count * size
     return build.reshape(x, [*sizes[:first], count, *sizes[last + 1 :]], name)
 
 
@@ -231,13 +238,19 @@ CONVERTERS: dict[Any, Convert] = {
     aten.sub.Scalar: _binary("subtract"),
     aten.sub.Tensor: _binary("subtract"),
     aten.sym_size.int: _size,
+    aten.sum.default: torch_layers.total,
+    aten.sum.dim_IntList: torch_layers.total,
     aten.t.default: _t,
     aten.tanh.default: _unary(relax.op.tanh),
     aten.to.dtype: _to,
     aten.transpose.int: _transpose,
     aten.unsqueeze.default: _unsqueeze,
     aten.view.default: _view,
+    operator.add: _python(operator.add),
     operator.floordiv: _python(operator.floordiv),
     operator.getitem: _item,
+    operator.mod: _python(operator.mod),
     operator.mul: _python(operator.mul),
+    operator.neg: _python(operator.neg),
+    operator.sub: _python(operator.sub),
 }

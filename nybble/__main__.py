@@ -294,10 +294,10 @@ def bench(
 def inspect(
     net: Library,
     as_json: Annotated[bool, typer.Option("--json", help="JSON for scripts.")] = False,
-    time: Annotated[bool, typer.Option(help="Run it to measure every layer.")] = True,
+    time: Annotated[bool, typer.Option(help="Run it, to measure every layer.")] = False,
     batch: Batch = 1,
 ) -> None:
-    """Show what is inside a library: inputs, layers, widths, kernels, times."""
+    """Show what is inside a library: inputs, layers, widths, kernels. Runs nothing of it."""
     from nybble import commands
 
     commands.inspect(net, as_json, time, batch)

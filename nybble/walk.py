@@ -61,13 +61,17 @@ def load_onnx(source: Any, shapes: Shapes | None = None) -> Model:
     return _checked(from_onnx(source, shapes))
 
 
-def load_torch(net: Any, example_inputs: Any, dynamic_batch: bool = True) -> Model:
+def load_torch(
+    net: Any, example_inputs: Any, dynamic_batch: bool = True, shapes: Shapes | None = None
+) -> Model:
     """Imports a torch network.
 
     Args:
         net: ``nn.Module``, ``ExportedProgram`` or ``fx.GraphModule``.
         example_inputs: a tensor or a tuple of tensors, used for tracing.
         dynamic_batch: let the first axis of every input vary.
+        shapes: what else stays open, by the names of ``forward``'s arguments: None marks the batch,
+            a name (``"height"``) an extent that stays open. An ``ExportedProgram`` says it itself.
 
     Raises:
         ImportModelError: the network cannot be traced, or holds NaN.
@@ -75,7 +79,7 @@ def load_torch(net: Any, example_inputs: Any, dynamic_batch: bool = True) -> Mod
     """
     from nybble.frontend.torch import from_torch  # noqa: PLC0415  (torch takes seconds to load)
 
-    return _checked(from_torch(net, example_inputs, dynamic_batch))
+    return _checked(from_torch(net, example_inputs, dynamic_batch, shapes))
 
 
 def _checked(module: Any) -> Model:

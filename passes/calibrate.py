@@ -78,6 +78,11 @@ def calibrate(
 def _observe(mod: tvm.IRModule, sample: Batch, observers: Mapping[str, MinMax]) -> None:
     def update(name: str, values: Array) -> None:
         if name in observers:
+            if values.size == 0:
+                raise CalibrationError(
+                    f"'{name}' has no elements, shape {values.shape}, so it has no range. "
+                    "Check the extents that the model computes."
+                )
             if not np.all(np.isfinite(values)):
                 raise CalibrationError(
                     f"'{name}' is NaN or infinite on the calibration data, though the inputs are "

@@ -73,7 +73,7 @@ def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, command: str) -
 def test_inspect_json(
     monkeypatch: pytest.MonkeyPatch, net: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, "inspect", net, "--json") == 0
+    assert call(monkeypatch, "inspect", net, "--json", "--time") == 0
     told = json.loads(capsys.readouterr().out)
     assert [layer["name"] for layer in told["layers"]] == ["first", "view", "second"]
     first, view, _ = told["layers"]
@@ -91,7 +91,7 @@ def test_inspect_works_for_another_machines_library(
 ) -> None:
     path = tmp_path / "net.so"
     artifact.export(tiny_executable(), tiny_manifest(features=("avx1024",)), path)
-    assert call(monkeypatch, "inspect", path, "--json") == 0
+    assert call(monkeypatch, "inspect", path, "--json", "--time") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["layers"][0]["time"] is None
     assert "lacks avx1024" in told["times_missing_because"]

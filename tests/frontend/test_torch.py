@@ -179,9 +179,10 @@ def test_exported_program_and_fx_graph_module_equal_the_module() -> None:
 
 def test_weights_are_not_copied_by_the_export() -> None:
     from nybble.frontend import torch as importer  # noqa: PLC0415
+    from nybble.frontend import torch_sizes  # noqa: PLC0415
 
     net = nn.Conv2d(3, 4, 3)
-    program = importer._export(net, torch.zeros(2, 3, 8, 8), True)
+    program = importer._export(net, torch_sizes.asked(net, [torch.zeros(2, 3, 8, 8)], True, {}))
     assert program.state_dict["weight"].data_ptr() == net.weight.data_ptr()
 
 

@@ -1,9 +1,9 @@
 """The process that meets mutants one after the other: it tells what each came to, until it dies.
 
-    python -m tests.fuzzing.child KIND SEEDS           numbers on stdin, one JSON line for each
-    python -m tests.fuzzing.child KIND SEEDS NUMBER    one mutant, with its traceback
+    python -m tests.fuzzing.child SEEDS              "KIND NUMBER" on stdin, a JSON line for each
+    python -m tests.fuzzing.child SEEDS KIND NUMBER  one mutant again, with its traceback
 
-KIND is one of `walks.KINDS`, SEEDS the folder that `parent.Hunt` has filled.
+KIND is one of `walks.KINDS`; SEEDS is the folder that `parent.Hunt` has filled, one in it for each.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ MEMORY = 12 << 30
 def meet(kind: str, number: int, seeds: list[Path]) -> dict[str, Any]:
     """What one mutant came to, and what it took."""
     before, start = _listing(), time.process_time()
-    rng = Random(f"{kind} {number}")
-    found: dict[str, Any] = {"number": number, "escaped": None}
+    found: dict[str, Any] = {"escaped": None}
     try:
-        found["end"] = KINDS[kind](seeds, rng)
+        found["end"] = KINDS[kind](seeds, Random(f"{kind} {number}"))
     except NybbleError as error:
         found["end"] = type(error).__name__
     except Exception as error:  # noqa: BLE001  (what escapes is what we are here for)
@@ -49,25 +48,35 @@ def _listing() -> set[str]:
     return {str(path) for folder in folders for path in folder.rglob("*")}
 
 
-def main() -> None:
-    """Answers numbers until the end of stdin, or the one that is given."""
-    kind, folder, *only = sys.argv[1:]
-    seeds = sorted(Path(folder).iterdir())
-    faulthandler.enable()
-    if only:
-        seeds = [path.resolve() for path in seeds]
-        with tempfile.TemporaryDirectory() as here:
-            os.chdir(here)
-            tempfile.tempdir = here
-            found = meet(kind, int(only[0]), seeds)
-            print(found.pop("escaped") or "", found, sep="\n")
-            os.chdir("/")
-        return
+def _again(seeds: list[Path], kind: str, number: int) -> None:
+    """One mutant, in a folder that vanishes."""
+    with tempfile.TemporaryDirectory() as here:
+        os.chdir(here)
+        tempfile.tempdir = here
+        found = meet(kind, number, seeds)
+        os.chdir("/")
+    sys.stdout.write(f"{found.pop('escaped') or ''}\n{found}\n")
+
+
+def _answer(seeds: dict[str, list[Path]]) -> None:
+    """Meets whatever stdin names."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:
         os.dup2(2, 1)  # what libraries print is no answer
         for line in sys.stdin:
-            print(json.dumps(meet(kind, int(line), seeds)), file=answers)
+            kind, number = line.split()
+            answers.write(json.dumps(meet(kind, int(number), seeds[kind])) + "\n")
+
+
+def main() -> None:
+    """Answers until the end of stdin, or meets the one that is given."""
+    folder, *only = sys.argv[1:]
+    faulthandler.enable()
+    seeds = {kind.name: sorted(kind.resolve().iterdir()) for kind in Path(folder).iterdir()}
+    if only:
+        _again(seeds[only[0]], only[0], int(only[1]))
+    else:
+        _answer(seeds)
 
 
 if __name__ == "__main__":

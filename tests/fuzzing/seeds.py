@@ -1,4 +1,4 @@
-"""Valid models that mutants are made of: small networks with many operators, and ONNX's own cases."""
+"""Valid models that mutants are made of: small networks with many operators, ONNX's own cases."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _moves() -> onnx.ModelProto:
         node("Squeeze", "e one", "f"),
         node("Expand", "f wide", "g"),
         node("DepthToSpace", "g", "h", blocksize=2),
-        node("Resize", "h _ scales", "i", mode="linear", coordinate_transformation_mode="half_pixel"),
+        node("Resize", "h _ scales", "i", mode="linear"),
         node("ConvTranspose", "i w", "j", strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]),
         node("ArgMax", "j", "k", axis=1, keepdims=1),
         node("Cast", "k", "l", to=TensorProto.FLOAT),
@@ -120,7 +120,7 @@ def _recurrent() -> onnx.ModelProto:
     weights = {"w": values(2, 20, 8), "r": values(2, 20, 5), "b": values(2, 40),
                "flat": np.array([0, 0, -1]), "gw": values(1, 12, 10), "gr": values(1, 12, 4),
                "one": np.array([1])}  # fmt: skip
-    return model(nodes, LINE, weights)
+    return model(nodes, ("N", 2, 8), weights)  # every step is unrolled, and compiled
 
 
 def _qdq() -> onnx.ModelProto:
@@ -163,7 +163,7 @@ def _operators() -> onnx.ModelProto:
 
 
 def _branches() -> onnx.ModelProto:
-    """``If`` with a computed condition, a constant one, a function of the model, and a Loop-free body."""
+    """``If`` with a computed condition, a constant one, and a function of the model."""
     then = _body("yes", [node("Relu", "x", "left")], "left")
     other = _body("no", [node("Neg", "x", "right")], "right")
     nodes = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +27,7 @@ LARGEST = 1 << 16
 """Elements of an input that these are called with; larger ones end at the import."""
 
 
-class Differs(AssertionError):
+class DiffersError(AssertionError):
     """A mutant did something else than what is promised."""
 
 
@@ -78,7 +80,7 @@ def _same(got: Any, wanted: Any) -> None:
     if got.shape != wanted.shape or not np.allclose(
         got, wanted, rtol=1e-3, atol=allowed, equal_nan=True
     ):
-        raise Differs(f"the library gives {got.ravel()[:8]}, the law {wanted.ravel()[:8]}")
+        raise DiffersError(f"the library gives {got.ravel()[:8]}, the law {wanted.ravel()[:8]}")
 
 
 def library(seeds: list[Path], rng: Random) -> str:
@@ -93,7 +95,7 @@ def library(seeds: list[Path], rng: Random) -> str:
                 read(path)
             except nybble.errors.ArtifactError:
                 continue
-            raise Differs(f"{read} took a damaged file for a sound one")
+            raise DiffersError(f"{read} took a damaged file for a sound one")
     return "refused"
 
 
@@ -127,6 +129,32 @@ def _inspect(path: Path) -> None:
             commands.inspect(path, as_json, False, 1)
 
 
+# ---------------------------------------------------------------- what a hunt must find
+
+
+def dies(_seeds: list[Path], _rng: Random) -> str:
+    """The process itself."""
+    os.abort()
+
+
+def hangs(_seeds: list[Path], _rng: Random) -> str:
+    """No answer."""
+    time.sleep(1000)
+    return "late"
+
+
+def leaves(_seeds: list[Path], _rng: Random) -> str:
+    """A file."""
+    Path("forgotten").touch()
+    return "done"
+
+
+def escapes(_seeds: list[Path], _rng: Random) -> str:
+    """An error that is none of ours."""
+    raise KeyError("escaped")
+
+
 KINDS: dict[str, Callable[[list[Path], Random], str]] = {
     "onnx": onnx, "nodes": onnx, "library": library, "manifest": manifest,
+    "dies": dies, "hangs": hangs, "leaves": leaves, "escapes": escapes,
 }  # fmt: skip
