@@ -44,7 +44,10 @@ def rescaled(op: str, *inputs: Any, channels: int) -> tvm.IRModule:
     return one(op, scales, *inputs, **clamped("int8"))
 
 
-OTHERS = {"weight_only", "matmul", "softmax", "masked_softmax", "layer_norm", "rms_norm"}
+OTHERS = {
+    "weight_only", "matmul", "softmax", "masked_softmax", "layer_norm", "rms_norm",
+    "row_tops", "quantize_rows", "rescale_rows",
+}  # fmt: skip
 """Ops with kernels of their own, or without any for GPUs."""
 MODULES = {
     **{name: mod for name, mod in EVERY_OP.items() if name not in OTHERS},
