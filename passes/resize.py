@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 from typing import Any
@@ -39,18 +39,17 @@ def resize_of(call: Any) -> Resize | str:
     if attrs["layout"] != "NHWC":
         return f"resizes an image in {attrs['layout']}"
     before, after = call.args[0].ty.shape.values[1:3], call.args[1].values
-    factors = [_factor(n, m) for n, m in zip(before, after, strict=True)]
-    if None in factors:
+    high, wide = (_factor(n, m) for n, m in zip(before, after, strict=True))
+    if high is None or wide is None:
         return "grows an open size by no whole factor"
-    up, down = ((f.numerator for f in factors), (f.denominator for f in factors))  # type: ignore[union-attr]
-    pairs: Any = tuple(up), tuple(down)
+    up, down = (high.numerator, wide.numerator), (high.denominator, wide.denominator)
     mode, method = attrs["coordinate_transformation_mode"], attrs["method"]
     if method == "nearest_neighbor":
         is_floor = mode == "asymmetric" and attrs["rounding_method"] == "floor"
-        return Resize(*pairs, None) if is_floor else f"takes the nearest pixel by '{mode}'"
+        return Resize(up, down, None) if is_floor else f"takes the nearest pixel by '{mode}'"
     if method != "linear" or mode not in resampling.MODES:
         return f"interpolates by '{method}', '{mode}'"
-    return _bilinear(graph.shape_of(call.args[0])[1:3], pairs, mode)
+    return _bilinear(graph.shape_of(call.args[0])[1:3], Resize(up, down, mode))
 
 
 def copies(call: Any) -> bool:
@@ -59,15 +58,17 @@ def copies(call: Any) -> bool:
     return isinstance(found, Resize) and found.mode is None
 
 
-def _bilinear(extents: Any, pairs: Any, mode: str) -> Resize | str:
+def _bilinear(extents: Any, found: Resize) -> Resize | str:
+    """The resize with the sum of its weights, or why it has none."""
+    mode = str(found.mode)
     if mode == "align_corners" and any(isinstance(extent, str) for extent in extents):
         return "aligns the corners of an image of open size"
-    axes = zip(extents, *pairs, strict=True)
+    axes = zip(extents, found.up, found.down, strict=True)
     unit = prod(resampling.places(mode, up, down, extent).unit for extent, up, down in axes)
     largest = max(map(abs, numerics.limits("uint8")))
     if unit * largest >= 1 << SUM_BITS:
         return f"has weights of 1/{unit}, whose sums may exceed 32 bits"
-    return Resize(*pairs, mode, unit)
+    return replace(found, unit=unit)
 
 
 def _factor(before: Any, after: Any) -> Fraction | None:

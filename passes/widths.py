@@ -45,6 +45,7 @@ def layer_widths(view: View, kinds: Mapping[str, str], recipe: Recipe) -> dict[s
             f"Recipe: with activations='{recipe.activations}' nothing is calibrated. Use "
             "nybble.quantize, or the pass weights_only."
         )
+    assert isinstance(recipe.activations, int)  # or nothing were calibrated
     linear = [name for name in view.calls if kinds[name] == "linear"]
     check_patterns(linear, recipe)
     ends = {linear[0], linear[-1]} if linear else set[str]()

@@ -48,29 +48,32 @@ def define_tops(problem: Problem) -> Any:
 
 
 def define_quantized(problem: Problem) -> Any:
-    """``quantize_rows``, unscheduled; a row without a scale becomes zeros."""
+    """``quantize_rows``, unscheduled: a block ``factor`` for each row; without one it is zeros."""
     symbols = loops.Symbols()
     x, top = (symbols.tensor(s, n) for s, n in zip(problem.inputs, ("x", "top"), strict=True))
 
+    most, zero = tirx.const(float(MOST), "float32"), tirx.const(0.0, "float32")
+    factor = te.compute(top.shape, lambda *index: most / top(*index), "factor")
+
     def value(*index: Any) -> Any:
-        largest = top(*index[:-1], 0)
-        steps = x(*index) * (tirx.const(float(MOST), "float32") / largest)
-        has_scale = _magnitude(largest) < _int(INFINITY)
-        steps = tirx.nearbyint(tirx.Select(has_scale, steps, tirx.const(0.0, "float32")))
-        return steps.astype("int32").astype("int8")
+        has_scale = _magnitude(factor(*index[:-1], 0)) < _int(INFINITY)
+        steps = tirx.Select(has_scale, x(*index) * factor(*index[:-1], 0), zero)
+        return tirx.nearbyint(steps).astype("int32").astype("int8")
 
     return loops.function([x, top, te.compute(x.shape, value, "out")])
 
 
 def define_rescaled(problem: Problem) -> Any:
-    """``rescale_rows``, unscheduled."""
+    """``rescale_rows``, unscheduled: a block ``factor`` for each row."""
     symbols, channels = loops.Symbols(), problem.output.shape[-1]
     acc, top = (symbols.tensor(s, n) for s, n in zip(problem.inputs, ("x", "top"), strict=True))
     scale, bias = (te.placeholder((channels,), "float32", n) for n in ("scale", "bias"))
 
+    most = tirx.const(float(MOST), "float32")
+    factor = te.compute(top.shape, lambda *index: top(*index) / most, "factor")
+
     def value(*index: Any) -> Any:
-        product = acc(*index).astype("float32") * scale[index[-1]]
-        row = top(*index[:-1], 0) / tirx.const(float(MOST), "float32")
+        product, row = acc(*index).astype("float32") * scale[index[-1]], factor(*index[:-1], 0)
         return tirx.call_llvm_pure_intrin("float32", "llvm.fma", product, row, bias[index[-1]])
 
     return loops.function([acc, top, scale, bias, te.compute(acc.shape, value, "out")])
@@ -98,7 +101,14 @@ def _build_tops(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
 
 def _build(define: Callable[[Problem], Any], problem: Problem, _target: Any, _knobs: Knobs) -> Any:
     sch = define(problem)
-    loops.rows(sch, sch.get_sblock("out"), 2 * loops.static_size(problem.output.shape))
+    factor, out = sch.get_sblock("factor"), sch.get_sblock("out")
+    *rows, channels = sch.get_loops(out)
+    width = loops.lanes_of(sch.get(channels).extent)
+    if width > 1:
+        sch.vectorize(sch.split(channels, [None, width])[1])
+    row = loops.parallel(sch, rows, 2 * loops.static_size(problem.output.shape))
+    sch.compute_at(factor, row, preserve_unit_loops=True)
+    sch.set_scope(factor, 0, "local")
     return sch.mod["main"]
 
 

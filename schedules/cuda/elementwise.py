@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from nybble.schedules.cpu import elementwise, loops
+from nybble.schedules.cpu import elementwise, loops, pooling, resampling
 from nybble.schedules.cuda import bind
 from nybble.schedules.cuda.arch import KIND
 from nybble.schedules.kernel import Kernel, Knobs, Problem, TensorSpec
@@ -58,5 +58,7 @@ KERNELS = tuple(
         ("table", elementwise.pack_table, elementwise.define_table),
         ("quantize", elementwise.pack_border, elementwise.define_border),
         ("dequantize", elementwise.pack_border, elementwise.define_border),
+        ("nearest2d", pooling.pack, resampling.define),
+        ("bilinear2d", pooling.pack, resampling.define),
     )
 )

@@ -44,8 +44,11 @@ def rescaled(op: str, *inputs: Any, channels: int) -> tvm.IRModule:
     return one(op, scales, *inputs, **clamped("int8"))
 
 
-OTHERS = {"weight_only", "softmax", "masked_softmax", "layer_norm", "rms_norm"}
-"""Ops with kernels of their own."""
+OTHERS = {
+    "weight_only", "softmax", "masked_softmax", "layer_norm", "rms_norm",
+    "row_tops", "quantize_rows", "rescale_rows",
+}  # fmt: skip
+"""Ops with kernels of their own, or without any for GPUs."""
 MODULES = {
     **{name: mod for name, mod in EVERY_OP.items() if name not in OTHERS},
     "requantize 16 bytes": rescaled("requantize", ((3, 5, 32), "int32"), channels=32),

@@ -144,7 +144,10 @@ def test_integers_are_moved(kind: str) -> None:
         node("Transpose", "p", "t", perm=[0, 2, 3, 1]),
         node("Concat", "t t", "q", axis=3),
     ]  # fmt: skip
-    moved = {"pads": np.array([0, 0, 1, 0, 0, 0, 0, 2]), "scales": np.float32([1, 1, 2, 3])}
+    moved = {
+        "pads": np.array([0, 0, 1, 0, 0, 0, 0, 2]),
+        "scales": np.array([1, 1, 2, 3], np.float32),
+    }
     model = agree(bordered(kind, nodes, **moved, yz=zero, ys=np.float32(0.03)), 0, 0.03)
     assert specs.between_borders(model.integer) == []
     assert not any(graph.op_name(b.value) == "nybble.requantize"
