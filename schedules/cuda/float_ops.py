@@ -52,13 +52,12 @@ def _lanes(call: relax.Call) -> int:
     source = call.args[0]
     shape = graph.shape_of(source)
     last = len(shape) - 1
-    is_kept = {
-        "relax.permute_dims": lambda: (
-            attrs["axes"] is not None and attrs["axes"][-1] % len(shape) == last
-        ),
-        "relax.take": lambda: attrs["axis"] is not None and attrs["axis"] % len(shape) != last,
-        "relax.nn.pad": lambda: not any(attrs["pad_width"][-2:]),
-    }[op]()
+    if op == "relax.permute_dims":
+        is_kept = bool(attrs["axes"]) and attrs["axes"][-1] % len(shape) == last
+    elif op == "relax.take":
+        is_kept = attrs["axis"] is not None and attrs["axis"] % len(shape) != last
+    else:
+        is_kept = not any(attrs["pad_width"][-2:])
     return bind.lanes_of(shape[-1], loops.stored(graph.dtype_of(source))) if is_kept else 1
 
 

@@ -35,7 +35,7 @@ def quantized(name: str) -> tuple[nybble.QuantizedModel, Any]:
         data = [transformers.tokens(2, LENGTH, WIDTH, seed) for seed in range(3)]
     else:
         net = transformers.drawn(lambda: transformers.VisionTransformer(SIZE, 8, WIDTH, 1))
-        data = [models.images(2, (3, SIZE, SIZE), seed) for seed in range(3)]
+        data = [models.images(1, (3, SIZE, SIZE), seed) for seed in range(3)]
     model = nybble.load_torch(net, torch.from_numpy(data[0]), dynamic_batch=False)
     return nybble.quantize(model, data), data[0]
 
