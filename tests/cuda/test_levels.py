@@ -50,12 +50,14 @@ class Levels(Case):
         return {**arrays, "w": (base + step * codes).reshape(o, k).astype(np.int8)}
 
 
+SIGNED = Levels("signed", "linear", (3, 128), (33, 128), dtypes=("int8", "int8"), length=64)
 CASES = (
-    Levels("tokens", "linear", (5, 160), (140, 160), length=32),
-    Levels("signed", "linear", (3, 128), (33, 128), dtypes=("int8", "int8"), length=64),
+    Levels("tokens", "linear", (5, 160), (40, 160), length=32),
     Levels("high", "linear", (2, 256), (20, 256), operands="high"),
 )
 MORE_CASES = (
+    SIGNED,
+    Levels("channels", "linear", (5, 160), (140, 160), length=32),
     Levels("alternating", "linear", (9, 384), (20, 384), operands="alternating"),
     Levels("low", "linear", (9, 64), (20, 64), dtypes=("int8", "int8"), operands="low", length=64),
     Levels("add", "linear", (70, 320), (300, 320), epilogue="add", length=64),
@@ -91,7 +93,7 @@ def test_others_are_refused() -> None:
 
 @pytest.mark.parametrize(("arch", "length"), [("sm_90", 64), ("sm_80", None)])
 def test_they_are_found_in_the_weights(arch: str, length: int | None) -> None:
-    case = CASES[1]
+    case = SIGNED
     w = case.data()["w"]
     assert (length_of(w), length_of(w[:, :96]), length_of(w[:, :100])) == (64, 32, 0)
     x = relax.Var("x", relax.TensorType(case.x, "int8"))
