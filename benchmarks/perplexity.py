@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from benchmarks.output import console
+from nybble.ir.two_levels import PROTECTED, second_level
 from nybble.passes.grids import quantize_groups
-from nybble.passes.two_levels import PROTECTED, second_level
 
 Floats = NDArray[np.float32]
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -83,7 +83,7 @@ class Recipe:
             pattern and its `Widths`.
         group: weights that share a scale along the inputs of a layer, with
             ``activations="float"``; None is one scale per output channel. With integer activations
-            it gives linear layers of 4 bits a second level (`nybble.passes.two_levels`): an integer
+            it gives linear layers of 4 bits a second level (`nybble.ir.two_levels`): an integer
             step and base for each group, within 8-bit arithmetic.
         symmetric: no zero points for weights, with ``activations="float"``.
         calibrator: how an activation's range is chosen from the calibration data.

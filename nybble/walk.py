@@ -249,7 +249,7 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
     phases = Phases(progress, len(cpus) * (2 if measure else 1))
     lowered = [
         lower(
-            pipeline.suited(module, place.target.arch),
+            suited(module, place.target),
             place.target,
             _plan(place, measure, prefer),
             phases.begin() if measure else None,
@@ -272,6 +272,11 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
         for code, scheduled, cpu, rates, (_, lifted) in variants
     )
     return replace(first, higher=tuple(higher), notes=known.notes(tuned, places))
+
+
+def suited(module: Any, target: Any) -> Any:
+    """The module as a kind of target computes it: differs for weight-only layers alone."""
+    return pipeline.suited(module, target.arch)
 
 
 def _plan(place: Place, measure: bool, prefer: str) -> Planner:

@@ -15,10 +15,10 @@ import tvm
 from numpy.typing import NDArray
 
 from nybble.ir import graph
+from nybble.ir.two_levels import PROTECTED, second_level
 from nybble.passes.calibrate import Ranges
 from nybble.passes.grids import Grid, grid, quantize_weights, share_grid, shifted_grid
 from nybble.passes.plan import Plan, non_negative, plan
-from nybble.passes.two_levels import PROTECTED, second_level
 from nybble.passes.view import View
 from nybble.recipe import Recipe
 
@@ -33,7 +33,7 @@ class Rounded:
     Attributes:
         integers: (O, …) int8, one row for each output channel.
         scale: (O,) float32; a weight is its integer times its row's scale.
-        group: of inputs for weights of 4 bits on two levels (`nybble.passes.two_levels`), whose
+        group: of inputs for weights of 4 bits on two levels (`nybble.ir.two_levels`), whose
             integers have 8; 0 for others.
     """
 

@@ -37,6 +37,11 @@ def test_options_go_over_the_file(tmp_path: Path) -> None:
     assert options.recipe().overrides[1] == ("b", Widths(4, 8))
 
 
+def test_code_books_have_names() -> None:
+    options = RecipeOptions(weights="nf4", activations="float", layers=("a=wfp4",))
+    assert options.recipe() == Recipe("nf4", "float", layers={"a": {"weights": "fp4"}})
+
+
 @pytest.mark.parametrize("text", ["a", "a=", "=w4", "a=4", "a=w4b8", "a=a8w4", "a=w4 a8", "a=wa"])
 def test_overrides_that_are_none(text: str) -> None:
     with pytest.raises(NybbleError, match=r"is no layer override\. Write PATTERN=w4a8"):

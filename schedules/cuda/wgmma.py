@@ -2,6 +2,7 @@
 
     cuda.int8.wgmma    rows times channels, both from shared memory
     cuda.int4.wgmma    channels of 4 bits, unpacked in registers, times rows
+    cuda.int4.levels.wgmma    the same with weights of 4 bits on two levels     `…wgmma_levels`
 
 A warpgroup loads, one or two multiply, and they meet at barriers in shared memory:
 
@@ -39,6 +40,7 @@ from nybble.ir import numerics
 from nybble.schedules.cuda import matrix, mma_store
 from nybble.schedules.cuda.mma import first_of, parameters, refuse
 from nybble.schedules.cuda.mma_rows import Rows
+from nybble.schedules.cuda.wgmma_levels import ATTR, Levels, LevelsFirst
 from nybble.schedules.cuda.wgmma_pack import Halves, Panels
 from nybble.schedules.cuda.wgmma_plan import (
     CHANNELS_FIRST,
@@ -68,6 +70,7 @@ class Family:
         lane: channels side by side in a lane.
         tile: what a warpgroup does.
         sizes: to choose from.
+        ops: that it computes.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Family:
     lane: int
     tile: type[RowsFirst] | type[ChannelsFirst]
     sizes: tuple[Size, ...]
+    ops: tuple[str, ...] = ("conv2d", "linear")
 
     def packed(self, problem: Problem) -> Panels:
         """How a layer is packed."""
@@ -108,7 +112,8 @@ class Family:
 
     def plan(self, problem: Problem, _target: Any, knobs: Knobs) -> Plan:
         """How a layer is cut."""
-        return plan_of(self.packed(problem), self.sizes, self.panels.weight, knobs)
+        packed = self.packed(problem)
+        return plan_of(packed, self.sizes, packed.weight, knobs)
 
     def build(self, problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimFunc:
         """The function; parameters: input, second branch if any, weights, table, output."""
@@ -144,7 +149,32 @@ class Family:
         return (channels, rows) if issubclass(self.tile, ChannelsFirst) else (rows, channels)
 
 
+@dataclass(frozen=True)
+class LevelsFamily(Family):
+    """Weights on two levels."""
+
+    def packed(self, problem: Problem) -> Panels:
+        """How a layer is packed."""
+        return Levels(matrix.matrix_of(problem), self.lane, int(problem.attr(ATTR)))
+
+    def supports(self, problem: Problem, target: Any) -> str | None:
+        """Why it cannot compile a problem, None when it can."""
+        if not dict(problem.attrs).get(ATTR):
+            return "the weights have no two levels"
+        return super().supports(problem, target)
+
+
 FAMILIES = (
+    LevelsFamily(
+        "cuda.int4.levels.wgmma",
+        bits=8,
+        few=96 * 64 * 128,
+        panels=Levels,
+        lane=4,
+        tile=LevelsFirst,
+        sizes=CHANNELS_FIRST,
+        ops=("linear",),
+    ),
     Family("cuda.int4.wgmma", 4, 96 * 64 * 128, Halves, 4, ChannelsFirst, CHANNELS_FIRST),
     Family("cuda.int8.wgmma", 8, 132 * 128 * 64, Panels, 16, RowsFirst, ROWS_FIRST),
 )
@@ -153,7 +183,7 @@ KERNELS = tuple(
     Kernel(
         family.name,
         op,
-        partial(Family.supports, family),
+        partial(type(family).supports, family),
         partial(Family.pack, family),
         partial(Family.build, family),
         arch="cuda",
@@ -161,6 +191,6 @@ KERNELS = tuple(
         slow=partial(Family.slow, family),
     )
     for family in FAMILIES
-    for op in ("conv2d", "linear")
+    for op in family.ops
 )
 """By preference: the fewest bits first."""

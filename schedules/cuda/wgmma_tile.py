@@ -105,8 +105,8 @@ class ChannelsFirst(Warpgroup):
     def multiply(self, ring: Ring) -> None:
         """Emits the loop over the depth."""
         units, (g, t) = self.plan.units, divmod_of(self.lane, 4)
-        warp = T.Bind(self.group * 4 + self.inside)
-        self.origin = T.Bind(t * 2), T.Bind(warp * (16 * units) + g * (2 * units))
+        self.warp = T.Bind(self.group * 4 + self.inside)
+        self.origin = T.Bind(t * 2), T.Bind(self.warp * (16 * units) + g * (2 * units))
         self.rows = [column * 8 + i for column in range(self.plan.beside // 8) for i in (0, 1)]
         self.groups = 1
         held = T.alloc_buffer((units * 8,), "uint32", scope="local", layout=None)
@@ -114,7 +114,7 @@ class ChannelsFirst(Warpgroup):
         self.start()
         with T.serial(ring.steps) as step:
             stage = ring.wait_full(step)
-            self._load(held, ring, ring.weights(stage) + warp * (units * 2 * BLOCK // 4))
+            self._load(held, ring, stage)
             wait(0)
             with T.If(step > 0), T.Then():
                 ring.tell_empty(T.Bind(step - 1))
@@ -128,8 +128,9 @@ class ChannelsFirst(Warpgroup):
             commit()
         self.finish()
 
-    def _load(self, held: Any, ring: Ring, start: Any) -> None:
+    def _load(self, held: Any, ring: Ring, stage: Any) -> None:
         """Two blocks for each unit."""
+        start = ring.weights(stage) + self.warp * (self.plan.units * 2 * BLOCK // 4)
         at = T.Bind(start + self.lane * 4)
         for block in range(2 * self.plan.units):
             value = run(ring.tile, at + block * (BLOCK // 4), 4)

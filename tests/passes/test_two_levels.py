@@ -8,9 +8,9 @@ from tvm import relax
 
 from nybble.errors import NybbleError
 from nybble.ir import graph, interpreter
+from nybble.ir.two_levels import CODES, PROTECTED, second_level, split
 from nybble.passes import pipeline
 from nybble.passes.calibrate import calibrate
-from nybble.passes.two_levels import CODES, PROTECTED, second_level, split
 from nybble.recipe import Recipe
 from tests.passes.nets import Net, call_of, images
 

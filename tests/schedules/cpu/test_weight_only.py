@@ -166,7 +166,7 @@ def test_through_the_compiler(dtype: str, zeros: str) -> None:
     assert compiled.kernels == [("weight_only", f"cpu.w{bits}.avx2")]
 
 
-@pytest.mark.parametrize("book", ["nf4", "fp4"])
+@pytest.mark.parametrize("book", ["nf4", pytest.param("fp4", marks=pytest.mark.slow)])
 def test_code_books_through_the_compiler(book: str) -> None:
     compiled = check_exact(layer(Case((1, 96), 40, 32, "int8", book=book)))
     assert compiled.kernels == [("weight_only", f"cpu.{book}.avx2")]
