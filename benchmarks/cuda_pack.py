@@ -33,7 +33,18 @@ from nybble.schedules.kernel import Kernel, Knobs
 from nybble.schedules.target import resolve
 
 RUNTIME = ("errors.py", "nvidia.py", "torchless.py", "tiles.py", "cpuinfo.py", "runtime")
-SCRIPTS = ("arrays", "clock", "goals", "jobs", "peers", "resnet", "run", "triton", "work")
+SCRIPTS = (
+    "arrays",
+    "clock",
+    "goals",
+    "jobs",
+    "peers",
+    "resnet",
+    "run",
+    "sanitizer",
+    "triton",
+    "work",
+)
 LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_cuda.so")
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 TOGETHER = 16  # kernels that nvcc compiles side by side

@@ -106,6 +106,7 @@ def timed(home: Path, about: dict[str, Any], few: bool) -> Found:
     how = GRAPH if is_graph else SINGLY
     try:
         torch = cuda_peers.found()
+        few = few or not about["default"]  # others are compared with what a compilation takes
         sides, missing = cuda_peers.peers(torch, Layer.of(about), home, clock.per_call, few)
     except PeerError as error:
         sides, missing = {}, {"torch": str(error)}
