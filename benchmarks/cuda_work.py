@@ -177,6 +177,7 @@ def graphed_once(torch: Any, call: Callable[[], Any]) -> Launch:
     if torch.device == "cpu":
         return call
     torch.torch.backends.cudnn.benchmark = True
+    torch.torch.cuda.synchronize()
     side = torch.torch.cuda.Stream()
     with torch.torch.cuda.stream(side):
         for _ in range(5):

@@ -265,7 +265,9 @@ def test_limits_are_read() -> None:
 # ---------------------------------------------------------------- packing
 
 
-def test_products_go_to_fast_kernels_only(chosen: dict[str, Row]) -> None:
+def test_products_go_to_fast_kernels_only(
+    chosen: dict[str, Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = [kernel.name for kernel in cuda_pack.takers(chosen[NAMES[0]], TARGET, "*")]
     large = [kernel.name for kernel in cuda_pack.takers(chosen[NAMES[2]], TARGET, "*")]
     assert "cuda.generic" in small
@@ -274,6 +276,10 @@ def test_products_go_to_fast_kernels_only(chosen: dict[str, Row]) -> None:
     assert list(cuda_pack.takers(chosen[NAMES[0]], TARGET, "no.*")) == []
     made = list(cuda_pack.built(chosen[NAMES[0]], 5, TARGET))
     assert [one.is_default for one in made] == [True, *[False] * (len(made) - 1)]
+    monkeypatch.setattr(cuda_pack, "TOGETHER", 2)
+    assert [len(some) for some in cuda_pack.together([made[0]] * 3)] == [2, 1]
+    monkeypatch.setattr(cuda_pack, "HELD", 0)
+    assert [len(some) for some in cuda_pack.together([made[0]] * 3)] == [1, 1, 1]
 
 
 def test_goals_name_layers_that_are_packed() -> None:

@@ -83,7 +83,7 @@ def test_every_draw_from_a_kernels_knobs_can_be_planned(task: Task) -> None:
             drawn.add(point)
             drawn.add(variant.mutate(point, rng))
             assert features(variant, point)[f"kernel {variant.kernel.name}"] == 1
-    assert len(drawn) > 8
+    assert len(drawn) >= 8
     first = list(islice(variants[0].every(), 9))
     assert len(set(first)) == 9
     assert all(variants[0].plan(point) is not None for point in first)
