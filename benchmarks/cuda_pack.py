@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,22 @@ from nybble.schedules.kernel import Kernel, Knobs
 from nybble.schedules.target import resolve
 
 RUNTIME = ("errors.py", "nvidia.py", "torchless.py", "tiles.py", "cpuinfo.py", "runtime")
-SCRIPTS = ("arrays", "clock", "goals", "jobs", "peers", "resnet", "run", "triton", "work")
+SCRIPTS = (
+    "arrays",
+    "clock",
+    "goals",
+    "jobs",
+    "peers",
+    "resnet",
+    "run",
+    "sanitizer",
+    "triton",
+    "work",
+)
 LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_cuda.so")
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 TOGETHER = 16  # kernels that nvcc compiles side by side
+HELD = 1 << 30  # bytes of operands that wait for them, about
 BEGIN = """\
 import sys
 from pathlib import Path
@@ -137,17 +148,35 @@ class Made:
     name: str
     is_default: bool
 
+    @property
+    def arrays(self) -> list[Any]:
+        """What it holds."""
+        return [*self.row.arrays.values(), *self.given]
+
 
 def _kernels(folder: Path, wish: Wish, target: CudaTarget) -> Iterator[dict[str, Any]]:
     """Compiles some side by side and writes them; their entries."""
     found = enumerate(rows(wish.rows))
     made = (one for n, row in found for one in built(row, n, target, wish.kernels))
-    while some := list(islice(made, TOGETHER)):
+    for some in together(made):
         for _ in code.prepare((one.function for one in some), target):
             pass
         for one in some:
             console.print(f"{one.row.name}: {one.kernel.name}", highlight=False)
             yield put(folder, one, target)
+
+
+def together(made: Iterable[Made]) -> Iterator[list[Made]]:
+    """Kernels to be compiled side by side, as far as their operands fit into memory."""
+    some: list[Made] = []
+    for one in made:
+        some.append(one)
+        held = sum(array.nbytes for kept in some for array in kept.arrays)
+        if len(some) == TOGETHER or held > HELD:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 def takers(row: Row, target: CudaTarget, pattern: str) -> Iterator[Kernel]:

@@ -88,6 +88,7 @@ class Torch:
         torch = self.torch
         if self.device == "cpu":
             return singly(call, CALLS)
+        torch.cuda.synchronize()
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
             for i in range(MOST):

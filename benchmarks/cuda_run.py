@@ -19,19 +19,18 @@ import datetime
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cuda_goals
+from benchmarks import cuda_goals, cuda_sanitizer
 from benchmarks.cuda_clock import facts
 from benchmarks.cuda_jobs import Ledger, Phase, gathered, phases
 from nybble.runtime import gpu
 
-PATIENCE = {"check": 90.0, "sanitize": 240.0}  # seconds for a job
+PATIENCE = {"check": 90.0}  # seconds for a job
 USUAL = 150.0
 ATTEMPTS = {"time": 2}  # the second without what did not come with torch
 SILENT = 2  # processes in a row that end before they begin a job
@@ -58,7 +57,7 @@ class Run:
         self.ledger = Ledger(out / "results.jsonl")
         self.start = time.monotonic()
         self.ends = self.start + limit
-        self.said = facts()
+        self.before, self.after = facts(), dict[str, str]()
 
     def all(self, check_only: bool) -> None:
         """Every phase, as far as time allows."""
@@ -68,6 +67,7 @@ class Run:
                 self.phase(phase, until)
                 self.write()
         finally:
+            self.after = facts()
             self.write()
 
     def phase(self, phase: Phase, until: float) -> None:
@@ -91,10 +91,7 @@ class Run:
                 silent += 1
                 say(f"   no job begins: {self.tail()}")
                 if silent == SILENT:
-                    for key in left:
-                        why = f"no job begins: {self.tail()}"
-                        self.ledger.finish(key, {"right": False, "why": why})
-                    self.ledger.refresh()
+                    self.give_up(left, phase.kind, f"no job begins: {self.tail()}")
 
     def blame(self, key: str, kind: str, code: int | None, seconds: float) -> None:
         """Notes what a job did to its process; one that may be tried again stays open."""
@@ -105,8 +102,13 @@ class Run:
         say(f"   {self.name(key)}: {why}")
         if self.ledger.begun[key] < ATTEMPTS.get(kind, 1):
             return
+        self.give_up([key], kind, why)
+
+    def give_up(self, keys: list[str], kind: str, why: str) -> None:
+        """Notes that jobs will not be done; a kernel that cannot be timed is right all the same."""
         found = {"why_untimed": why} if kind == "time" else {"right": False, "why": why}
-        self.ledger.finish(key, found)
+        for key in keys:
+            self.ledger.finish(key, found)
         self.ledger.refresh()
 
     def process(self, keys: list[str], kind: str, until: float) -> tuple[int | None, float]:
@@ -140,35 +142,15 @@ class Run:
 
     def sanitize(self, key: str) -> None:
         """Small kernels that are right, under one of compute-sanitizer's tools."""
-        program, tool = shutil.which("compute-sanitizer"), key.split()[1]
         small = [
             f"check {i}" for i, row in enumerate(self.rows)
             if "operands" not in row and not row["macs"] and self.ledger.is_right(f"check {i}")
         ]  # fmt: skip
-        if program is None or not small:
-            why = "there is no compute-sanitizer here" if small else "no small kernel is right"
-            self.ledger.finish(key, {"right": None, "why": why})
-            self.ledger.refresh()
-            return
-        left = min(self.ends - time.monotonic(), PATIENCE["sanitize"])
-        log = self.out / f"sanitizer-{tool}.log"
-        scratch = self.out / f"sanitizer-{tool}"
-        scratch.mkdir(exist_ok=True)
-        command = [program, "--tool", tool, sys.executable, str(self.home / "run.py"), "--work",
-                   "--out", str(scratch)]  # fmt: skip
-        asked = json.dumps({"keys": small, "until": time.time() + left - 5})
-        (scratch / "results.jsonl").unlink(missing_ok=True)
-        try:
-            done = subprocess.run(command, input=asked, capture_output=True, text=True,
-                                  timeout=left, check=False)  # fmt: skip
-            said = done.stdout + done.stderr
-        except subprocess.TimeoutExpired as error:
-            said = str(error.stdout or b"") + "\nstopped: time was over"
-        log.write_text(said)
-        count = len(Ledger(scratch / "results.jsonl").done)
-        self.ledger.finish(key, sanitized(said, count))
+        left = min(self.ends - time.monotonic(), cuda_sanitizer.PATIENCE)
+        found = cuda_sanitizer.sanitize(key.split()[1], self.home, self.out, small, left)
+        self.ledger.finish(key, found)
         self.ledger.refresh()
-        say(f"   {tool}: {self.ledger.done[key]['why'] or f'{count} kernels, no error'}")
+        say(f"   {key}: {found['why'] or str(found['kernels']) + ' kernels, no error'}")
 
     def write(self) -> None:
         """The results so far."""
@@ -185,7 +167,7 @@ class Run:
             "gpu": getattr(found, "name", str(found)), "driver": _driver(),
             "capability": getattr(found, "capability", None),
             "date": datetime.date.today().isoformat(), "target": self.packed["target"],
-            "nybble": self.packed["nybble"], "before": self.said, "after": facts(),
+            "nybble": self.packed["nybble"], "before": self.before, "after": self.after,
             "seconds": time.monotonic() - self.start,
             "machine": self.ledger.done.get("machine 0", {}),
             "sanitizer": {k.split()[1]: v for k, v in self.ledger.done.items()
@@ -210,17 +192,6 @@ class Run:
     def spent(self) -> str:
         """Of the time."""
         return f"{time.monotonic() - self.start:.0f} s"
-
-
-def sanitized(said: str, count: int) -> dict[str, Any]:
-    """What compute-sanitizer said of so many kernels."""
-    summary = re.search(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard", said)
-    if summary is None:
-        last = said.strip().splitlines()[-1:] or ["nothing said"]
-        return {"right": None, "why": f"it gave no summary: {last[0][:200]}", "kernels": count}
-    errors = int(summary[1] or summary[2])
-    why = f"{errors} errors; see its log" if errors else ""
-    return {"right": not errors and count > 0, "why": why, "kernels": count}
 
 
 def told(found: dict[str, Any]) -> str:

@@ -106,6 +106,7 @@ def timed(home: Path, about: dict[str, Any], few: bool) -> Found:
     how = GRAPH if is_graph else SINGLY
     try:
         torch = cuda_peers.found()
+        few = few or not about["default"]  # others are compared with what a compilation takes
         sides, missing = cuda_peers.peers(torch, Layer.of(about), home, clock.per_call, few)
     except PeerError as error:
         sides, missing = {}, {"torch": str(error)}
@@ -176,6 +177,7 @@ def graphed_once(torch: Any, call: Callable[[], Any]) -> Launch:
     if torch.device == "cpu":
         return call
     torch.torch.backends.cudnn.benchmark = True
+    torch.torch.cuda.synchronize()
     side = torch.torch.cuda.Stream()
     with torch.torch.cuda.stream(side):
         for _ in range(5):

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from nybble.errors import ScheduleError
-from nybble.schedules import table
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.kernel import PARALLEL, Kernel, Knobs, Problem
 from nybble.schedules.select import widened
+from nybble.schedules.table import CUDA, KERNELS
 from nybble.schedules.target import Target
 from nybble.tuning.tasks import Point, Task
 
@@ -136,7 +137,8 @@ def variants_of(task: Task) -> list[Variant]:
     else can.
     """
     forms = [task.problem, *widened(task.problem)]
-    of_op = [kernel for kernel in table.of(task.target) if kernel.op == task.problem.op]
+    known = CUDA if isinstance(task.target, CudaTarget) else KERNELS
+    of_op = [kernel for kernel in known if kernel.op == task.problem.op]
     *kernels, last = of_op
     found = [(k, f) for f in forms for k in kernels if k.refuses(f, task.target) is None]
     found = found or [(last, task.problem)]

@@ -77,13 +77,13 @@ def test_every_draw_from_a_kernels_knobs_can_be_planned(task: Task) -> None:
     assert all(v.kernel.arch == "cuda" for v in variants)
     rng, drawn = Random(0), set()
     for variant in variants:
-        for _ in range(20):
+        for _ in range(4):
             point = variant.draw(rng)
             variant.plan(point)
             drawn.add(point)
             drawn.add(variant.mutate(point, rng))
             assert features(variant, point)[f"kernel {variant.kernel.name}"] == 1
-    assert len(drawn) > 20
+    assert len(drawn) >= 8
     first = list(islice(variants[0].every(), 9))
     assert len(set(first)) == 9
     assert all(variants[0].plan(point) is not None for point in first)
