@@ -23,8 +23,8 @@ class Group:
 
     Attributes:
         bindings: the anchor first; the last one's variable is the layer's output.
-        problem: what to compile; None for ops that have no kernel family (float leftovers,
-            structural ops).
+        problem: what to compile; None for ops that have no kernel (structural ones, and those that
+            `nybble.schedules.cpu.stock` does not list).
         activations: the tensor operands, ``epilogue.other`` last.
         constants: unpacked constants by operand name; per-channel ones as vectors.
     """

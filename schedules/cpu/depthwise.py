@@ -68,7 +68,7 @@ def geometry_of(problem: Problem) -> Geometry:
     )
 
 
-def times_of(problem: Problem) -> int:
+def _times(problem: Problem) -> int:
     """Output channels of each input channel."""
     return int(problem.output.shape[-1]) // int(problem.inputs[0].shape[-1])
 
@@ -76,7 +76,7 @@ def times_of(problem: Problem) -> int:
 def _source(problem: Problem) -> Geometry:
     """The geometry with the input's own channels: how it lies in memory."""
     geometry = geometry_of(problem)
-    return replace(geometry, c=geometry.c // times_of(problem))
+    return replace(geometry, c=geometry.c // _times(problem))
 
 
 def _supports(dot: Dot, problem: Problem, target: Any) -> str | None:
@@ -199,7 +199,7 @@ def _build(base: Dot, problem: Problem, target: Any, knobs: Knobs) -> tirx.PrimF
         table = TensorSpec(_table_shape(problem, geometry, dot), dot.acc)
         specs = (_weights_spec(geometry, dot), table)
         buffers = declare(problem, specs, symbols)
-        source, times = _source(problem), times_of(problem)
+        source, times = _source(problem), _times(problem)
         layer = _Layer(problem, geometry, source, times, dot, cut.wide, rows, staged, buffers)
         runs = ceil(total / rows)
         loop = T.parallel if cut.parallel else T.serial

@@ -79,7 +79,8 @@ def outline(sch: Any) -> Outline:
     along = [b for b in found if reduces(sch, b) and is_along(sch, b)]
     ends = [sch.get(_spatial(sch, b)[-1]).extent for b in across]
     heights = [sch.get(s[-2]).extent for b in across if len(s := _spatial(sch, b)) > 1]
-    widths = [loops.lanes_of(sch.get(sch.get_loops(b)[-1]).extent, WIDTHS[-1]) for b in along]
+    steps = [sch.get(sch.get_loops(b)[-1]).extent for b in along]
+    widths = [loops.lanes_of(extent, WIDTHS[-1] if _known(extent) else 1) for extent in steps]
     plain = len(nest := sch.get_loops(found[-1])) > 1 and not reduces(sch, found[-1])
     return Outline(
         max(_work(sch, block) for block in found),

@@ -14,7 +14,7 @@ from nybble.ir import interpreter
 from nybble.schedules import table
 from nybble.schedules.kernel import Kernel
 from nybble.schedules.target import resolve
-from tests.cases import CONV, DEPTHWISE, LINEAR, LOW, LOW_LINEAR, TABLED, Case
+from tests.cases import CONV, DEPTHWISE, LINEAR, LOW, LOW_LINEAR, MULTIPLIED, TABLED, Case
 from tests.emulation import machines
 from tests.emulation.networks import Deployed, Emulated
 from tests.schedules.cpu.test_conv import sample
@@ -38,7 +38,7 @@ GENERIC = {
 }
 TABLES = tuple(case for case in TABLED if case.weights == "int8")
 BLOCKED = {case.name: case for case in CONV + LINEAR + TABLES if case.name[:2] != "dw"}
-CHANNELS = {case.name: case for case in DEPTHWISE + TABLES if case.name[:2] == "dw"}
+CHANNELS = {case.name: case for case in DEPTHWISE + MULTIPLIED + TABLES if case.name[:2] == "dw"}
 CASES = BLOCKED | CHANNELS
 LOOKED_UP = {case.name: case for case in LOW + LOW_LINEAR}
 LOOKED_UP_NOW = ("low 3x3 add", "low 3x3 signs", "low many rows", "low odd everything")
