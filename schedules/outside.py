@@ -75,4 +75,4 @@ def lift(mod: tvm.IRModule) -> tuple[tvm.IRModule, tuple[NDArray[Any], ...]]:
 
 
 def _size(constant: Any) -> int:
-    return prod(graph.shape_of(constant)) * np.dtype(graph.dtype_of(constant)).itemsize
+    return prod(map(int, graph.shape_of(constant))) * np.dtype(graph.dtype_of(constant)).itemsize

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nybble.limits import kind_of
+from nybble.report import units
 from nybble.report.parity import ParityReport
 from nybble.runtime.manifest import Device, Layer, Manifest, Timed, Tuned
 from nybble.runtime.session import LayerTime

@@ -82,7 +82,7 @@ T* Data(const Tensor& tensor) {
                             : std::is_signed_v<T>       ? kDLInt
                                                         : kDLUInt;
   if (tensor.dtype() != DLDataType{kCode, 8 * sizeof(T), 1}) {
-    throw Error("Data: the tensor holds " + detail::Show(tensor));
+    throw Error("Data: the tensor holds " + Show(tensor));
   }
   return static_cast<T*>(tensor.data_ptr());
 }

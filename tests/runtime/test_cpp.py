@@ -117,7 +117,9 @@ def test_several_inputs_outputs_and_shapes(folder: Path, tmp_path: Path) -> None
         assert errors == ""
         np.testing.assert_array_equal(outputs["double"], 2 * a)
         np.testing.assert_array_equal(outputs["më\t😀"], b + 1)
-        for name, array in session(a, b).items():
+        both = session(a, b)
+        assert isinstance(both, dict)
+        for name, array in both.items():
             np.testing.assert_array_equal(outputs[name], array)
 
 
@@ -153,7 +155,7 @@ def test_wrong_options(folder: Path, options: tuple[str, ...], message: str) -> 
 def test_no_inputs_file(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\1\0")
     for name, message in (("x.npy", "truncated"), ("none.npy", "not an .npy file")):
-        command = [folder / "run", folder / "net.so", tmp_path / name, "-o", tmp_path]
+        command = [*map(str, (folder / "run", folder / "net.so", tmp_path / name, "-o", tmp_path))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, message in done.stderr) == (1, True), done.stderr
 
@@ -279,5 +281,5 @@ def test_one_network_in_several_threads(folder: Path, library: Path, tmp_path: P
         f"-isystem{include}", f"-L{libraries}", f"-Wl,-rpath,{libraries}",
         "-Wl,--disable-new-dtags", "-Wl,--no-as-needed", "-ltvm_ffi", "-ltvm_runtime",
     ]  # fmt: skip
-    subprocess.run(command, check=True)
+    subprocess.run([*map(str, command)], check=True)
     subprocess.run([tmp_path / "threads", library], check=True, timeout=120)

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 import nybble
@@ -99,7 +101,7 @@ def test_arrays_cannot_be_written(net: Path) -> None:
 
 
 def test_equal_constants_stand_there_once(tmp_path: Path) -> None:
-    values = [W, W.reshape(2, 2), W + 1, np.zeros(0, np.int8)]
+    values: list[NDArray[Any]] = [W, W.reshape(2, 2), W + 1, np.zeros(0, np.int8)]
     with (tmp_path / "p").open("wb") as file:
         found = parameters.write(file, "p", [values, values[2:]])
     assert [one["size"] for one in found] == [128, 128]  # 16, to 64, 16, to 128, 0

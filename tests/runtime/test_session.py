@@ -101,7 +101,7 @@ def test_wrong_inputs(session: Session, values: tuple[Any, ...], message: str) -
 def test_batch_zero_gives_empty_outputs(session: Session) -> None:
     result = session(X[:0])
     assert isinstance(result, np.ndarray)
-    assert (result.shape, result.dtype) == ((0, 4), np.float32)
+    assert (result.shape, str(result.dtype)) == ((0, 4), "float32")
     for work in (session.benchmark, session.profile):
         with pytest.raises(ArtifactError, match="nothing to run"):
             work(X[:0])

@@ -129,8 +129,12 @@ def launch() -> list[int]:
     """Tasks that TVM's pool of the calling thread has run, as a parallel kernel starts them."""
     kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
     seen: list[int] = []
-    task = kind(lambda number, _group, _data: seen.append(number) or 0)
-    assert ctypes.CDLL(None).TVMBackendParallelLaunch(task, None, 0) == 0
+
+    def run(number: int, _group: Any, _data: Any) -> int:
+        seen.append(number)
+        return 0
+
+    assert ctypes.CDLL(None).TVMBackendParallelLaunch(kind(run), None, 0) == 0
     return sorted(seen)
 
 
