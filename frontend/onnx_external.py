@@ -31,7 +31,8 @@ def mapped(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
         OSError: the file cannot be read.
         ValueError: it lies outside of the folder, or is too short.
     """
-    info, dtype = ExternalDataInfo(tensor), helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    info: Any = ExternalDataInfo(tensor)  # typed by what its fields are before it has read them
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     path, shape = (folder / info.location).resolve(), tuple(tensor.dims)
     if not path.is_relative_to(folder.resolve()):
         raise ValueError(f"its data lies in '{info.location}', outside of the model's folder")

@@ -121,9 +121,10 @@ def select(build: Builder, name: str, x: Value, axis: int, index: int) -> Value:
     """``aten.select``: one slice of an axis, which vanishes."""
     sizes = extents.shape(x)
     axis, size = axis % len(sizes), sizes[axis]
-    if index < 0 and not isinstance(size, int):
-        return general.take(build, x, np.asarray(index), axis, name)
-    index = index + size if index < 0 else index
+    if index < 0:
+        if not isinstance(size, int):
+            return general.take(build, x, np.asarray(index), axis, name)
+        index += size
     one = general.cut(build, x, {axis: (index, index + 1)}, f"{name}.slice")
     return build.squeeze(one, [axis], name)
 

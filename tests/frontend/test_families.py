@@ -1,15 +1,20 @@
-"""Every family of networks: ONNX in, float parity, int8, a library that gives the law's results."""
+"""Every family of networks: float parity, int8, a library that gives the law's results.
+
+They come by ONNX; those of tokens by torch.export too.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import nybble
-from nybble.ir import interpreter, specs
+from nybble.ir import graph, interpreter, specs
 from tests import architectures
 from tests.architectures import FAMILIES
 
@@ -30,9 +35,30 @@ def test_family(name: str, tmp_path: Path) -> None:
     net, example = build(), examples()
     with torch.no_grad():
         wanted = net(*example).numpy()
-    largest = np.abs(wanted).max()
     model = nybble.load_onnx(architectures.exported(net, example))
     feeds = {f"x{i}": value.numpy() for i, value in enumerate(example)}
+    _deployed(model, feeds, wanted, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_family_from_torch(name: str, tmp_path: Path) -> None:
+    build, examples = FAMILIES[name]
+    net, example = build(), examples()
+    with torch.no_grad():
+        wanted = net(*example).numpy()
+    model = nybble.load_torch(net, example)
+    names = [str(param.name) for param in graph.inputs(model.module)]
+    feeds = {name: value.numpy() for name, value in zip(names, example, strict=True)}
+    law = _deployed(model, feeds, wanted, tmp_path)
+    assert np.square(wanted).sum() > 1000 * np.square(law - wanted).sum()  # 30 dB
+
+
+def _deployed(
+    model: Any, feeds: dict[str, Any], wanted: NDArray[Any], tmp_path: Path
+) -> NDArray[Any]:
+    """Checks the float network, the int8 one and its library; returns what the law gives."""
+    largest = np.abs(wanted).max()
     (got,) = interpreter.run(model.module, feeds)
     np.testing.assert_allclose(got, wanted, atol=1e-4 * largest, rtol=0)
     quantized = nybble.quantize(model, [feeds])
@@ -44,3 +70,4 @@ def test_family(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(got, law, atol=1e-5 * largest, rtol=0)
     one = {key: value[:1] for key, value in feeds.items()}
     np.testing.assert_array_equal(np.asarray(session(one)), got[:1])  # the batch is open
+    return law

@@ -89,6 +89,7 @@ class Hunt:
     def _answers(self, child: subprocess.Popen[bytes]) -> bool:
         """Waits for an answer or the child's end; judged by its own time, for machines are busy."""
         start, end = _processor_time(child.pid), time.monotonic() + self.patience
+        assert child.stdout is not None
         while time.monotonic() < end and _processor_time(child.pid) - start < HOPE:
             if select.select([child.stdout], [], [], 1.0)[0]:
                 return True

@@ -15,7 +15,7 @@ from tests.fuzzing import seeds
 from tests.fuzzing.parent import Hunt
 from tests.runtime.tiny import tiny_executable, tiny_manifest
 
-QUICK = {"onnx": 20, "library": 30, "manifest": 30}
+QUICK = {"onnx": 12, "library": 15, "manifest": 15}
 SLOW = {"onnx": 900, "nodes": 600, "library": 300, "manifest": 200}
 
 

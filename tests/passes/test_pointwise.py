@@ -28,6 +28,11 @@ def number(value: float) -> Any:
     return graph.constant(np.float32(value))
 
 
+def filled(value: float) -> Any:
+    """One number for each channel, all the same."""
+    return graph.constant(np.full((4, 1, 1), value, np.float32))
+
+
 def hard_swish(net: Net, x: Any) -> Any:
     slope = net.emit("slope", op.divide(x, number(6)))
     gate = net.emit("gate", op.clip(net.emit("shift", op.add(slope, number(0.5))), 0.0, 1.0))
@@ -60,6 +65,7 @@ FUNCTIONS: dict[str, tuple[Build, Callable[[Any], Any]]] = {
     "hard-swish": (hard_swish, lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
     "gelu": (gelu, lambda x: x / 2 * (1 + np.tanh(0.7978846 * (x + 0.044715 * x**3)))),
     "floor": (lambda _, x: op.maximum(x, number(-0.25)), lambda x: np.maximum(x, -0.25)),
+    "filled": (lambda _, x: op.maximum(x, filled(-0.25)), lambda x: np.maximum(x, -0.25)),
 }
 SHAPE = (4, 8, 8)
 
