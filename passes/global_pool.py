@@ -40,13 +40,19 @@ def spell_out_global_pool(mod: tvm.IRModule) -> tvm.IRModule:
 
 
 def _of_tokens(emitter: Emitter, name: str, call: Any) -> Any:
-    """The mean over axis 1 of (N, T, C) as a pool of a column; None for other axes."""
+    """The mean over tokens, (N, T, C) or (N, C, T), as a pool of a column; None for other axes.
+
+    One over the last axis that keeps it is a norm's, whose 8 bits would be too few.
+    """
     x, attrs = call.args[0], graph.attributes(call)
+    axes = [axis % 3 for axis in attrs["axis"] or range(3)]
+    if axes not in ([1], [2]) or not isinstance(graph.shape_of(x)[axes[0]], int):
+        return None
+    if axes == [2] and attrs["keepdims"]:
+        return None
+    if axes == [2]:
+        x = emitter.emit(relax.op.permute_dims(x, [0, 2, 1]), f"{name}.tokens")
     batch, count, channels = x.ty.shape
-    if [axis % 3 for axis in attrs["axis"] or range(3)] != [1]:
-        return None
-    if not isinstance(graph.shape_of(x)[1], int):
-        return None
     column = emitter.emit(relax.op.reshape(x, [batch, count, 1, channels]), f"{name}.column")
     pool = relax.op.nn.avg_pool2d(column, (int(count), 1), (int(count), 1), layout="NHWC")
     shape = [batch, 1, channels] if attrs["keepdims"] else [batch, channels]
