@@ -1,7 +1,7 @@
 """Products of two integer tensors on tensor cores, as in attention; a template beside ``mma``.
 
     a    (…, M, K): rows, as those of `nybble.schedules.cuda.mma`
-    b    (…, N, K): its rows are loaded the same way; (…, K, N): `nybble.schedules.cuda.matmul_tile`
+    b    (…, N, K) or (…, K, N): `nybble.schedules.cuda.matmul_loads`
 
 Neither is packed. Beyond the depth the second is filled with zeros, the first only where its rows'
 sums are wanted. Zero points leave through products with ones, beside the others from the same
@@ -32,7 +32,8 @@ from nybble.schedules.cpu.buffers import declare, product
 from nybble.schedules.cuda import mma, mma_store
 from nybble.schedules.cuda.arch import KIND, CudaTarget
 from nybble.schedules.cuda.fragments import Fragments
-from nybble.schedules.cuda.matmul_tile import GROUP, Across, Along, Exact, Pair
+from nybble.schedules.cuda.matmul_loads import GROUP, Across, Along, Exact
+from nybble.schedules.cuda.matmul_tile import Pair
 from nybble.schedules.cuda.matrix import Matrix, in_words
 from nybble.schedules.cuda.mma_moves import divmod_of
 from nybble.schedules.cuda.mma_plan import CHIPS, Plan, checked, cost, every_plan, picked
