@@ -106,7 +106,8 @@ class Ring:
 def load(ring: Ring, rows: Rows, weights: Any, channels: tuple[Any, int]) -> None:
     """Emits the loader's loop; ``channels`` are the block's first and all there are."""
     commit, wait = script.ptx["cp.async.commit_group"], script.ptx["cp.async.wait_group"]
-    lag = min(LAG, ring.plan.stages - 1, ring.steps - 1)
+    # A stage is told empty when the next one's products run: that one must have been told full.
+    lag = max(0, min(LAG, ring.plan.stages - 2, ring.steps - 1))
     with T.serial(ring.steps) as step:
         stage = ring.wait_empty(step)
         ring.copy(stage, weights[(step * channels[1] + channels[0]) * (ring.plan.weight // 4)])
