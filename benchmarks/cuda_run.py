@@ -13,7 +13,6 @@ in a cache. Started again, it goes on where it was stopped; ``--again`` begins a
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import datetime
 import json
@@ -209,9 +208,6 @@ def told(found: dict[str, Any]) -> str:
 def work(home: Path, out: Path) -> None:
     """Does the jobs that stdin names, one after another; what CUDA fails at ends it."""
     asked = json.loads(sys.stdin.read())
-    if any(key.startswith(("time", "network")) for key in asked["keys"]):
-        with contextlib.suppress(ImportError):
-            import torch  # noqa: F401, PLC0415  (before TVM's runtime, as both expect)
     from benchmarks.cuda_work import JOBS  # noqa: PLC0415
     from nybble.runtime import engine  # noqa: PLC0415
 
@@ -219,7 +215,7 @@ def work(home: Path, out: Path) -> None:
         json.loads((home / "rows.json").read_text())["rows"],
         Ledger(out / "results.jsonl"),
     )
-    engine.ffi()
+    engine.ffi()  # before torch, which peers import: then it comes without torch
     gpu.load_runtime()
     for key in asked["keys"]:
         if time.time() > asked["until"]:

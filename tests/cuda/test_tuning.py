@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -25,7 +24,6 @@ from nybble.place import Place
 from nybble.runtime import gpu
 from nybble.runtime.events import singly
 from nybble.schedules.cuda import toolkit
-from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.lower import lower
 from nybble.schedules.machine import Machine
 from nybble.schedules.records import Records
@@ -223,7 +221,8 @@ def test_candidates_run_against_the_reference(
     ]
     for side in sides:
         np.testing.assert_array_equal(side.first(), operands.expected)
-    turns = race(*sides, 5)  # type: ignore[arg-type]  # has what a side must have
+    pair: Any = sides  # that have what `race` asks for
+    turns = race(pair[0], pair[1], 5)
     assert turns.shape == (5, 2)
     assert (turns > 0).all()
 
@@ -281,7 +280,5 @@ def test_a_network_is_exported_tuned_and_compiled(tmp_path: Path) -> None:
     assert times is not None
     assert times.missing == 0
     compiled = nybble.compile(quantized, "cuda:sm_80", records=records)
-    kinds = {layer["name"]: layer["match"] for layer in compiled.manifest.layers if layer["symbol"]}
-    assert "exact" in json.dumps(kinds)
-    assert isinstance(resolve("cuda:sm_80"), CudaTarget)
-    assert replace(times, missing=0) == times
+    tuned = [layer["tuned"] for layer in compiled.manifest.layers if layer["symbol"]]
+    assert "exact" in [one["kind"] for one in tuned if one is not None]
