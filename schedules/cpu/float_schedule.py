@@ -115,7 +115,8 @@ def decide(found: Outline, knobs: Knobs, registers: int = 8) -> Cut:
     if found.along:
         choices = [w for w in WIDTHS if w <= found.along]
         partial = knobs.pick("partial", choices, min(registers, choices[-1]))
-        together = found.stages == 1 or knobs.pick("together", (False, True), default=True)
+        large = found.work >= loops.PARALLEL_WORK  # stages by themselves are faster in the cache
+        together = found.stages == 1 or knobs.pick("together", (False, True), large)
     return Cut(parallel, lanes, flat, rows, vectors, partial, together)
 
 

@@ -25,7 +25,7 @@ def typed(*words: object) -> str:
         cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
+    return " ".join((done.stdout + done.stderr).split())  # whatever the width of lines
 
 
 @pytest.mark.slow
@@ -51,14 +51,17 @@ def test_a_session_behind_a_tracker_and_its_records_in_a_library(
             "--workers", workers, "--trials", 16, "--seed", 1,
         )  # fmt: skip
     assert "16 of 16 trials" in told
-    assert {record.threads for record in Records.read([records])} == {1}
+    known = Records.read([records])
+    assert len(known) >= 12  # some candidates are illegal
+    assert {record.threads for record in known} == {1}
     outputs, kinds = {}, set[str]()
     for name, given in (("tuned", ["--records", records]), ("default", [])):
-        typed("compile", *network, "-o", tmp_path / f"{name}.so", *given)
+        told = typed("compile", *network, "-o", tmp_path / f"{name}.so", *given)
+        assert ("for 1 thread(s), like the records" in told) == (name == "tuned")
         session = nybble.load(tmp_path / f"{name}.so", threads=1)
         outputs[name] = np.asarray(session(images))
         if name == "tuned":
             found = (layer.get("tuned") for layer in session.manifest.layers)
             kinds = {one["kind"] for one in found if one}
-    assert "exact" in kinds
+    assert "exact" in kinds or not any(record.is_sure and record.wins for record in known)
     np.testing.assert_array_equal(outputs["tuned"], outputs["default"])
