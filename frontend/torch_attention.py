@@ -16,7 +16,7 @@ import torch
 from tvm import relax
 
 from nybble.frontend import extents, general
-from nybble.frontend.build import Builder, Value
+from nybble.frontend.build import Builder, Value, dtype_of
 from nybble.frontend.extents import Refused
 from nybble.frontend.torch_layers import filled
 
@@ -136,9 +136,10 @@ def sliced(build: Builder, name: str, x: Value, *span: Any) -> Value:
     axis, size = axis % len(sizes), sizes[axis]
     if start in (None, 0) and (end is None or end == size or _is_beyond(end)) and step == 1:
         return x
-    if isinstance(end, extents.Symbolic) and isinstance(start or 0, int):
-        whole = build.tensor(x, f"{name}.whole")  # torch has seen that it ends within the axis
-        return general.cut(build, whole, {axis: (start or 0, end)}, name, step)
+    begin = start or 0
+    if isinstance(end, extents.Symbolic) and isinstance(begin, int) and begin >= 0:
+        whole = build.tensor(x, f"{name}.whole", dtype_of(x))
+        return general.cut(build, whole, {axis: (begin, end)}, name, step)
     if not isinstance(size, int):
         raise Refused("takes a part of an open axis")
     begin, stop, _ = slice(start, end).indices(size)

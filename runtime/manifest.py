@@ -215,7 +215,7 @@ class Manifest:
         Raises:
             ArtifactError: no JSON object, a newer schema, or missing or unknown fields.
         """
-        return cls.from_dict(_parsed(text))
+        return cls.from_dict(typed.parsed(text))
 
     @classmethod
     def from_dict(cls, values: Any) -> Manifest:
@@ -252,13 +252,6 @@ class Place(TypedDict):
     device: str | None
     offset: int
     size: int
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ArtifactError(f"The manifest is not JSON: {error}.") from error
 
 
 def _port(values: dict[str, Any]) -> Port:
@@ -342,7 +335,7 @@ def read_all(path: str | Path) -> tuple[Variant, ...]:
 
 def _variants(text: str, end: int) -> tuple[Variant, ...]:
     """What the JSON says of the ``end`` bytes before it."""
-    values = _parsed(text)
+    values = typed.parsed(text)
     if not isinstance(values, dict) or values.get("schema") != INDEX_SCHEMA:
         return (Variant(Manifest.from_dict(values), 0, end),)
     if values.keys() != {"schema", "variants", "manifests"}:
@@ -351,8 +344,8 @@ def _variants(text: str, end: int) -> tuple[Variant, ...]:
     typed.check(values["manifests"], list[Any], "manifests")
     manifests = [Manifest.from_dict(one) for one in values["manifests"]]
     places = [(place["offset"], place["size"]) for place in values["variants"]]
-    inside = all(0 <= offset < offset + size <= end for offset, size in places)
-    if not places or len(places) != len(manifests) or places[0][0] != 0 or not inside:
+    fit = all(0 <= offset < offset + size <= end for offset, size in places)
+    if not fit or not places or len(places) != len(manifests) or places[0][0]:
         raise ArtifactError(f"The index of variants does not fit {end:,} bytes of libraries.")
     return tuple(
         Variant(manifest, *place) for manifest, place in zip(manifests, places, strict=True)

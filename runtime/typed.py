@@ -1,7 +1,8 @@
-"""Whether what JSON says is of the kinds that a type says: a manifest is believed no further."""
+"""Whether what a manifest's JSON says is of the kinds that a type says."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -12,6 +13,18 @@ from nybble.errors import ArtifactError
 
 _NO_MANIFEST = "The manifest is damaged, or none of this version of Nybble"
 _Fields = tuple[dict[str, Any], frozenset[str]]
+
+
+def parsed(text: str) -> Any:
+    """What a manifest's JSON says.
+
+    Raises:
+        ArtifactError: it is no JSON, or nested without end.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"The manifest is not JSON: {error}.") from error
 
 
 def check(value: Any, kind: Any, where: str) -> None:

@@ -233,4 +233,5 @@ def nodes() -> list[bytes]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = collect_testcases(None)
-    return [case.model.SerializeToString(deterministic=True) for case in found]
+    models = [case.model for case in found if case.model is not None]
+    return [proto.SerializeToString(deterministic=True) for proto in models]
