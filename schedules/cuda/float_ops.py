@@ -47,17 +47,15 @@ def legalized(call: relax.Call, name: str) -> tuple[Any, list[Any]]:
 def _lanes(call: relax.Call) -> int:
     """Neighbours that a call moves together: 1 unless it leaves lines of the last axis whole."""
     op, attrs = graph.op_name(call), graph.attributes(call)
-    if op not in ("relax.permute_dims", "relax.take", "relax.nn.pad"):
-        return 1
+    if op not in ("relax.permute_dims", "relax.take"):
+        return 1  # TVM writes no vector of 16 equal bytes, which padding needs
     source = call.args[0]
     shape = graph.shape_of(source)
     last = len(shape) - 1
     if op == "relax.permute_dims":
         is_kept = bool(attrs["axes"]) and attrs["axes"][-1] % len(shape) == last
-    elif op == "relax.take":
-        is_kept = attrs["axis"] is not None and attrs["axis"] % len(shape) != last
     else:
-        is_kept = not any(attrs["pad_width"][-2:])
+        is_kept = attrs["axis"] is not None and attrs["axis"] % len(shape) != last
     return bind.lanes_of(shape[-1], loops.stored(graph.dtype_of(source))) if is_kept else 1
 
 

@@ -179,7 +179,7 @@ def test_products_everywhere(extents: tuple[int, int, int], transposed: bool, ar
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=slow) for seed in range(1, 9))])
 def test_every_tile_gives_the_same_bits(seed: int) -> None:
     draw = random.Random(seed)
-    mod = both_zeros(40, 72, 80, seed % 2 == 0)
+    mod = both_zeros(40, 80, 80, seed % 2 == 0)  # whole pieces of 16 bytes
     _, problem, kernel = layer_of(mod, "sm_80")
     while True:
         knobs = Knobs()
@@ -225,7 +225,7 @@ def row_code(op: str, arch: str) -> Code:
     problem = Problem(op, (TensorSpec(shape, dtype),), TensorSpec(shape, "uint8"), attrs)
     (kernel,) = [k for k in (*softmax.KERNELS, *norms.KERNELS) if k.op == op]
     code = code_of(kernel.build(problem, gpu(arch), Knobs()), arch)
-    check_registers(code, 128, 8)
+    check_registers(code, 128, 6)
     return code
 
 
