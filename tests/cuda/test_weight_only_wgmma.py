@@ -62,6 +62,12 @@ def test_every_choice_gives_the_same_bits(tile: int, stages: int, group: int) ->
     np.testing.assert_array_equal(got, case.bounded(arrays)[0])
 
 
+@pytest.mark.parametrize("stages", [2, pytest.param(3, marks=slow)])
+def test_few_stages_and_many_steps_do_not_wait_for_each_other(stages: int) -> None:
+    case = half((2, 320), 18, 1000)
+    halves.check(family(case), case, "sm_90", {"tile": 5, "stages": stages})
+
+
 @pytest.mark.parametrize("shape", [(3, 18), pytest.param((35, 150), marks=slow)])
 def test_clamp_and_second_branch(shape: tuple[int, int]) -> None:
     case = half((shape[0], 70), shape[1], 32)
