@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,12 +175,11 @@ def _narrow(result: Result) -> Iterator[Verdict]:
 def _networks(result: Result) -> Iterator[Verdict]:
     for batch, goal in ((1, 2.0), (64, None)):
         rows = [row for row in result["rows"] if row["row"] == f"{NETWORK}, batch {batch}"]
-        row = rows[0] if rows else {"right": None, "row": f"{NETWORK}, batch {batch}"}
-        yield Verdict(row["row"], "the CPU's integers", row.get("why") or "the same", row["right"])
+        name = f"{NETWORK}, batch {batch}"
+        row: Row = rows[0] if rows else {"row": name, "right": None, "why": "not reached"}
+        yield Verdict(name, "the CPU's integers", row.get("why") or "the same", row["right"])
         ratio = row.get("ratios", {}).get(TORCH)
         words = "" if ratio is None else f"{ratio:.2f} times, {1e3 * row['seconds']:.3f} ms"
         wanted = f"at least {goal} times" if goal else "no goal"
-        met: Callable[[float], bool] = lambda found, goal=goal: goal is None or found >= goal  # noqa: E731
-        yield Verdict(
-            f"{row['row']} beside {TORCH}", wanted, words, None if ratio is None else met(ratio)
-        )
+        met = None if ratio is None else goal is None or ratio >= goal
+        yield Verdict(f"{name} beside {TORCH}", wanted, words, met)

@@ -22,6 +22,7 @@ BATCHES = (1, 64)
 SIZE = 224
 DIFFERENT, MOVED = 32, 64
 IMAGES = 8  # that calibrate
+SETTLING = 64  # size of those that statistics are of
 
 
 def resnets(folder: Path, target: str, size: int = SIZE) -> Iterator[dict[str, Any]]:
@@ -84,16 +85,22 @@ def _with_outputs(
 
 
 def _network() -> Any:
+    """With repeating filters, and statistics of batch norms that fit them."""
+    import torch  # noqa: PLC0415
+
     from tests import models  # noqa: PLC0415
 
-    def made() -> Any:
-        network = models.ResNet(models.Bottleneck, (3, 4, 6, 3))
-        for weight in network.parameters():
-            if weight.dim() > 1 and weight.shape[1] % MOVED == 0:
-                _repeat(weight.data)
-        return network
-
-    return models.settled(made, (3, 64, 64))
+    made = models.resnet50(SETTLING)
+    for weight in made.parameters():
+        if weight.dim() > 1 and weight.shape[1] % MOVED == 0:
+            _repeat(weight.data)
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the average of all images
+    with torch.no_grad():
+        made.train()(torch.from_numpy(models.images(IMAGES, (3, SETTLING, SETTLING))))
+    return made.eval()
 
 
 def _repeat(weight: Any) -> None:
