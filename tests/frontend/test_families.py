@@ -36,7 +36,7 @@ def test_family(name: str, tmp_path: Path) -> None:
         wanted = net(*example).numpy()
     model = nybble.load_onnx(architectures.exported(net, example))
     feeds = {f"x{i}": value.numpy() for i, value in enumerate(example)}
-    _deployed(model, feeds, wanted, tmp_path)
+    _deployed(model, feeds, wanted, BETWEEN.get(name, set()), tmp_path)
 
 
 @pytest.mark.slow
@@ -48,20 +48,20 @@ def test_family_from_torch(name: str, tmp_path: Path) -> None:
         wanted = net(*example).numpy()
     model = nybble.load_torch(net, example)
     names = [str(param.name) for param in graph.inputs(model.module)]
-    feeds = {name: value.numpy() for name, value in zip(names, example, strict=True)}
-    law = _deployed(model, feeds, wanted, tmp_path)
+    feeds = {key: value.numpy() for key, value in zip(names, example, strict=True)}
+    law = _deployed(model, feeds, wanted, BETWEEN.get(name, set()), tmp_path)
     assert np.square(wanted).sum() > 1000 * np.square(law - wanted).sum()  # 30 dB
 
 
 def _deployed(
-    model: Any, feeds: dict[str, Any], wanted: NDArray[Any], tmp_path: Path
+    model: Any, feeds: dict[str, Any], wanted: NDArray[Any], between: set[str], tmp_path: Path
 ) -> NDArray[Any]:
     """Checks the float network, the int8 one and its library; returns what the law gives."""
     largest = np.abs(wanted).max()
     (got,) = interpreter.run(model.module, feeds)
     np.testing.assert_allclose(got, wanted, atol=1e-4 * largest, rtol=0)
     quantized = nybble.quantize(model, [feeds])
-    assert {op for _, op in specs.between_borders(quantized.integer)} == BETWEEN.get(name, set())
+    assert {op for _, op in specs.between_borders(quantized.integer)} == between
     (law,) = interpreter.run(quantized.integer, feeds)
     assert np.abs(law - wanted).max() < 0.15 * largest
     session = nybble.load(nybble.compile(quantized).save(tmp_path / "net.so"), threads=1)
