@@ -104,8 +104,21 @@ def _float(build: Builder, value: Value, name: str) -> Value:
 
 
 def _mod(node: Node, build: Builder) -> Value:
-    op = "mod" if node.attr("fmod", 0) else "floor_mod"
-    return build.binary(op, node.input(0), node.input(1), node.name)
+    x, y = node.input(0), node.input(1)
+    is_float = dtype_of(x if isinstance(x, relax.Var) else y) == "float32"
+    if not is_float or node.attr("fmod", 0):
+        op = "mod" if node.attr("fmod", 0) else "floor_mod"
+        return build.binary(op, x, y, node.name)
+    # Of the sign of y. By quotients, infinite divisors would give NaN.
+    rest = build.binary("mod", x, y, f"{node.name}.rest")
+    moved = build.binary("add", rest, y, f"{node.name}.moved")
+    signs = [build.binary(op, rest, 0.0, f"{node.name}.{op}") for op in ("less", "greater")]
+    above, below = (
+        build.where(sign, moved, rest, f"{node.name}.{side}")
+        for sign, side in zip(signs, ("above", "below"), strict=True)
+    )
+    is_below = build.binary("less", y, 0.0, f"{node.name}.divisor")
+    return build.where(is_below, below, above, node.name)
 
 
 def _reciprocal(node: Node, build: Builder) -> Value:

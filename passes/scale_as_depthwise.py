@@ -59,6 +59,8 @@ def _chain(view: View, name: str, tabled: set[str]) -> list[str]:
     """Names of the affine steps that start at ``name``, if they are worth a convolution."""
     if name in tabled or len(view.shape(name)) != 4 or affine(view.calls[name]) is None:
         return []
+    if graph.dtype_of(view.variables[name]) != "float32":
+        return []  # labels, token numbers
     source = view.sources(name)[0]
     if view.op(source) == "relax.nn.conv2d" or _is_prepared_input(view, source):
         return []  # its own bias, or a float op outside the borders

@@ -273,7 +273,7 @@ def test_what_is_no_budget(text: str) -> None:
         ({"choices": (4,)}, "at least two different widths"),
         ({"choices": (4, 9)}, "at least two different widths"),
         ({"budget": {"size": 3}}, "limits such as"),
-        ({"activations": "float"}, "integer activations"),
+        ({"activations": "float"}, "activations of 1 to 8 bits"),
         ({"sensitivity": "guess"}, "hessian, perturbation"),
         ({"solver": "guess"}, "ilp, iqp"),
         ({"correct": ("adaroundd",)}, "did you mean 'adaround'"),

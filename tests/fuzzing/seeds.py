@@ -120,7 +120,7 @@ def _recurrent() -> onnx.ModelProto:
     weights = {"w": values(2, 20, 8), "r": values(2, 20, 5), "b": values(2, 40),
                "flat": np.array([0, 0, -1]), "gw": values(1, 12, 10), "gr": values(1, 12, 4),
                "one": np.array([1])}  # fmt: skip
-    return model(nodes, ("N", 2, 8), weights)  # every step is unrolled, and compiled
+    return model(nodes, ("N", 1, 8), weights)  # every step is unrolled, and compiled
 
 
 def _qdq() -> onnx.ModelProto:
