@@ -120,7 +120,7 @@ def pack(wish: Wish) -> list[dict[str, Any]]:
 
 
 def _archived(home: Path, wish: Wish) -> None:
-    kind = {".xz": "w:xz", ".gz": "w:gz"}.get(wish.archive.suffix)
+    kind: Any = {".xz": "w:xz", ".gz": "w:gz"}.get(wish.archive.suffix)
     if kind is None:
         raise NybbleError(f"{wish.archive}: expected a name in .tar.xz or .tar.gz.")
     given: Any = {"preset": 1} if kind == "w:xz" else {}

@@ -135,8 +135,8 @@ def cublas(torch: Torch, layer: Layer) -> Call:
 def _integers(torch: Torch, layer: Layer) -> list[tuple[Any, Any]]:
     if layer.is_half:
         raise PeerError("activations are no integers")
-    shapes = (layer.rows, layer.depth), (layer.channels, layer.depth)
-    return [tuple(torch.drawn(s, "int8") for s in shapes) for _ in range(layer.sets(1))]  # type: ignore[misc]  # two of them
+    x, w = (layer.rows, layer.depth), (layer.channels, layer.depth)
+    return [(torch.drawn(x, "int8"), torch.drawn(w, "int8")) for _ in range(layer.sets(1))]
 
 
 def int_mm(torch: Torch, layer: Layer) -> Call:
