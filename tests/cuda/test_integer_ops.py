@@ -42,6 +42,11 @@ MOVES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "relax.concat": (lambda x: relax.op.concat([x, x], 1), "int8"),
     "relax.concat, batch": (lambda x: relax.op.concat([x, x], 0), "int8"),
     "relax.reshape": (lambda x: relax.op.reshape(x, (-1, 16)), "int8"),
+    "relax.flip": (lambda x: relax.op.flip(x, 2), "int8"),
+    "relax.tile": (lambda x: relax.op.tile(x, (1, 3, 1)), "int8"),
+    "relax.broadcast_to": (
+        lambda x: relax.op.broadcast_to(x, [2, *x.ty.shape]), "int8",
+    ),
 }  # fmt: skip
 
 
