@@ -17,6 +17,7 @@ from tests.runtime.tiny import tiny_executable, tiny_manifest
 
 QUICK = {"onnx": 12, "library": 15, "manifest": 15}
 SLOW = {"onnx": 900, "nodes": 600, "library": 300, "manifest": 200}
+HUNT = 100  # mutants a test, so that several processes share the work
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +51,15 @@ def test_a_sample_of_mutants(libraries: list[bytes], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", SLOW)
-def test_two_thousand_mutants(kind: str, libraries: list[bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "first"), [(kind, first) for kind in SLOW for first in range(0, SLOW[kind], HUNT)]
+)
+def test_two_thousand_mutants(
+    kind: str, first: int, libraries: list[bytes], tmp_path: Path
+) -> None:
     with Hunt(tmp_path) as hunt:
         hunt.plant(kind, _seeds(kind, libraries))
-        hunt.run(kind, range(SLOW[kind]))
+        hunt.run(kind, range(first, first + HUNT))
     assert not hunt.failures, "\n\n".join(hunt.failures)
 
 
