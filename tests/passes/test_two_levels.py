@@ -23,9 +23,11 @@ def test_every_group_has_a_step_and_a_base(row, group):
     rows = np.array([row, row[::-1]])
     found = second_level(rows, group)
     assert found.dtype == np.int8
-    widest = 2 * PROTECTED / CODES
-    assert np.abs(found - rows).max() <= widest / 2 + 1  # half a step, and the base's rounding
+    assert np.abs(found - rows).max() <= CODES + 0.5  # a step that is a fraction too short clips
     whole = found[:, : len(row) // group * group]
+    squares = np.square(whole - rows[:, : whole.shape[1]]).reshape(2, -1, group).mean(axis=2)
+    half = PROTECTED / CODES  # of the widest step; a base is rounded to an integer
+    assert squares.max(initial=0) <= (half + 1) ** 2
     codes, steps, bases = split(whole, group)
     assert (codes.min(initial=0), codes.max(initial=0) <= CODES) == (0, True)
     at = np.arange(whole.shape[1]) // group
