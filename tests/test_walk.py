@@ -83,7 +83,7 @@ def _cases() -> Iterator[Any]:
             baseline = ["x86-64"] if name == "tiny_cnn" else []
             for target in ("native", "x86-64-v3", *baseline):
                 mark = marks.get(name, pytest.mark.whole)
-                if name == "mobilenet_v2" and source == "torch":  # onnx is quick enough
+                if name != "tiny_cnn" and source == "torch":  # onnx tells as much
                     mark = pytest.mark.slow
                 yield pytest.param(name, source, target, marks=mark)
 
