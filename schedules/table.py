@@ -35,6 +35,7 @@ from nybble.schedules.cpu import (
 from nybble.schedules.cuda import bitserial as cuda_bitserial
 from nybble.schedules.cuda import concat as cuda_concat
 from nybble.schedules.cuda import direct as cuda_direct
+from nybble.schedules.cuda import dynamic as cuda_dynamic
 from nybble.schedules.cuda import elementwise as cuda_elementwise
 from nybble.schedules.cuda import matmul as cuda_matmul
 from nybble.schedules.cuda import matmul_generic as cuda_matmul_generic
@@ -104,6 +105,7 @@ CUDA: tuple[Kernel, ...] = (
     cuda_matmul_generic.MATMUL,
     *cuda_softmax.KERNELS,
     *cuda_norms.KERNELS,
+    *cuda_dynamic.KERNELS,
     *cuda_elementwise.KERNELS,
     *cuda_pooling.KERNELS,
     cuda_concat.CONCAT,

@@ -88,11 +88,11 @@ def plan_of(problem: Problem, target: CudaTarget, knobs: Knobs) -> Plan:
     """The plan that the knob ``threads`` chooses, by default the cheapest that stays in registers.
 
     Args:
-        problem: the layer; its rows have a static length.
+        problem: the layer; the rows of its first input have a static length.
         target: the GPUs.
         knobs: asked for ``threads``.
     """
-    *rows, length = problem.output.shape
+    *rows, length = problem.inputs[0].shape
     count = prod(extent for extent in rows if isinstance(extent, int))
     widest = max(np.dtype(spec.stored.dtype).itemsize for spec in problem.tensors)
     most = gcd(int(length), ACCESS // widest)

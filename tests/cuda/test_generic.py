@@ -48,7 +48,7 @@ OTHERS = {
     "weight_only", "softmax", "masked_softmax", "layer_norm", "rms_norm",
     "row_tops", "quantize_rows", "rescale_rows",
 }  # fmt: skip
-"""Ops with kernels of their own, or without any for GPUs."""
+"""Ops with kernels of their own."""
 MODULES = {
     **{name: mod for name, mod in EVERY_OP.items() if name not in OTHERS},
     "requantize 16 bytes": rescaled("requantize", ((3, 5, 32), "int32"), channels=32),
