@@ -226,11 +226,11 @@ Written by `python -m benchmarks.corrections`.
   `Recipe(4, 4, calibrator="mse", correct=({"scales": {"by": "output"}}, "adaround"))`.
 - 2-bit weights: the same with `"flexround"` or `"adaquant"`; without learning, `gptq` between
   scales by output and `statistics` or `bias_correction`.
-- Depthwise networks at 4 bits: `Recipe(4, correct=("adaquant",))`, or `"adaround"` in half the time. Scales by
-  output, `gptq` and `statistics` come within two points in a quarter of it; `bias_correction` alone is the cheapest
-  large step.
-- `scales by prediction` runs the network once for every layer and candidate: for small networks, and not run on
-  EfficientNet-Lite0.
+- Depthwise networks at 4 bits: `Recipe(4, correct=("adaquant",))`, or `"adaround"` in half the
+  time. Scales by output, `gptq` and `statistics` come within two points in a quarter of it;
+  `bias_correction` alone is the cheapest large step.
+- `scales by prediction` runs the network once for every layer and candidate: for small networks,
+  and not run on EfficientNet-Lite0.
 - `equalize` gains little here, where every channel of weights has a scale of its own; by weights it
   costs much when activations have 4 bits.
 
