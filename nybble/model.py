@@ -206,7 +206,7 @@ class Artifact:
         """Links all variants into one file; nothing is left behind on failure.
 
         Of a network with ``parameters="outside"`` its constants appear beside it, as
-        ``net.so.params``.
+        ``net.so.params``. Of any other network they disappear with the library that it replaces.
 
         Raises:
             ArtifactError: no C compiler, or the file cannot be written.

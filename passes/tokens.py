@@ -68,9 +68,9 @@ def _joined(call: Any, made: Mapping[Any, Any]) -> tuple[Any, list[int], NDArray
 
 
 def _constant(expr: Any, made: Mapping[Any, Any]) -> NDArray[Any] | None:
-    """The values of a constant, or of one that is repeated along the batch."""
+    """The values of a constant; of one image where it is repeated along the batch."""
     if graph.is_constant(expr):
-        return graph.numpy_of(expr)
+        return _of_one_image(graph.numpy_of(expr))
     call: Any = made.get(expr)
     if graph.op_name(call) != "relax.broadcast_to" or not graph.is_constant(call.args[0]):
         return None
@@ -79,6 +79,12 @@ def _constant(expr: Any, made: Mapping[Any, Any]) -> NDArray[Any] | None:
         return None
     full = values.reshape((1,) * (1 + len(sizes) - values.ndim) + values.shape)
     return np.broadcast_to(full, (1, *map(int, sizes))) if full.shape[0] == 1 else None
+
+
+def _of_one_image(values: NDArray[Any]) -> NDArray[Any]:
+    """The first of equal entries: exporters write out a token of which the batch is known."""
+    first = values[:1]
+    return first if np.array_equal(np.broadcast_to(first, values.shape), values) else values
 
 
 def _merged(call: Any, made: Mapping[Any, Any]) -> Any:

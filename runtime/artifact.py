@@ -20,7 +20,7 @@ from nybble import tiles
 from nybble.compilers import find_compiler
 from nybble.errors import ArtifactError
 from nybble.runtime import engine, parameters
-from nybble.runtime.manifest import Manifest, Variant, seal
+from nybble.runtime.manifest import Manifest, Variant, read_all, seal
 
 _LINK = ("-shared", "-fPIC", "-s", "-Wl,--build-id=none")  # -s: nobody debugs by these symbols
 # For kernels written as C: integers wrap, memory is reinterpreted, products and sums stay apart.
@@ -49,7 +49,8 @@ def export_all(
             is filled in here; the one that needs the fewest CPU features first.
         path: where to write; an existing file is replaced at the very end.
         outside: the constants of each variant that go to a file of their own beside it, in the
-            order in which its entry takes them; none of any when omitted.
+            order in which its entry takes them; none of any when omitted. Where there are none,
+            those of the library that is replaced disappear with it.
 
     Returns:
         The manifests as they were written.
@@ -67,12 +68,39 @@ def export_all(
             link = _linker([*compiler, *_sources(manifest.features, staging)], path)
             executable.export_library(str(library), fcompile=link, workspace_dir=str(staging))
         manifests = [manifest for _, manifest in variants]
+        stale = None if any(outside) else _own_parameters(path)
         if any(outside):
             manifests = _write_parameters(staging, path, manifests, outside)
         sealed = _join(libraries, manifests)
         os.replace(libraries[0], path)
+        if stale is not None:
+            stale.unlink(missing_ok=True)
         _sync_directory(path.parent)
     return tuple(variant.manifest for variant in sealed)
+
+
+def _beside(path: Path) -> Path:
+    """Where a library's file of parameters is written."""
+    return path.with_name(path.name + parameters.SUFFIX)
+
+
+def _own_parameters(path: Path) -> Path | None:
+    """The file of parameters that was written with the library at ``path``; None without one.
+
+    Its name alone says little: every manifest in the library has to name it and to know its bytes.
+    """
+    beside = _beside(path)
+    if not beside.is_file():
+        return None
+    try:
+        for variant in read_all(path):
+            stored = variant.manifest.parameters
+            if stored is None or stored["file"] != beside.name:
+                return None
+            parameters.load(path, stored)
+    except ArtifactError:  # no library of Nybble's, or not its bytes
+        return None
+    return beside
 
 
 def _write_parameters(
@@ -82,7 +110,7 @@ def _write_parameters(
     outside: Sequence[Sequence[NDArray[Any]]],
 ) -> list[Manifest]:
     """Puts the constants beside the library to come; returns manifests that tell of them."""
-    whole, beside = staging / "parameters", path.with_name(path.name + parameters.SUFFIX)
+    whole, beside = staging / "parameters", _beside(path)
     with whole.open("wb") as file:
         found = parameters.write(file, beside.name, outside)
         file.flush()

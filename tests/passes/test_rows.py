@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 import nybble
-from nybble.ir import graph, specs
+from nybble.ir import graph, interpreter, specs
+from nybble.passes.pipeline import canonicalize
 from tests import models, transformers
+from tests.frontend.onnx_models import model, node, values
 from tests.walking import assert_equal_to_the_law, compared, law_of, runs_here
 
 WIDTH, LENGTH, SIZE = 32, 9, 32
@@ -98,6 +100,33 @@ def test_the_library_equals_the_law(name: str, tmp_path: Path) -> None:
         report, session = compared(law_of(made, x), path, x, threads)
         assert report.equal
         assert session.manifest.float_ops == ()
+
+
+def test_a_class_token_written_out_for_a_known_batch(tmp_path: Path) -> None:
+    """Exporters that know the batch store one token for each image."""
+    runs_here("native")
+    batch = 3
+    nodes = [
+        node("MatMul", "x w", "patches"), node("Concat", "token patches", "tokens", axis=1),
+        node("Add", "tokens positions", "placed"), node("MatMul", "placed v", "y"),
+    ]  # fmt: skip
+    weights = {"w": values(8, 8), "token": np.repeat(values(1, 1, 8, seed=1), batch, 0),
+               "positions": values(1, 5, 8, seed=2), "v": values(8, 3, seed=3)}  # fmt: skip
+    network = nybble.load_onnx(model(nodes, (batch, 4, 8), weights))
+    x = values(batch, 4, 8, seed=4)
+    made = nybble.quantize(network, [x])
+    assert list(made.integer["main"].attrs[specs.KEPT_FLOAT]) == []
+    assert specs.between_borders(made.integer) == []
+    (wanted,) = interpreter.run(network.module, [x])
+    assert noise(made.run(x), wanted) > 30
+    path = nybble.compile(made, "native").save(tmp_path / "net.so")
+    assert compared(law_of(made, x), path, x, 1)[0].equal
+
+
+def test_tokens_that_differ_between_images_are_kept() -> None:
+    proto = model([node("Concat", "tokens x", axis=1)], (2, 4, 8), {"tokens": values(2, 1, 8)})
+    canonical = canonicalize(nybble.load_onnx(proto).module)
+    assert [op for _, op, _ in graph.walk(canonical)] == ["relax.concat"]
 
 
 def test_embeddings_are_rows_of_integers() -> None:

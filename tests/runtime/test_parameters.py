@@ -148,6 +148,50 @@ def test_a_loaded_network_survives_being_replaced(tmp_path: Path) -> None:
         np.testing.assert_array_equal(session(X), X * W * factor)
 
 
+def test_parameters_go_with_their_library(tmp_path: Path) -> None:
+    path = tmp_path / "net.so"
+    executable, values = tiny_outside()
+    artifact.export_all([(executable, tiny_manifest(layers=()))], path, [values])
+    session = load(path)
+    artifact.export(tiny_executable(), tiny_manifest(), path)
+    assert os.listdir(tmp_path) == ["net.so"]
+    np.testing.assert_array_equal(load(path)(X), X * W * W)
+    np.testing.assert_array_equal(session(X), X * W)  # they are mapped still
+
+
+def another_name(net: Path, path: Path) -> None:
+    """A library that was renamed: what is named after its new name is not its own."""
+    shutil.copyfile(net, path)
+    shutil.copyfile(f"{net}.params", path.with_name("other.so.params"))
+
+
+def other_bytes(net: Path, path: Path) -> None:
+    shutil.copyfile(net, path)
+    Path(f"{path}.params").write_bytes(bytes(16))
+
+
+def no_manifest(_net: Path, path: Path) -> None:
+    path.write_bytes(b"a plug-in")
+    Path(f"{path}.params").write_bytes(b"of another tool")
+
+
+def none_told_of(_net: Path, path: Path) -> None:
+    artifact.export(tiny_executable(), tiny_manifest(), path)
+    Path(f"{path}.params").write_bytes(b"of another tool")
+
+
+@pytest.mark.parametrize("prepare", [another_name, other_bytes, no_manifest, none_told_of])
+def test_files_of_others_stay(
+    net: Path, tmp_path: Path, prepare: Callable[[Path, Path], None]
+) -> None:
+    path = tmp_path / ("other.so" if prepare is another_name else "net.so")
+    prepare(net, path)
+    before = Path(f"{path}.params").read_bytes()
+    artifact.export(tiny_executable(), tiny_manifest(), path)
+    assert Path(f"{path}.params").read_bytes() == before
+    np.testing.assert_array_equal(load(path)(X), X * W * W)
+
+
 @pytest.mark.parametrize("moment", ["posix_fallocate", "fsync", "replace"])
 def test_full_disk_leaves_the_older_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
