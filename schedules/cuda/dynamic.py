@@ -85,6 +85,7 @@ def _emit_tops(problem: Problem, team: Team, buffers: Buffers) -> None:
 def _emit_quantized(problem: Problem, team: Team, buffers: Buffers) -> None:
     x = Values(team.plan, buffers.x, problem.inputs[0].dtype, 1)
     factor = T.Bind(_float(MOST) / buffers.other[team.row])
+    # Without a top there is no factor, and the row is zeros.
     bits = _magnitude(T.reinterpret("int32", factor))
     has_scale = T.Bind(bits < T.int32(dynamic.INFINITY))
 
