@@ -24,6 +24,7 @@ from nybble.passes.moved_grids import round_before_moves, round_behind_moves
 from nybble.passes.quantize import insert_borders
 from nybble.passes.scale_as_depthwise import scale_as_depthwise
 from nybble.passes.settle import Settled, settle
+from nybble.passes.spelled_norms import fuse_rms_norm
 from nybble.passes.spelled_rounding import quantize_spelled_rounding
 from nybble.passes.to_integer import lower_to_integers
 from nybble.passes.tokens import add_constant_tokens, reshape_where_nothing_moves
@@ -36,6 +37,7 @@ CANONICALIZE: tuple[Pass[Any], ...] = (
     drop_identities,
     channels_last,
     drop_identities,
+    fuse_rms_norm,
     reshape_where_nothing_moves,
     add_constant_tokens,
     drop_identities,
