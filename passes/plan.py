@@ -34,7 +34,7 @@ AT_THE_END = (
     "bilinear",
 )  # float where no quantized layer follows
 TAKES_CLAMP = {
-    "linear", "bias", "add", "shift", "product", "activation", "avg_pool", "bilinear",
+    "linear", "bias", "add", "shift", "factors", "product", "activation", "avg_pool", "bilinear",
 }  # fmt: skip
 NON_NEGATIVE = {"relax.nn.relu", "relax.sigmoid", "relax.nn.softmax", "relax.exp"}
 KEEPS_SIGN = {
@@ -92,8 +92,8 @@ def kind_of(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]:
 
     Returns:
         (kind, reason): linear, bias, activation, add, product, concat, max_pool, avg_pool, through,
-        nearest, bilinear, scale, shift, matmul, mask, softmax, norm, lookup; or float with the
-        reason in words.
+        nearest, bilinear, scale, shift, factors, matmul, mask, softmax, norm, lookup; or float with
+        the reason in words.
         Tables are found by `nybble.passes.pointwise`.
     """
     call, op = view.calls[name], view.op(name)
@@ -188,7 +188,9 @@ def _arithmetic(view: View, name: str, kinds: dict[str, str]) -> tuple[str, str]
     if rows.shift_of(call) is not None and not follows_float:
         return "shift", ""
     if step is None:
-        return "float", "a constant operand does not vary per channel only"
+        is_product = rows.factors_of(call) is not None and not follows_float
+        why = "a constant operand does not vary per channel only"
+        return ("factors", "") if is_product else ("float", why)
     alone = "scales channels behind no convolution"
     return "float", "follows a layer that stays float" if follows_float else alone
 

@@ -12,12 +12,14 @@ from nybble.errors import StageError
 from nybble.ir import graph, numerics, ops, rows
 from nybble.ir.graph import Emitter
 from nybble.passes import rows as kinds
+from nybble.passes.fold_batch_norm import affine
 from nybble.passes.grids import Grid, share_grid
 from nybble.passes.integer_emitters import ACCUMULATOR_LIMIT, Lowering, Term, clamp, dyadic
 from nybble.passes.regions import Leaf, Products, Region
 from nybble.passes.row_regions import MaskedRegion
 
 FINER = 12  # bits of a constant that is added, below the result's steps
+FACTOR_LIMIT = 2**14 - 1  # products with 16 bits stay within 32
 FINEST = 14  # fractional bits of a norm's affine step
 OFFSET_LIMIT = 2.0**29
 EPSILON_LIMIT = 2.0**59
@@ -32,10 +34,9 @@ class RowLowering(Lowering):
         if op == kinds.LOOKUP and graph.is_constant(region.call.args[0]):
             return self._lookup(emitter, region)
         operand = region.operands[0]
-        if op == kinds.SOFTMAX and not region.steps:
-            return self._softmax(emitter, region)
-        if op in kinds.NORMS and not region.steps:
-            return self._norm(emitter, region)
+        if op in (kinds.SOFTMAX, *kinds.NORMS) and not region.steps:
+            emit = self._softmax if op == kinds.SOFTMAX else self._norm
+            return emit(emitter, region)
         if isinstance(operand, Products):
             acc = self._matmul(emitter, operand)
             ratio = np.asarray(step_of(operand) / region.out.scale, np.float64)
@@ -43,6 +44,12 @@ class RowLowering(Lowering):
         shift = None if region.call is None or region.steps else kinds.shift_of(region.call)
         if shift is not None and isinstance(operand, Leaf) and len(region.operands) == 1:
             return self._shift(emitter, region, shift)
+        if (
+            kinds.factors_of(region.call) is not None
+            and not region.steps
+            and affine(region.call) is None
+        ):
+            return self._factors(emitter, region)
         return super().region(emitter, region)
 
     def _matmul(self, emitter: Emitter, products: Products) -> Any:
@@ -103,6 +110,23 @@ class RowLowering(Lowering):
         scales = dyadic(region.name, ratio), dyadic(region.name, np.asarray(2.0**-FINER))
         call = ops.call(
             "add", [self.integers[x.name], *scales[0], integers, *scales[1]],
+            dtype=region.out.dtype, lo=lo, hi=hi, rounding=self.rounding,
+            zero_point_a=x.grid.zero_point, zero_point=region.out.zero_point,
+        )  # fmt: skip
+        return emitter.emit(call, region.name)
+
+    def _factors(self, emitter: Emitter, region: Region) -> Any:
+        """A product with a constant, which is rounded to 15 bits."""
+        (x,), factors = region.operands, kinds.factors_of(region.call)
+        assert isinstance(x, Leaf)
+        assert factors is not None
+        step = float(np.abs(factors).max()) / FACTOR_LIMIT
+        shape = (*[1] * (len(x.shape) - factors.ndim), *factors.shape)
+        integers = graph.constant(np.rint(factors / step).astype(np.int16).reshape(shape))
+        ratio = np.asarray(x.grid.scale * step / region.out.scale, np.float64)
+        lo, hi = clamp(region)
+        call = ops.call(
+            "multiply", [self.integers[x.name], integers, *dyadic(region.name, ratio)],
             dtype=region.out.dtype, lo=lo, hi=hi, rounding=self.rounding,
             zero_point_a=x.grid.zero_point, zero_point=region.out.zero_point,
         )  # fmt: skip

@@ -41,11 +41,11 @@ class RowMatcher(Matcher):
         if products is not None:
             return Region(name, call, (products,))
         found = super()._computation(name, out)
-        return self._shifted(name, call) if found is None else found
+        return self._with_constant(name, call) if found is None else found
 
-    def _shifted(self, name: str, call: Any) -> Region | None:
-        """A sum with a constant."""
-        if call is None or rows.shift_of(call) is None:
+    def _with_constant(self, name: str, call: Any) -> Region | None:
+        """A sum or product with a constant."""
+        if call is None or (rows.shift_of(call) is None and rows.factors_of(call) is None):
             return None
         leaf = self.leaf(self.view.sources(name)[0])
         return None if leaf is None else Region(name, call, (leaf,))

@@ -88,6 +88,18 @@ def shift_of(call: Any) -> NDArray[np.float64] | None:
     return sign * graph.numpy_of(constant).astype(np.float64)
 
 
+def factors_of(call: Any) -> NDArray[np.float64] | None:
+    """The constant that a product multiplies a tensor of its own shape by, else None."""
+    if graph.op_name(call) != "relax.multiply":
+        return None
+    x, constant = call.args if graph.is_constant(call.args[1]) else call.args[::-1]
+    if graph.is_constant(x) or not graph.is_constant(constant):
+        return None
+    if graph.shape_of(x) != graph.shape_of(call) or not np.any(graph.numpy_of(constant)):
+        return None
+    return graph.numpy_of(constant).astype(np.float64)
+
+
 def is_lookup(view: View, name: str) -> bool:
     """Whether a binding takes rows of a constant table of floats by an integer input."""
     sources = view.sources(name)

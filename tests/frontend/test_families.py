@@ -21,7 +21,6 @@ from tests.architectures import FAMILIES
 QUICK = ("audio", "minilm", "unet")
 BETWEEN: dict[str, set[str]] = {
     "minilm": {"relax.add"},
-    "llama": {"relax.multiply"},
 }
 """Float ops between the borders; all other families are integer-only."""
 NAMES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]

@@ -203,3 +203,13 @@ def test_a_whole_vision_transformer(target: str, tmp_path: Path) -> None:
     assert_equal_to_the_law(made, target, tmp_path / "net.so", IMAGE)
     y = models.images(16, IMAGE, seed=9)
     assert noise(made.run(y), net(torch.from_numpy(y)).detach().numpy()) > 18
+
+
+def test_a_product_with_a_constant_of_every_place_is_integer() -> None:
+    angles = torch.arange(LENGTH)[:, None] / 10 ** (torch.arange(WIDTH) / WIDTH)
+    net = transformers.drawn(lambda: Functions(lambda x: x * angles.cos()))
+    x = inputs(TOKENS, 8, 1)
+    made = nybble.quantize(imported(net, x, "torch"), [x])
+    assert specs.between_borders(made.integer) == []
+    assert [op for _, op, _ in graph.walk(made.integer)].count("nybble.multiply") == 1
+    assert noise(made.run(x), net(torch.from_numpy(x)).detach().numpy()) > 30
