@@ -143,6 +143,43 @@ def _softmax(builder: Any, call: relax.Call) -> Any:
     return builder.call_te(softmax, call.args[0], graph.attributes(call)["axis"])
 
 
+def _extreme(call: relax.Call, is_max: bool) -> Callable[[te.Tensor], te.Tensor]:
+    """Largest or smallest elements, infinite where all are: TVM's own begin with float32's limits.
+
+    The neutral element is spelled as bits, which C and CUDA write like any other number.
+    """
+    attrs = graph.attributes(call)
+    bits = tirx.const(0xFF800000 if is_max else 0x7F800000, "uint32")
+    combine = te.comm_reducer(
+        lambda a, b: tirx.max(a, b) if is_max else tirx.min(a, b),
+        lambda t: tirx.reinterpret(t, bits), name="extreme",
+    )  # fmt: skip
+
+    def extreme(x: te.Tensor) -> te.Tensor:
+        rank = len(x.shape)
+        given = range(rank) if attrs["axis"] is None else attrs["axis"]
+        along = {int(axis) % rank: te.reduce_axis((0, x.shape[int(axis)])) for axis in given}
+        kept = [i for i in range(rank) if i not in along]
+        whole = bool(attrs["keepdims"])
+        shape = [1 if i in along else x.shape[i] for i in (range(rank) if whole else kept)]
+
+        def value(*index: Any) -> Any:
+            place = {axis: index[axis if whole else i] for i, axis in enumerate(kept)} | along
+            return combine(x(*(place[i] for i in range(rank))), axis=list(along.values()))
+
+        return te.compute(shape, value, "extreme")
+
+    return extreme
+
+
+def _largest(builder: Any, call: relax.Call) -> Any:
+    return builder.call_te(_extreme(call, is_max=True), call.args[0])
+
+
+def _smallest(builder: Any, call: relax.Call) -> Any:
+    return builder.call_te(_extreme(call, is_max=False), call.args[0])
+
+
 LEGALIZATIONS: dict[str, Callable[[Any, relax.Call], Any]] = {
     "relax.exp": _plain(exp),
     "relax.sigmoid": _plain(sigmoid),
@@ -151,5 +188,7 @@ LEGALIZATIONS: dict[str, Callable[[Any, relax.Call], Any]] = {
     "relax.nn.silu": _plain(silu),
     "relax.nn.gelu": _plain(gelu),
     "relax.nn.softmax": _softmax,
+    "relax.max": _largest,
+    "relax.min": _smallest,
 }
 """How these ops of float32 become functions."""

@@ -80,7 +80,10 @@ def outline(sch: Any) -> Outline:
     ends = [sch.get(_spatial(sch, b)[-1]).extent for b in across]
     heights = [sch.get(s[-2]).extent for b in across if len(s := _spatial(sch, b)) > 1]
     steps = [sch.get(sch.get_loops(b)[-1]).extent for b in along]
-    widths = [loops.lanes_of(extent, WIDTHS[-1] if _known(extent) else 1) for extent in steps]
+    widths = [
+        loops.lanes_of(extent, WIDTHS[-1] if _known(extent) and _has_parts(sch, block) else 1)
+        for extent, block in zip(steps, along, strict=True)
+    ]
     plain = len(nest := sch.get_loops(found[-1])) > 1 and not reduces(sch, found[-1])
     return Outline(
         max(_work(sch, block) for block in found),
@@ -146,6 +149,11 @@ def scheduled(sch: Any, cut: Cut) -> Any:
 def stages(sch: Any) -> list[Any]:
     """The blocks of a function in order."""
     return list(sch.get_child_blocks(sch.get_sblock("root")))
+
+
+def _has_parts(sch: Any, block: Any) -> bool:
+    """Whether a reduction can be split: TVM does so where it knows the neutral element."""
+    return isinstance(getattr(sch.get(block).init, "value", None), tirx.FloatImm | tirx.IntImm)
 
 
 def reduces(sch: Any, block: Any) -> bool:

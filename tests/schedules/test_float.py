@@ -67,6 +67,19 @@ def test_ops_without_a_family(name: str) -> None:
     assert [kernel for _, kernel in compiled.kernels] == ["cpu.stock"]
 
 
+@pytest.mark.parametrize("op", [R.max, R.min])
+@pytest.mark.parametrize(
+    ("axes", "keepdims"), [([-1], True), ([1], False), ([1, 2], False), ([1, 3], True)]
+)
+def test_extremes_of_infinities_are_infinite(op: Any, axes: list[int], keepdims: bool) -> None:
+    mod = module(
+        lambda e, x: e.emit(op(x, axes, keepdims), "y"), ((4, 5, 6), "float32"), stage="float"
+    )
+    x = np.random.default_rng(1).normal(size=(3, 4, 5, 6)).astype(np.float32)
+    x[0], x[1] = -np.inf, np.inf
+    np.testing.assert_array_equal(Compiled(mod)([x]), interpreter.run(mod, [x])[0])
+
+
 @pytest.mark.parametrize("name", ["add", "subtract", "multiply", "divide", "maximum", "minimum"])
 def test_binary_ops(name: str) -> None:
     check(lambda e, x, y: e.emit(getattr(R, name)(x, y), "y"), SHAPE, SHAPE)
