@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nybble.ir import numerics
 from nybble.ir.weight_only import HALF
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
-from tests import cases, weight_only_cases
+from tests import cases, low_cases, weight_only_cases
 
 Arrays = dict[str, NDArray[Any]]
 BLOCK = (32, 256)  # of weights
@@ -60,10 +60,10 @@ def rows(pattern: str = "*") -> Iterator[Row]:
     Args:
         pattern: of names; of others nothing is computed.
     """
-    integer = (*cases.CONV, *cases.DEPTHWISE, *cases.LINEAR, *cases.LOW, *cases.LOW_LINEAR)
+    integer = (*cases.CONV, *cases.DEPTHWISE, *cases.LINEAR, *low_cases.LOW, *low_cases.LOW_LINEAR)
     halves = (replace(case, compute=HALF) for case in weight_only_cases.CASES)
     found: list[tuple[str, Callable[[], Row]]] = [
-        *((case.name, partial(_small, case)) for case in (*integer, *cases.TABLED)),
+        *((case.name, partial(_small, case)) for case in (*integer, *low_cases.TABLED)),
         *((f"weight-only {case.name}", partial(_small_half, case)) for case in halves),
         *(
             (f"{m} x {n} x {k} {w} x {x}", partial(_product, (m, n, k), w, x))

@@ -216,93 +216,93 @@ def _draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, kind: st
     return np.full(shape, hi if kind == "high" else lo, stored)
 
 
-def _conv(name: str, x: tuple[int, ...], w: tuple[int, ...], **kw: Any) -> Case:
+def conv(name: str, x: tuple[int, ...], w: tuple[int, ...], **kw: Any) -> Case:
     same = {"padding": (w[1] // 2, w[2] // 2, w[1] // 2, w[2] // 2)} if w[1] > 1 else {}
     return Case(name, "conv2d", x, w, **{**same, **kw})
 
 
-def _linear(name: str, x: tuple[int, ...], o: int, **kw: Any) -> Case:
+def linear(name: str, x: tuple[int, ...], o: int, **kw: Any) -> Case:
     return Case(name, "linear", x, (o, x[-1]), **kw)
 
 
 CONV = (
-    _conv("3x3", (1, 14, 14, 32), (32, 3, 3, 32)),
-    _conv("3x3 signed", (1, 14, 14, 32), (32, 3, 3, 32), dtypes=("int8", "int8")),
-    _conv("3x3 big ratios", (1, 7, 7, 16), (48, 3, 3, 16), gain=100),
-    _conv("3x3 huge ratios", (1, 7, 7, 16), (48, 3, 3, 16), gain=1e9, epilogue="add"),
-    _conv("3x3 tiny ratios", (1, 7, 7, 16), (48, 3, 3, 16), gain=1e-9),
-    _conv("3x3 add", (1, 7, 7, 16), (48, 3, 3, 16), epilogue="add"),
-    _conv("3x3 add unsigned", (2, 7, 7, 16), (32, 3, 3, 16), epilogue="add", other="uint8"),
-    _conv("3x3 accumulators", (1, 9, 7, 16), (40, 3, 3, 16), dtypes=("uint8", "int32"),
+    conv("3x3", (1, 14, 14, 32), (32, 3, 3, 32)),
+    conv("3x3 signed", (1, 14, 14, 32), (32, 3, 3, 32), dtypes=("int8", "int8")),
+    conv("3x3 big ratios", (1, 7, 7, 16), (48, 3, 3, 16), gain=100),
+    conv("3x3 huge ratios", (1, 7, 7, 16), (48, 3, 3, 16), gain=1e9, epilogue="add"),
+    conv("3x3 tiny ratios", (1, 7, 7, 16), (48, 3, 3, 16), gain=1e-9),
+    conv("3x3 add", (1, 7, 7, 16), (48, 3, 3, 16), epilogue="add"),
+    conv("3x3 add unsigned", (2, 7, 7, 16), (32, 3, 3, 16), epilogue="add", other="uint8"),
+    conv("3x3 accumulators", (1, 9, 7, 16), (40, 3, 3, 16), dtypes=("uint8", "int32"),
         epilogue="none"),
-    _conv("3x3 stride 2", (1, 15, 15, 16), (32, 3, 3, 16), strides=(2, 2)),
-    _conv("3x3 dilated", (1, 13, 11, 8), (16, 3, 3, 8), dilation=(2, 2), padding=(2, 2, 2, 2)),
-    _conv("3x3 dilated rows", (1, 13, 11, 8), (17, 3, 3, 8), dilation=(3, 1), padding=(3, 0, 1, 2)),
-    _conv("3x3 unpadded", (1, 12, 12, 16), (32, 3, 3, 16), padding=(0, 0, 0, 0)),
-    _conv("asymmetric padding", (1, 9, 9, 8), (32, 3, 3, 8), padding=(0, 0, 1, 1), strides=(2, 2)),
-    _conv("pad value", (1, 9, 9, 8), (24, 3, 3, 8), pad_value=13, dtypes=("int8", "uint8")),
-    _conv("stem 7x7x3", (1, 32, 32, 3), (64, 7, 7, 3), strides=(2, 2), dtypes=("int8", "uint8")),
-    _conv("stem 3x3x3", (1, 33, 33, 3), (32, 3, 3, 3), strides=(2, 2), padding=(0, 0, 1, 1)),
-    _conv("one channel", (1, 28, 28, 1), (16, 3, 3, 1)),
-    _conv("odd everything", (3, 5, 3, 5), (7, 2, 3, 5), padding=(1, 0, 2, 1), strides=(2, 1)),
-    _conv("1x1", (1, 14, 14, 64), (128, 1, 1, 64)),
-    _conv("1x1 signed", (1, 14, 14, 64), (128, 1, 1, 64), dtypes=("int8", "int8"), vectors=False),
-    _conv("1x1 tails", (1, 7, 5, 31), (33, 1, 1, 31), epilogue="add"),
-    _conv("1x1 few channels", (1, 5, 5, 24), (10, 1, 1, 24), epilogue="add", other="uint8"),
-    _conv("1x1 stride 2", (1, 14, 14, 32), (64, 1, 1, 32), strides=(2, 2)),
-    _conv("1x1 stride 2 signed", (2, 9, 7, 31), (40, 1, 1, 31), strides=(2, 3), epilogue="add",
+    conv("3x3 stride 2", (1, 15, 15, 16), (32, 3, 3, 16), strides=(2, 2)),
+    conv("3x3 dilated", (1, 13, 11, 8), (16, 3, 3, 8), dilation=(2, 2), padding=(2, 2, 2, 2)),
+    conv("3x3 dilated rows", (1, 13, 11, 8), (17, 3, 3, 8), dilation=(3, 1), padding=(3, 0, 1, 2)),
+    conv("3x3 unpadded", (1, 12, 12, 16), (32, 3, 3, 16), padding=(0, 0, 0, 0)),
+    conv("asymmetric padding", (1, 9, 9, 8), (32, 3, 3, 8), padding=(0, 0, 1, 1), strides=(2, 2)),
+    conv("pad value", (1, 9, 9, 8), (24, 3, 3, 8), pad_value=13, dtypes=("int8", "uint8")),
+    conv("stem 7x7x3", (1, 32, 32, 3), (64, 7, 7, 3), strides=(2, 2), dtypes=("int8", "uint8")),
+    conv("stem 3x3x3", (1, 33, 33, 3), (32, 3, 3, 3), strides=(2, 2), padding=(0, 0, 1, 1)),
+    conv("one channel", (1, 28, 28, 1), (16, 3, 3, 1)),
+    conv("odd everything", (3, 5, 3, 5), (7, 2, 3, 5), padding=(1, 0, 2, 1), strides=(2, 1)),
+    conv("1x1", (1, 14, 14, 64), (128, 1, 1, 64)),
+    conv("1x1 signed", (1, 14, 14, 64), (128, 1, 1, 64), dtypes=("int8", "int8"), vectors=False),
+    conv("1x1 tails", (1, 7, 5, 31), (33, 1, 1, 31), epilogue="add"),
+    conv("1x1 few channels", (1, 5, 5, 24), (10, 1, 1, 24), epilogue="add", other="uint8"),
+    conv("1x1 stride 2", (1, 14, 14, 32), (64, 1, 1, 32), strides=(2, 2)),
+    conv("1x1 stride 2 signed", (2, 9, 7, 31), (40, 1, 1, 31), strides=(2, 3), epilogue="add",
         dtypes=("int8", "int8")),
-    _conv("1x1 stride 2 grouped", (1, 9, 9, 32), (48, 1, 1, 16), strides=(2, 2), groups=2,
+    conv("1x1 stride 2 grouped", (1, 9, 9, 32), (48, 1, 1, 16), strides=(2, 2), groups=2,
         dtypes=("int8", "uint8")),
-    _conv("1x1 padded", (1, 6, 6, 16), (16, 1, 1, 16), padding=(1, 1, 1, 1), pad_value=9),
-    _conv("1x1 one pixel", (1, 1, 1, 32), (64, 1, 1, 32), symbolic=True),
-    _conv("1x1 batch", (3, 7, 7, 32), (64, 1, 1, 32), symbolic=True),
-    _conv("3x3 batch", (2, 8, 8, 16), (32, 3, 3, 16), symbolic=True, epilogue="add"),
-    _conv("grouped", (1, 9, 9, 64), (64, 3, 3, 16), groups=4),
-    _conv("grouped odd", (1, 9, 9, 21), (27, 3, 3, 7), groups=3, dtypes=("int8", "int8")),
-    _conv("grouped 1x1", (1, 6, 6, 32), (64, 1, 1, 8), groups=4, epilogue="add"),
-    _conv("full window", (1, 7, 7, 16), (20, 7, 7, 16), padding=(0, 0, 0, 0)),
-    _conv("high", (1, 6, 6, 32), (32, 3, 3, 32), operands="high"),
-    _conv("low signed", (1, 6, 6, 32), (32, 3, 3, 32), operands="low", dtypes=("int8", "int8")),
-    _conv("alternating", (1, 6, 6, 31), (32, 3, 3, 31), operands="alternating", dtypes=("int8",
+    conv("1x1 padded", (1, 6, 6, 16), (16, 1, 1, 16), padding=(1, 1, 1, 1), pad_value=9),
+    conv("1x1 one pixel", (1, 1, 1, 32), (64, 1, 1, 32), symbolic=True),
+    conv("1x1 batch", (3, 7, 7, 32), (64, 1, 1, 32), symbolic=True),
+    conv("3x3 batch", (2, 8, 8, 16), (32, 3, 3, 16), symbolic=True, epilogue="add"),
+    conv("grouped", (1, 9, 9, 64), (64, 3, 3, 16), groups=4),
+    conv("grouped odd", (1, 9, 9, 21), (27, 3, 3, 7), groups=3, dtypes=("int8", "int8")),
+    conv("grouped 1x1", (1, 6, 6, 32), (64, 1, 1, 8), groups=4, epilogue="add"),
+    conv("full window", (1, 7, 7, 16), (20, 7, 7, 16), padding=(0, 0, 0, 0)),
+    conv("high", (1, 6, 6, 32), (32, 3, 3, 32), operands="high"),
+    conv("low signed", (1, 6, 6, 32), (32, 3, 3, 32), operands="low", dtypes=("int8", "int8")),
+    conv("alternating", (1, 6, 6, 31), (32, 3, 3, 31), operands="alternating", dtypes=("int8",
         "int8")),
 )  # fmt: skip
 
 
-def _depthwise(name: str, x: tuple[int, ...], size: tuple[int, int], **kw: Any) -> Case:
+def depthwise(name: str, x: tuple[int, ...], size: tuple[int, int], **kw: Any) -> Case:
     c = x[3]
     same = {"padding": (size[0] // 2, size[1] // 2, size[0] // 2, size[1] // 2)}
     return Case(name, "conv2d", x, (c, *size, 1), groups=c, **{**same, **kw})
 
 
 DEPTHWISE = (
-    _depthwise("dw 3x3", (1, 14, 14, 96), (3, 3)),
-    _depthwise("dw 3x3 signed", (1, 14, 14, 96), (3, 3), dtypes=("int8", "int8")),
-    _depthwise("dw 3x3 add", (1, 7, 7, 24), (3, 3), epilogue="add"),
-    _depthwise("dw 3x3 accumulators", (2, 9, 7, 17), (3, 3), dtypes=("uint8", "int32"),
+    depthwise("dw 3x3", (1, 14, 14, 96), (3, 3)),
+    depthwise("dw 3x3 signed", (1, 14, 14, 96), (3, 3), dtypes=("int8", "int8")),
+    depthwise("dw 3x3 add", (1, 7, 7, 24), (3, 3), epilogue="add"),
+    depthwise("dw 3x3 accumulators", (2, 9, 7, 17), (3, 3), dtypes=("uint8", "int32"),
         epilogue="none"),
-    _depthwise("dw 3x3 stride 2", (1, 28, 28, 32), (3, 3), strides=(2, 2), padding=(0, 0, 1, 1)),
-    _depthwise("dw 5x5", (1, 14, 14, 40), (5, 5), dtypes=("int8", "uint8")),
-    _depthwise("dw 7x7", (1, 9, 9, 16), (7, 7), pad_value=11),
-    _depthwise("dw 5x5 stride 2", (1, 15, 13, 20), (5, 5), strides=(2, 2), gain=100),
-    _depthwise("dw 3x3 dilated", (1, 13, 11, 16), (3, 3), dilation=(2, 3), padding=(2, 3, 2, 3)),
-    _depthwise("dw 1x3", (1, 6, 9, 31), (1, 3), padding=(0, 1, 0, 1), pad_value=-7,
+    depthwise("dw 3x3 stride 2", (1, 28, 28, 32), (3, 3), strides=(2, 2), padding=(0, 0, 1, 1)),
+    depthwise("dw 5x5", (1, 14, 14, 40), (5, 5), dtypes=("int8", "uint8")),
+    depthwise("dw 7x7", (1, 9, 9, 16), (7, 7), pad_value=11),
+    depthwise("dw 5x5 stride 2", (1, 15, 13, 20), (5, 5), strides=(2, 2), gain=100),
+    depthwise("dw 3x3 dilated", (1, 13, 11, 16), (3, 3), dilation=(2, 3), padding=(2, 3, 2, 3)),
+    depthwise("dw 1x3", (1, 6, 9, 31), (1, 3), padding=(0, 1, 0, 1), pad_value=-7,
         dtypes=("int8", "int8")),
-    _depthwise("dw 4x2", (1, 8, 9, 33), (4, 2), padding=(1, 0, 2, 1), strides=(1, 2)),
-    _depthwise("dw few channels", (1, 8, 9, 5), (3, 3), epilogue="add", other="uint8"),
-    _depthwise("dw one channel unpadded", (1, 8, 9, 1), (3, 3), padding=(0, 0, 0, 0)),
-    _depthwise("dw unpadded", (1, 8, 9, 32), (3, 3), padding=(0, 0, 0, 0), epilogue="add"),
-    _depthwise("dw batch", (3, 8, 8, 24), (3, 3), symbolic=True),
-    _depthwise("dw high", (1, 6, 6, 32), (3, 3), operands="high"),
-    _depthwise("dw low", (1, 6, 6, 32), (3, 3), operands="low", dtypes=("int8", "int8")),
-    _depthwise("dw alternating", (1, 6, 6, 31), (3, 3), operands="alternating", dtypes=("int8",
+    depthwise("dw 4x2", (1, 8, 9, 33), (4, 2), padding=(1, 0, 2, 1), strides=(1, 2)),
+    depthwise("dw few channels", (1, 8, 9, 5), (3, 3), epilogue="add", other="uint8"),
+    depthwise("dw one channel unpadded", (1, 8, 9, 1), (3, 3), padding=(0, 0, 0, 0)),
+    depthwise("dw unpadded", (1, 8, 9, 32), (3, 3), padding=(0, 0, 0, 0), epilogue="add"),
+    depthwise("dw batch", (3, 8, 8, 24), (3, 3), symbolic=True),
+    depthwise("dw high", (1, 6, 6, 32), (3, 3), operands="high"),
+    depthwise("dw low", (1, 6, 6, 32), (3, 3), operands="low", dtypes=("int8", "int8")),
+    depthwise("dw alternating", (1, 6, 6, 31), (3, 3), operands="alternating", dtypes=("int8",
         "int8")),
 )  # fmt: skip
 
 MULTIPLIED = (  # several output channels for each input channel
     *(
         replace(
-            _depthwise(f"dw x{times}{more}", x, (3, 3), **kw), w=(times * x[3], 3, 3, 1)
+            depthwise(f"dw x{times}{more}", x, (3, 3), **kw), w=(times * x[3], 3, 3, 1)
         )
         for times, more, x, kw in (
             (2, "", (1, 9, 10, 24), {"epilogue": "add"}),
@@ -317,7 +317,7 @@ MULTIPLIED = (  # several output channels for each input channel
 
 QUADS = (
     *(
-        _depthwise(f"dw {w} x {x}", (1, 9, 13, 56), (3, 3), weights=w, dtypes=(x, y))
+        depthwise(f"dw {w} x {x}", (1, 9, 13, 56), (3, 3), weights=w, dtypes=(x, y))
         for w, x, y in (
             ("int8", "uint8", "uint4"), ("int7", "uint8", "int8"), ("int6", "int8", "uint5"),
             ("int5", "uint6", "int3"), ("int4", "uint8", "uint8"), ("int3", "int4", "int1"),
@@ -325,34 +325,32 @@ QUADS = (
         )
     ),
     *(
-        _depthwise(f"dw {kh}x{kw} {kind}", (1, 11, 12, 33), (kh, kw), operands=kind, dtypes=dtypes)
+        depthwise(f"dw {kh}x{kw} {kind}", (1, 11, 12, 33), (kh, kw), operands=kind, dtypes=dtypes)
         for kh, kw in ((1, 1), (2, 3), (3, 3), (5, 5), (6, 1), (7, 7))
         for kind, dtypes in (
             ("high", ("uint8", "uint8")), ("low", ("int8", "int8")),
             ("alternating", ("uint8", "int8")),
         )
     ),
-    _depthwise("dw 5x5 int4", (1, 8, 8, 40), (5, 5), weights="int4", operands="low"),
-    _depthwise("dw big ratios", (1, 8, 8, 48), (3, 3), gain=1e4, epilogue="add", other="int5"),
-    _depthwise("dw few rows", (1, 2, 30, 64), (3, 3), strides=(2, 1), dilation=(1, 2)),
-    _depthwise("dw large", (1, 30, 31, 144), (3, 3), dtypes=("int8", "int8"), symbolic=True),
-    _depthwise("dw large stride 2", (1, 31, 30, 96), (3, 3), strides=(2, 2)),
+    depthwise("dw 5x5 int4", (1, 8, 8, 40), (5, 5), weights="int4", operands="low"),
+    depthwise("dw big ratios", (1, 8, 8, 48), (3, 3), gain=1e4, epilogue="add", other="int5"),
+    depthwise("dw few rows", (1, 2, 30, 64), (3, 3), strides=(2, 1), dilation=(1, 2)),
+    depthwise("dw large", (1, 30, 31, 144), (3, 3), dtypes=("int8", "int8"), symbolic=True),
+    depthwise("dw large stride 2", (1, 31, 30, 96), (3, 3), strides=(2, 2)),
 )  # fmt: skip
 """Depthwise layers of all widths, and those whose pairs of products exceed 16 bits."""
 
 LINEAR = (
-    _linear("one row", (1, 512), 1000),
-    _linear("one output", (4, 64), 1),
-    _linear("ten classes", (1, 64), 10, dtypes=("uint8", "int32"), epilogue="none"),
-    _linear("rows", (37, 48), 40, dtypes=("int8", "int8")),
-    _linear("tokens", (2, 9, 32), 24, epilogue="add"),
-    _linear("batch", (5, 96), 100, symbolic=True),
-    _linear("big batch", (35, 33), 21, symbolic=True, epilogue="add"),
-    _linear("batch of tokens", (3, 19, 20), 16, symbolic=True, dtypes=("int8", "uint8")),
+    linear("one row", (1, 512), 1000),
+    linear("one output", (4, 64), 1),
+    linear("ten classes", (1, 64), 10, dtypes=("uint8", "int32"), epilogue="none"),
+    linear("rows", (37, 48), 40, dtypes=("int8", "int8")),
+    linear("tokens", (2, 9, 32), 24, epilogue="add"),
+    linear("batch", (5, 96), 100, symbolic=True),
+    linear("big batch", (35, 33), 21, symbolic=True, epilogue="add"),
+    linear("batch of tokens", (3, 19, 20), 16, symbolic=True, dtypes=("int8", "uint8")),
     *(
-        _linear(
-            f"K={k} {operands}", (2, k), 18, operands=operands, dtypes=(x, y), epilogue=epilogue
-        )
+        linear(f"K={k} {operands}", (2, k), 18, operands=operands, dtypes=(x, y), epilogue=epilogue)
         for k in (1, 31, 33, 255, 257, 2177, 4099, 65537)
         for operands, x, y, epilogue in (
             ("high", "uint8", "int32", "none"),
@@ -362,98 +360,3 @@ LINEAR = (
         )
     ),
 )
-
-
-def _low(name: str, x: tuple[int, ...], w: tuple[int, ...], widths: str, **kw: Any) -> Case:
-    """A convolution of low widths: "weights activations output"."""
-    weights, activations, output = widths.split()
-    return _conv(f"low {name}", x, w, weights=weights, dtypes=(activations, output), **kw)
-
-
-def _narrow(name: str, x: tuple[int, ...], o: int, widths: str, **kw: Any) -> Case:
-    """A linear layer of low widths."""
-    weights, activations, output = widths.split()
-    return _linear(f"low {name}", x, o, weights=weights, dtypes=(activations, output), **kw)
-
-
-LOW = (
-    _low("3x3", (1, 14, 14, 32), (32, 3, 3, 32), "int2 uint2 uint2"),
-    _low("3x3 W1A1", (1, 9, 11, 32), (64, 3, 3, 32), "int1 uint1 uint1"),
-    _low("3x3 W1A2", (1, 9, 11, 64), (48, 3, 3, 64), "int1 uint2 uint2"),
-    _low("3x3 W1A4", (2, 7, 7, 32), (32, 3, 3, 32), "int1 uint4 uint4"),
-    _low("3x3 signs", (1, 9, 9, 32), (40, 3, 3, 32), "int1 int1 int1"),
-    _low("3x3 signs unpadded", (1, 9, 9, 64), (32, 3, 3, 64), "int1 int1 int8",
-        padding=(0, 0, 0, 0)),
-    _low("3x3 bits", (1, 9, 9, 24), (33, 3, 3, 24), "uint1 uint1 uint8"),
-    _low("3x3 W2A8", (1, 9, 9, 16), (32, 3, 3, 16), "int2 uint8 uint8"),
-    _low("3x3 ternary", (1, 9, 9, 64), (32, 3, 3, 64), "int2 int8 int8", ternary=True),
-    _low("3x3 add", (1, 7, 7, 32), (48, 3, 3, 32), "int2 uint4 uint4", epilogue="add",
-        other="int4"),
-    _low("3x3 accumulators", (1, 9, 7, 16), (40, 3, 3, 16), "int2 int2 int32", epilogue="none"),
-    _low("3x3 stride 2", (1, 15, 15, 32), (32, 3, 3, 32), "int1 uint2 uint2", strides=(2, 2)),
-    _low("3x3 dilated", (1, 13, 11, 8), (33, 3, 3, 8), "int2 uint4 int4", dilation=(2, 3),
-        padding=(2, 3, 2, 3)),
-    _low("pad value", (1, 9, 9, 6), (24, 3, 3, 6), "int1 int4 int4", pad_value=-5),
-    _low("1x1", (1, 14, 14, 64), (96, 1, 1, 64), "int1 uint1 uint1"),
-    _low("1x1 stride 2", (1, 14, 14, 32), (64, 1, 1, 32), "int2 uint2 uint2", strides=(2, 2)),
-    _low("1x1 batch", (3, 7, 7, 32), (64, 1, 1, 32), "int2 int2 uint2", symbolic=True),
-    _low("3x3 batch", (2, 8, 8, 32), (32, 3, 3, 32), "int1 uint2 uint4", symbolic=True,
-        epilogue="add", other="uint2"),
-    _low("grouped", (1, 9, 9, 64), (64, 3, 3, 16), "int1 uint2 uint2", groups=4),
-    _low("odd everything", (3, 5, 3, 5), (7, 2, 3, 5), "int2 uint3 uint3", padding=(1, 0, 2, 1),
-        strides=(2, 1)),
-    _low("high", (1, 6, 6, 512), (32, 3, 3, 512), "int2 uint2 int32", operands="high",
-        epilogue="none"),
-    _low("low", (1, 6, 6, 512), (32, 3, 3, 512), "int1 int1 int32", operands="low",
-        epilogue="none", padding=(0, 0, 0, 0)),
-    _low("alternating", (1, 6, 6, 32), (32, 3, 3, 32), "int2 int2 int32", operands="alternating",
-        epilogue="none"),
-)  # fmt: skip
-"""Convolutions of 1- to 4-bit weights and low-bit activations."""
-
-LOW_LINEAR = (
-    _narrow("one row", (1, 512), 1000, "int1 int8 int8"),
-    _narrow("one output", (4, 64), 1, "int2 uint8 int8"),
-    _narrow("many rows", (37, 128), 72, "int2 int8 int8", ternary=True),
-    _narrow("tokens", (2, 9, 32), 24, "int3 uint4 uint4", epilogue="add"),
-    _narrow("batch", (5, 96), 100, "int1 uint4 uint4", symbolic=True),
-    _narrow("big batch", (35, 33), 21, "int2 int8 int8", symbolic=True, epilogue="add"),
-    *(
-        _narrow(
-            f"K={k} {widths} {operands}", (3, k), 35, f"{widths} int32", operands=operands,
-            epilogue="none",
-        )
-        for i, k in enumerate((1, 31, 33, 255, 257, 2177, 4099, 65537))
-        for operands, *lot in (
-            ("high", "int1 int8", "int2 uint8", "int1 uint1"),
-            ("low", "int1 int1", "int2 int8", "int2 int2"),
-            ("alternating", "int1 uint8", "int2 uint2", "int1 int2"),
-            ("random", "int1 int4", "int3 int8", "int2 uint4"),
-        )
-        for widths in lot[i % 3 : i % 3 + 1]
-    ),
-)  # fmt: skip
-"""Linear layers of 1- to 4-bit weights."""
-
-TABLES = ("int8 uint8", "uint8 int8", "uint4 uint4", "int4 uint2", "int1 int3", "uint6 int1")
-"""Widths of index and entries behind an epilogue."""
-
-TABLED = tuple(
-    replace(case, name=f"{case.name}, table {widths}", table=widths.split()[0],
-        dtypes=(case.dtypes[0], widths.split()[1]))
-    for i, case in enumerate((
-        _conv("3x3", (1, 9, 9, 32), (48, 3, 3, 32)),
-        _conv("1x1 tails", (1, 7, 5, 31), (33, 1, 1, 31), epilogue="add"),
-        _conv("grouped odd", (1, 9, 9, 21), (27, 3, 3, 7), groups=3),
-        _conv("1x1 few channels", (1, 5, 5, 24), (10, 1, 1, 24), epilogue="add", other="uint8"),
-        _conv("large", (1, 24, 24, 64), (64, 3, 3, 64)),
-        _low("1x1", (1, 9, 9, 64), (96, 1, 1, 64), "int2 uint2 uint2"),
-        _low("3x3", (1, 7, 7, 32), (40, 3, 3, 32), "int1 uint1 uint1", epilogue="add"),
-        _depthwise("dw", (1, 8, 9, 40), (3, 3), epilogue="add"),
-        _depthwise("dw few channels", (1, 8, 9, 5), (3, 3)),
-        _narrow("one row", (1, 257), 72, "int4 int8 int8"),
-        _narrow("rows", (5, 96), 40, "int4 uint4 int8", symbolic=True),
-    ))
-    for widths in (TABLES[i % 6], TABLES[(i + 1) % 6])
-)  # fmt: skip
-"""A table as the end of the epilogue, behind every kind of kernel."""

@@ -9,9 +9,10 @@ from nybble.schedules.cuda import bit_planes, stream_plan
 from nybble.schedules.cuda.bit_layout import bit_layout_of
 from nybble.schedules.cuda.bitserial import KERNELS, work_of
 from nybble.schedules.kernel import Kernel, Knobs, Problem, TensorSpec
-from tests.cases import LOW, LOW_LINEAR, Case
+from tests.cases import Case
 from tests.cuda.layers import check, gpu
 from tests.cuda.opcodes import check_registers, code_of
+from tests.low_cases import LOW, LOW_LINEAR
 
 slow = pytest.mark.slow
 ARCHS = ("sm_80", "sm_75")

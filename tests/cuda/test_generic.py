@@ -14,9 +14,10 @@ from nybble.ir import graph, interpreter, ops
 from nybble.schedules.cuda import direct
 from nybble.schedules.kernel import Knobs
 from nybble.schedules.target import resolve
-from tests.cases import CONV, DEPTHWISE, LINEAR, LOW, LOW_LINEAR, TABLED, Case
+from tests.cases import CONV, DEPTHWISE, LINEAR, Case
 from tests.cuda import layers
 from tests.cuda.serial import Network, run
+from tests.low_cases import LOW, LOW_LINEAR, TABLED
 from tests.schedules.modules import inputs_of, module
 from tests.schedules.test_float import SHAPE, STOCK
 from tests.schedules.test_integer import EVERY_OP, WINDOW, C, clamped, one, scale

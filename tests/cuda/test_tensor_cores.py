@@ -13,9 +13,10 @@ from nybble.schedules.cuda import matrix, mma, wgmma
 from nybble.schedules.cuda.fragments import Fragments, lane_of
 from nybble.schedules.cuda.mma_plan import plan_of
 from nybble.schedules.kernel import Kernel, Knobs, Problem
-from tests.cases import CONV, LINEAR, LOW, LOW_LINEAR, TABLED, Case
+from tests.cases import CONV, LINEAR, Case
 from tests.cuda.layers import check, gpu
 from tests.cuda.opcodes import check_registers, code_of
+from tests.low_cases import LOW, LOW_LINEAR, TABLED
 
 slow = pytest.mark.slow
 KERNELS = (*wgmma.KERNELS, *mma.KERNELS)

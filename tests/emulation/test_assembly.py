@@ -13,7 +13,8 @@ from nybble.schedules import table
 from nybble.schedules.build import kernel_library
 from nybble.schedules.kernel import Knobs
 from nybble.schedules.target import resolve
-from tests.cases import CONV, DEPTHWISE, LOW
+from tests.cases import CONV, DEPTHWISE
+from tests.low_cases import LOW
 
 CASES = {case.name: case for case in CONV + DEPTHWISE + LOW}
 JUMP = re.compile(r"(b|b\.\w+|b(ne|eq|lt|ge|gt|le)[uz]?|j\w*|[ct]bn?z)\s")

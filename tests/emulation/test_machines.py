@@ -14,9 +14,10 @@ from nybble.ir import interpreter
 from nybble.schedules import table
 from nybble.schedules.kernel import Kernel
 from nybble.schedules.target import resolve
-from tests.cases import CONV, DEPTHWISE, LINEAR, LOW, LOW_LINEAR, MULTIPLIED, TABLED, Case
+from tests.cases import CONV, DEPTHWISE, LINEAR, MULTIPLIED, Case
 from tests.emulation import machines
 from tests.emulation.networks import Deployed, Emulated
+from tests.low_cases import LOW, LOW_LINEAR, TABLED
 from tests.schedules.cpu.test_conv import sample
 from tests.schedules.modules import inputs_of
 from tests.schedules.test_integer import EVERY_OP, chain

@@ -19,7 +19,7 @@ from nybble.schedules.table import KERNELS
 from nybble.schedules.target import CpuTarget, host_features, resolve
 from nybble.tuning.space import Drawn, Variant, variants_of
 from nybble.tuning.tasks import Point
-from tests import cases, weight_only_cases
+from tests import cases, low_cases, weight_only_cases
 from tests.cases import Case
 from tests.schedules.cpu import running
 from tests.tuning.layers import task_of
@@ -27,8 +27,8 @@ from tests.tuning.synthetic import FEW
 
 LEVELS = ("x86-64-v3", "x86-64-v4-vnni", "x86-64-v4-amx", "aarch64-i8mm", "riscv64-v")
 EVERY: tuple[Any, ...] = (
-    *cases.CONV, *cases.DEPTHWISE, *cases.QUADS, *cases.LINEAR, *cases.LOW, *cases.LOW_LINEAR,
-    *weight_only_cases.CASES,
+    *cases.CONV, *cases.DEPTHWISE, *cases.QUADS, *cases.LINEAR, *low_cases.LOW,
+    *low_cases.LOW_LINEAR, *weight_only_cases.CASES,
 )  # fmt: skip
 QUICK = (
     "cpu.int8.avx2", "cpu.int8.winograd.avx2", "cpu.int8.depthwise.avx2",
@@ -154,7 +154,12 @@ def runnable() -> list[tuple[Kernel, Case, CpuTarget]]:
         if not target.features <= host_features():
             continue
         for kernel in KERNELS:
-            for case in (*cases.CONV[:9], *cases.DEPTHWISE[:3], *cases.LINEAR[:4], *cases.LOW[:4]):
+            for case in (
+                *cases.CONV[:9],
+                *cases.DEPTHWISE[:3],
+                *cases.LINEAR[:4],
+                *low_cases.LOW[:4],
+            ):
                 if kernel.op == case.op and kernel.refuses(problem_of(case), target) is None:
                     found.append((kernel, case, target))
     return found

@@ -16,7 +16,8 @@ from nybble.runtime import artifact, engine, host
 from nybble.schedules.cpu import amx, conv
 from nybble.schedules.kernel import Kernel, Knobs
 from nybble.schedules.target import host_features, resolve
-from tests.cases import CONV, LINEAR, LOW, LOW_LINEAR, Case
+from tests.cases import CONV, LINEAR, Case
+from tests.low_cases import LOW, LOW_LINEAR
 from tests.runtime.tiny import tiny_executable, tiny_manifest
 from tests.schedules.cpu import running
 from tests.schedules.cpu.test_conv import sample

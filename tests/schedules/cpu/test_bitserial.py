@@ -15,7 +15,8 @@ from nybble.ir import graph, numerics, ops
 from nybble.schedules.cpu import bitserial
 from nybble.schedules.kernel import Form, Kernel, Knobs
 from nybble.schedules.target import CpuTarget, host_features, resolve
-from tests.cases import LOW, LOW_LINEAR, Case
+from tests.cases import Case
+from tests.low_cases import LOW, LOW_LINEAR
 from tests.schedules.cpu import running
 from tests.schedules.cpu.narrow import entered
 from tests.schedules.modules import check_exact, module

@@ -10,7 +10,8 @@ from nybble.ir import graph, numerics, ops
 from nybble.schedules import table
 from nybble.schedules.kernel import Kernel
 from nybble.schedules.target import CpuTarget, host_features, resolve
-from tests.cases import TABLED, Case
+from tests.cases import Case
+from tests.low_cases import TABLED
 from tests.schedules.cpu import running
 from tests.schedules.modules import check_exact, module
 

@@ -16,7 +16,8 @@ from nybble.schedules.cpu import lut
 from nybble.schedules.cpu.lut_scheme import scheme_of
 from nybble.schedules.kernel import Kernel, Knobs
 from nybble.schedules.target import CpuTarget, host_features, resolve
-from tests.cases import LOW, LOW_LINEAR, Case
+from tests.cases import Case
+from tests.low_cases import LOW, LOW_LINEAR
 from tests.schedules.cpu import running
 
 pytestmark = pytest.mark.sweep
