@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "tutorials").glob("[0-9][0-9]_*.py"))
 
 
-SLOW = ("06_deploy_cpp",)  # compiles two C++ programs
+SLOW = ("03_deploy_cpp",)  # compiles two C++ programs
 
 
 @pytest.mark.whole

@@ -1,6 +1,6 @@
-"""Lesson 5: a network that another tool has quantized.
+"""Lesson 4: a network that another tool has quantized.
 
-Run it from the repository: ``.venv/bin/python tutorials/05_quantized_onnx.py``. It needs the extra
+Run it from the repository: ``.venv/bin/python tutorials/04_quantized_onnx.py``. It needs the extra
 ``nybble[torch]`` (to make a network) and ``onnxruntime`` (to quantize it), which ``make install``
 brings.
 """

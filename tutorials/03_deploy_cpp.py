@@ -1,6 +1,6 @@
-"""Lesson 6: a network in a C++ program, on a machine without Python.
+"""Lesson 3: a network in a C++ program, on a machine without Python.
 
-Run it from the repository: ``.venv/bin/python tutorials/06_deploy_cpp.py``. It needs a C++ compiler
+Run it from the repository: ``.venv/bin/python tutorials/03_deploy_cpp.py``. It needs a C++ compiler
 and takes some seconds, most of them the compiler's.
 """
 

@@ -1,6 +1,6 @@
-"""Lesson 3: a width of its own for every layer.
+"""Lesson 6: a width of its own for every layer.
 
-Run it from the repository: ``.venv/bin/python tutorials/03_mixed_widths.py``. It needs the extra
+Run it from the repository: ``.venv/bin/python tutorials/06_mixed_widths.py``. It needs the extra
 ``nybble[torch]``, which ``make install`` brings.
 """
 

@@ -1,6 +1,6 @@
-"""Lesson 7: a pass of one's own.
+"""Lesson 5: a pass of one's own.
 
-Run it from the repository: ``.venv/bin/python tutorials/07_new_pass.py``. It takes some seconds.
+Run it from the repository: ``.venv/bin/python tutorials/05_new_pass.py``. It takes some seconds.
 
 A pass takes a module and returns another one that computes the same. The one written here swaps two
 layers: some networks pool before they clip, ``relu(max_pool(conv(x)))``. Both orders give the same

@@ -1,6 +1,6 @@
-"""Lesson 4: mending what rounding broke.
+"""Lesson 7: mending what rounding broke.
 
-Run it from the repository: ``.venv/bin/python tutorials/04_corrections.py``. It needs the extra
+Run it from the repository: ``.venv/bin/python tutorials/07_corrections.py``. It needs the extra
 ``nybble[torch]``, which ``make install`` brings.
 """
 
