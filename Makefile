@@ -31,8 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## compile the embedded network, print the tables, write report.html
 	$(BIN)/nybble demo
 
-test: $(STAMP)  ## all tests but the slow ones, a quarter of the sweeps
-	$(PYTEST) -m "not slow" --thin-sweeps 4
+test: $(STAMP)  ## all tests but the slow ones, an eighth of the sweeps
+	$(PYTEST) -m "not slow" --thin-sweeps 8
 
 test-slow: $(STAMP)  ## the slow tests, and the sweeps whole
 	$(PYTEST) -m "slow or sweep"
