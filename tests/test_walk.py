@@ -63,17 +63,22 @@ def quantized_network(name: str, source: str) -> nybble.QuantizedModel:
 def test_two_threads_share_the_work(tmp_path: Path) -> None:
     path = nybble.compile(quantized_network("resnet18", "onnx")).save(tmp_path / "net.so")
     x = models.images(1, (3, LARGE, LARGE), seed=9)
-    share = {}
-    for threads in (1, 2):
+    caller: dict[int, float] = {}
+    others: dict[int, float] = {}
+    for threads in (1, 2) * 4:
         session = nybble.load(path, threads=threads)
-        session.benchmark(x, repeats=5)
+        session(x)
         wait_for_rest()
-        start, others = time.thread_time(), seconds_of_other_threads()
-        while time.thread_time() - start < 0.5:
-            session.benchmark(x, repeats=5)
-        share[threads] = (seconds_of_other_threads() - others) / (time.thread_time() - start)
-    assert share[1] < 0.05
-    assert share[2] > 0.1  # about 1 on a quiet machine
+        start, start_of_others = time.thread_time(), seconds_of_other_threads()
+        for _ in range(20):
+            session(x)
+        # A busy machine only ever adds to these times: the least of several is nearest the work.
+        mine, theirs = time.thread_time() - start, seconds_of_other_threads() - start_of_others
+        caller[threads] = min(mine, caller.get(threads, mine))
+        others[threads] = min(theirs, others.get(threads, theirs))
+    assert others[1] < 0.05 * caller[1]
+    # The second thread's own half of the work, however long the caller has to wait for it.
+    assert others[2] > 0.25 * caller[1]
 
 
 def _cases() -> Iterator[Any]:
