@@ -91,6 +91,7 @@ def test_latency_is_measured_on_the_target() -> None:
     assert all(len(times) in (1, 3) for times in quantized.trade.costs["latency"].values())
 
 
+@pytest.mark.slow
 def test_the_widths_of_an_allocation_can_be_edited_and_used_again() -> None:
     quantized: Any = nybble.quantize(tiny(), few(), recipe(budget={"size": 0.5}))
     widths = quantized.allocation.widths
@@ -211,6 +212,7 @@ def test_the_cheapest_within_a_drop_is_found_by_deployed_trials(
         nybble.quantize(tiny(), few(), recipe(choices=(2, 4)), max_drop=0.001, evaluate=score)
 
 
+@pytest.mark.slow
 def test_the_command_limits_the_drop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,7 +242,11 @@ def test_the_command_limits_the_drop(
         ({"max_drop": 1.0}, "go together"),
         ({}, "needs a budget"),
         ({"max_drop": 1.0, "evaluate": lambda _: None}, "evaluate returned None"),
-        ({"max_drop": 1.0, "evaluate": lambda _: float("nan")}, "evaluate returned nan"),
+        pytest.param(
+            {"max_drop": 1.0, "evaluate": lambda _: float("nan")},
+            "evaluate returned nan",
+            marks=pytest.mark.slow,  # as long as a whole compilation
+        ),
     ],
 )
 def test_half_a_goal(given: dict[str, Any], message: str) -> None:

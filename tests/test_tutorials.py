@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "tutorials").glob("[0-9][0-9]_*.py"))
 
 
-SLOW = ("03_deploy_cpp",)  # compiles two C++ programs
+# Two C++ programs are compiled; a network is quantized at many widths, and by many corrections.
+SLOW = ("03_deploy_cpp", "06_mixed_widths", "07_corrections")
 
 
 @pytest.mark.whole

@@ -61,16 +61,17 @@ def quantized_network(name: str, source: str) -> nybble.QuantizedModel:
 @pytest.mark.whole
 @pytest.mark.skipif(len(host.cpus()) < 2, reason="needs two CPUs")
 def test_two_threads_share_the_work(tmp_path: Path) -> None:
-    path = nybble.compile(quantized_network("resnet18", "onnx")).save(tmp_path / "net.so")
-    x = models.images(1, (3, LARGE, LARGE), seed=9)
+    x = torch.from_numpy(models.images(1, (64, 64, 64), seed=9))
+    layer = nybble.load_torch(nn.Conv2d(64, 128, 3), (x,))  # large enough for two
+    path = nybble.compile(nybble.quantize(layer, [x])).save(tmp_path / "layer.so")
     caller: dict[int, float] = {}
     others: dict[int, float] = {}
-    for threads in (1, 2) * 4:
+    for threads in (1, 2) * 3:
         session = nybble.load(path, threads=threads)
         session(x)
         wait_for_rest()
         start, start_of_others = time.thread_time(), seconds_of_other_threads()
-        for _ in range(20):
+        for _ in range(100):
             session(x)
         # A busy machine only ever adds to these times: the least of several is nearest the work.
         mine, theirs = time.thread_time() - start, seconds_of_other_threads() - start_of_others
@@ -88,7 +89,8 @@ def _cases() -> Iterator[Any]:
             baseline = ["x86-64"] if name == "tiny_cnn" else []
             for target in ("native", "x86-64-v3", *baseline):
                 mark = marks.get(name, pytest.mark.whole)
-                if name != "tiny_cnn" and source == "torch":  # onnx tells as much
+                twin = source == "torch" or (name == "mobilenet_v2" and target != "native")
+                if name != "tiny_cnn" and twin:  # what the others tell
                     mark = pytest.mark.slow
                 yield pytest.param(name, source, target, marks=mark)
 
@@ -144,9 +146,8 @@ def test_roundings_are_not_the_same() -> None:
 
 
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
-def test_every_calibrator_equals_the_law(calibrator: Any, tmp_path: Path) -> None:
+def test_every_calibrator_keeps_the_network(calibrator: Any) -> None:
     quantized: Any = nybble.quantize(tiny(), [few()], nybble.Recipe(calibrator=calibrator))
-    assert_equal_to_the_law(quantized, "native", tmp_path / "net.so", (3, SMALL, SMALL))
     real, deployed = tiny().run(few()), quantized.run(few())
     assert np.abs(deployed - real).max() < 0.2 * np.abs(real).max()
 

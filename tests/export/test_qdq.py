@@ -197,7 +197,7 @@ def test_the_command_writes_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
 def test_networks(name: str) -> None:
     """Untrained and deep, roundings grow: the simulation's distance from the law is the measure."""
     model = imported(models.NETWORKS[name](LARGE), LARGE, "onnx")
