@@ -152,8 +152,13 @@ def stages(sch: Any) -> list[Any]:
 
 
 def _has_parts(sch: Any, block: Any) -> bool:
-    """Whether a reduction can be split: TVM does so where it knows the neutral element."""
-    return isinstance(getattr(sch.get(block).init, "value", None), tirx.FloatImm | tirx.IntImm)
+    """Whether a reduction can be split: TVM does so where it knows the neutral element.
+
+    It fails in a check of its own where the result has no axes at all.
+    """
+    found = sch.get(block)
+    is_known = isinstance(getattr(found.init, "value", None), tirx.FloatImm | tirx.IntImm)
+    return is_known and bool(found.writes[0].region)
 
 
 def reduces(sch: Any, block: Any) -> bool:

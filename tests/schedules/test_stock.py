@@ -41,6 +41,7 @@ CASES: dict[str, tuple[Body, tuple[tuple[int, ...], ...]]] = {
     "rms_norm": (lambda x: NN.rms_norm(x, drawn(64), [-1]), (ROWS,)),
     "mean of rows": (lambda x: R.mean(x, [-1], keepdims=True), (ROWS,)),
     "mean of pixels": (lambda x: R.mean(x, [1, 2]), (IMAGE,)),
+    "mean of everything": (R.mean, (IMAGE,)),
     "sum of rows": (lambda x: R.sum(x, [-1]), (ROWS,)),
     "largest of all": (lambda x: R.max(x, [1, 2, 3]), (IMAGE,)),
     "variance": (lambda x: R.variance(x, [-1]), (ROWS,)),
