@@ -27,7 +27,7 @@ from nybble.schedules.cpu import concat, entries, singles, winograd_range
 from nybble.schedules.cpu.epilogue import is_narrow
 from nybble.schedules.cpu.headroom import flush_of, is_safe
 from nybble.schedules.cpu.scaling import ratios_are_small
-from nybble.schedules.cuda import wgmma_levels
+from nybble.schedules.cuda import levels
 from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from nybble.schedules.target import CpuTarget, Target
@@ -80,7 +80,7 @@ def _integer_anchor(matcher: Matcher, binding: relax.VarBinding) -> Group | None
     )
     if isinstance(matcher.target, CpuTarget):
         problem = _with_proofs(problem, w)
-    elif problem.op == "linear" and matcher.target.has("wgmma"):
+    elif problem.op == "linear":
         problem = _with_levels(problem, w)
     group = Group((binding,), problem, (call.args[0],), {"w": w, "bias": bias})
     rescaled = _with_requantize(matcher, group) or _with_add(matcher, group)
@@ -97,10 +97,10 @@ def _with_proofs(problem: Problem, w: NDArray[Any]) -> Problem:
 
 
 def _with_levels(problem: Problem, w: NDArray[Any]) -> Problem:
-    """The problem with what its weights prove of two levels, which only Hopper's kernels use."""
+    """The problem with what its weights prove of two levels, which only GPUs' kernels use."""
     assert problem.weights is not None
-    length = wgmma_levels.length_of(w) if problem.weights.dtype == "int8" else 0
-    found = ((wgmma_levels.ATTR, length),) if length else ()
+    length = levels.length_of(w) if problem.weights.dtype == "int8" else 0
+    found = ((levels.ATTR, length),) if length else ()
     return replace(problem, attrs=(*problem.attrs, *found))
 
 

@@ -29,7 +29,7 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
 from nybble.schedules.cpu.buffers import declare, product
-from nybble.schedules.cuda import mma, mma_store
+from nybble.schedules.cuda import mma, mma_loop, mma_store
 from nybble.schedules.cuda.arch import KIND, CudaTarget
 from nybble.schedules.cuda.fragments import Fragments
 from nybble.schedules.cuda.matmul_loads import GROUP, Across, Along, Exact
@@ -181,9 +181,9 @@ def _block(whole: Product, plan: Plan, target: CudaTarget, given: tuple[Any, Any
     sums = Pair(whole.fragments, plan, core, tile, thread)
     sums.read(right, whole.zeros)
     store = mma_store.Store(problem, sums, buffers, (first, column), last)
-    mma.multiply(left, right, sums, -(-whole.rows.slabs // plan.slabs))
+    mma_loop.multiply(left, right, sums, -(-whole.rows.slabs // plan.slabs))
     sums.settle()
-    mma.finish(sums, store)
+    mma_loop.finish(sums, store)
 
 
 def _second(whole: Product, plan: Plan, source: Any, tile: Any) -> Along | Across:
