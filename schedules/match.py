@@ -28,7 +28,7 @@ from nybble.schedules.cpu.epilogue import is_narrow
 from nybble.schedules.cpu.headroom import flush_of, is_safe
 from nybble.schedules.cpu.scaling import ratios_are_small
 from nybble.schedules.cuda import levels
-from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
+from nybble.schedules.group import Group, Matcher, constant_of, fused, permutation, spec_of, vector
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from nybble.schedules.target import CpuTarget, Target
 
@@ -126,7 +126,7 @@ def _sums(matcher: Matcher, binding: relax.VarBinding) -> Group:
 
 def _matmul(matcher: Matcher, binding: relax.VarBinding) -> Group:
     group = match_rows.matmul(matcher, binding)
-    return _with_requantize(matcher, group) or group
+    return match_rows.as_they_lie(matcher, _with_requantize(matcher, group) or group)
 
 
 def _with_requantize(matcher: Matcher, group: Group) -> Group | None:
@@ -264,12 +264,10 @@ def _quantize(matcher: Matcher, binding: relax.VarBinding) -> Group:
 
 def _join_permute(group: Group, source: relax.VarBinding) -> Group:
     assert group.problem is not None
-    rank = len(group.problem.output.shape)
-    axes = graph.attributes(source.value)["axes"] or tuple(reversed(range(rank)))
     problem = replace(
         group.problem,
         inputs=(spec_of(source.value.args[0]),),
-        attrs=tuple(sorted((*group.problem.attrs, ("axes", tuple(a % rank for a in axes))))),
+        attrs=tuple(sorted((*group.problem.attrs, ("axes", permutation(source.value))))),
     )
     bindings = (source, *group.bindings)
     return replace(group, bindings=bindings, problem=problem, activations=(source.value.args[0],))

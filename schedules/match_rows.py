@@ -1,6 +1,6 @@
 """The rules for ops on whole rows: products of two tensors, softmax and norms.
 
-matmul -> requantize
+matmul -> requantize                        for GPUs: permute_dims -> matmul -> requantize
 row_tops, quantize_rows, rescale_rows
 softmax | masked_softmax | layer_norm | rms_norm
 """
@@ -12,8 +12,11 @@ from dataclasses import replace
 from tvm import relax
 
 from nybble.ir import graph, ops
-from nybble.schedules.group import Group, Matcher, constant_of, spec_of, vector
+from nybble.schedules.cuda.matmul import MATMUL
+from nybble.schedules.cuda.matmul_lying import ATTRS
+from nybble.schedules.group import Group, Matcher, constant_of, permutation, spec_of, vector
 from nybble.schedules.kernel import Problem
+from nybble.schedules.target import CpuTarget
 
 
 def _problem(binding: relax.VarBinding, activations: int) -> Problem:
@@ -28,6 +31,46 @@ def _problem(binding: relax.VarBinding, activations: int) -> Problem:
 def matmul(_matcher: Matcher, binding: relax.VarBinding) -> Group:
     """A product of two tensors by itself; what follows it is the caller's."""
     return Group((binding,), _problem(binding, 2), tuple(binding.value.args))
+
+
+def as_they_lie(matcher: Matcher, group: Group) -> Group:
+    """A product that reads its operands before permutations, as far as GPUs' tensor cores do."""
+    a, b = group.activations[:2]
+    if isinstance(matcher.target, CpuTarget) or a.same_as(b):
+        return group
+    for which in (0, 1):
+        found = _unmoved(matcher, group, which)
+        if found is not None and MATMUL.refuses(found.problem, matcher.target) is None:
+            group = found
+    return group
+
+
+def _unmoved(matcher: Matcher, group: Group, which: int) -> Group | None:
+    """The product without the permutation before an operand; None if it cuts lines, or stays.
+
+    The order of the axes becomes an attribute of the problem. Where lines of the second operand
+    are columns, it is one with the depth last.
+    """
+    assert group.problem is not None
+    source = matcher.bindings.get(group.activations[which])
+    if source is None or graph.op_name(source.value) != "relax.permute_dims":
+        return None
+    given, attrs = spec_of(source.value.args[0]), dict(group.problem.attrs)
+    axes = permutation(source.value)
+    last = len(axes) - 1
+    if which == 1 and axes[-2] == last:
+        axes, attrs["transpose_b"] = (*axes[:-2], axes[-1], last), not attrs["transpose_b"]
+    inner = axes[1:] if axes[0] == 0 else axes
+    is_open = any(isinstance(given.shape[axis], str) for axis in inner)
+    if axes[-1] != last or is_open or matcher.follower(source, "nybble.matmul") is None:
+        return None
+    if axes != tuple(range(len(axes))):
+        attrs[ATTRS[which]] = axes
+    inputs, operands = list(group.problem.inputs), list(group.activations)
+    inputs[which], operands[which] = given, source.value.args[0]
+    problem = replace(group.problem, inputs=tuple(inputs), attrs=tuple(sorted(attrs.items())))
+    bindings = (source, *group.bindings)
+    return replace(group, bindings=bindings, problem=problem, activations=tuple(operands))
 
 
 def softmax(_matcher: Matcher, binding: relax.VarBinding) -> Group:

@@ -3,9 +3,10 @@
     a    (…, M, K): rows, as those of `nybble.schedules.cuda.mma`
     b    (…, N, K) or (…, K, N): `nybble.schedules.cuda.matmul_loads`
 
-Neither is packed. Beyond the depth the second is filled with zeros, the first only where its rows'
-sums are wanted. Zero points leave through products with ones, beside the others from the same
-fragments:
+Neither is packed, and both are read as they lie, whatever the order of their axes before the last
+(`nybble.schedules.cuda.matmul_lying`). Beyond the depth the second is filled with zeros, the first
+only where its rows' sums are wanted. Zero points leave through products with ones, beside the
+others from the same fragments:
 
     Σ (a - z_a)·(b - z_b) = Σ a·b - z_a·Σ 1·b - z_b·Σ a·1 + K·z_a·z_b
 
@@ -33,6 +34,7 @@ from nybble.schedules.cuda import mma, mma_loop, mma_store
 from nybble.schedules.cuda.arch import KIND, CudaTarget
 from nybble.schedules.cuda.fragments import Fragments
 from nybble.schedules.cuda.matmul_loads import GROUP, Across, Along, Exact
+from nybble.schedules.cuda.matmul_lying import lying, moved
 from nybble.schedules.cuda.matmul_tile import Pair
 from nybble.schedules.cuda.matrix import Matrix, in_words
 from nybble.schedules.cuda.mma_moves import divmod_of
@@ -68,7 +70,7 @@ class Product:
     @property
     def extents(self) -> tuple[int, int, int]:
         """M, N and K."""
-        rows, depth = self.problem.inputs[0].shape[-2:]
+        rows, depth = moved(self.problem, 0).shape[-2:]
         return int(rows), int(self.problem.output.shape[-1]), int(depth)
 
     @property
@@ -99,7 +101,7 @@ class Product:
 
 
 def _supports(problem: Problem, _target: Any) -> str | None:
-    a, b = problem.inputs
+    a, b = moved(problem, 0), moved(problem, 1)
     if a.shape[:-2] != b.shape[:-2]:
         return "the leading axes of the two tensors differ"
     if any(isinstance(extent, str) for extent in (*a.shape[-2:], *b.shape[-2:])):
@@ -171,9 +173,10 @@ def _block(whole: Product, plan: Plan, target: CudaTarget, given: tuple[Any, Any
     image, inside = map(T.Bind, divmod_of(block, down * across))
     row, column = mma.first_of(inside, down, across, (plan.rows, plan.channels))
     first, last = T.Bind(image * rows + row), T.Bind((image + 1) * rows)
-    left = Exact(whole.rows, plan.lines, problem.inputs[0], buffers.x, tile)
+    spec, lies = moved(problem, 0), lying(problem, 0)
+    left = Exact(whole.rows, plan.lines, spec, buffers.x, tile, lies)
     left.is_filled = whole.zeros[1] != 0
-    left.begin(first, last, thread)
+    left.begin_matrix(image, row, thread)
     right = _second(whole, plan, other, tile)
     right.begin(image, column, thread)
     given_types = problem.inputs[0].dtype, problem.inputs[1].dtype
@@ -188,11 +191,12 @@ def _block(whole: Product, plan: Plan, target: CudaTarget, given: tuple[Any, Any
 
 def _second(whole: Product, plan: Plan, source: Any, tile: Any) -> Along | Across:
     """What loads the second tensor."""
-    spec, (_, columns, depth) = whole.problem.inputs[1], whole.extents
+    spec, lies = moved(whole.problem, 1), lying(whole.problem, 1)
     if not whole.transposed:
-        return Across(plan, spec, source, tile)
+        return Across(plan, spec, source, tile, lies)
+    _, columns, depth = whole.extents
     matrix = in_words(Matrix((columns,), columns, depth))
-    return Along(matrix, plan, spec, source, tile)
+    return Along(matrix, plan, spec, source, tile, lies)
 
 
 MATMUL = Kernel("cuda.int8.mma", "matmul", _supports, _pack, _build, arch=KIND, plan=_plan)
