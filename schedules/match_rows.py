@@ -1,6 +1,7 @@
 """The rules for ops on whole rows: products of two tensors, softmax and norms.
 
-matmul -> requantize                        for GPUs: permute_dims -> matmul -> requantize
+matmul -> requantize
+permute_dims -> matmul -> requantize -> permute_dims        for GPUs, all but the product optional
 row_tops, quantize_rows, rescale_rows
 softmax | masked_softmax | layer_norm | rms_norm
 """
@@ -8,14 +9,15 @@ softmax | masked_softmax | layer_norm | rms_norm
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from tvm import relax
 
 from nybble.ir import graph, ops
 from nybble.schedules.cuda.matmul import MATMUL
-from nybble.schedules.cuda.matmul_lying import ATTRS
+from nybble.schedules.cuda.matmul_lying import ATTRS, A, B, Y
 from nybble.schedules.group import Group, Matcher, constant_of, permutation, spec_of, vector
-from nybble.schedules.kernel import Problem
+from nybble.schedules.kernel import Problem, TensorSpec
 from nybble.schedules.target import CpuTarget
 
 
@@ -34,23 +36,47 @@ def matmul(_matcher: Matcher, binding: relax.VarBinding) -> Group:
 
 
 def as_they_lie(matcher: Matcher, group: Group) -> Group:
-    """A product that reads its operands before permutations, as far as GPUs' tensor cores do."""
+    """A product without permutations before and behind it, as far as GPUs' tensor cores go.
+
+    The order of a tensor's axes becomes an attribute of the problem. Where lines of the second
+    operand are columns, it is one with the depth last.
+    """
     a, b = group.activations[:2]
     if isinstance(matcher.target, CpuTarget) or a.same_as(b):
         return group
-    for which in (0, 1):
-        found = _unmoved(matcher, group, which)
-        if found is not None and MATMUL.refuses(found.problem, matcher.target) is None:
-            group = found
+    for found in (partial(_unmoved, which=A), partial(_unmoved, which=B), _moved):
+        joined = found(matcher, group)
+        problem = joined and joined.problem
+        if problem is not None and MATMUL.refuses(problem, matcher.target) is None:
+            group = joined
     return group
 
 
-def _unmoved(matcher: Matcher, group: Group, which: int) -> Group | None:
-    """The product without the permutation before an operand; None if it cuts lines, or stays.
+def _moved(matcher: Matcher, group: Group) -> Group | None:
+    """The product with the permutation behind it; None if there is none, or it cuts lines."""
+    assert group.problem is not None
+    reader = matcher.follower(group.bindings[-1], "relax.permute_dims")
+    if reader is None:
+        return None
+    axes = permutation(reader.value)
+    axes = tuple(axes.index(axis) for axis in range(len(axes)))
+    output = spec_of(reader.var)
+    if not _keeps_lines(output, axes):
+        return None
+    attrs = {**dict(group.problem.attrs), ATTRS[Y]: axes}
+    problem = replace(group.problem, output=output, attrs=tuple(sorted(attrs.items())))
+    return replace(group, bindings=(*group.bindings, reader), problem=problem)
 
-    The order of the axes becomes an attribute of the problem. Where lines of the second operand
-    are columns, it is one with the depth last.
-    """
+
+def _keeps_lines(stored: TensorSpec, axes: tuple[int, ...]) -> bool:
+    """Whether only axes before the last change places, of extents that are known."""
+    inner = axes[1:] if axes[0] == 0 else axes
+    is_open = any(isinstance(stored.shape[axis], str) for axis in inner)
+    return axes[-1] == len(axes) - 1 and not is_open
+
+
+def _unmoved(matcher: Matcher, group: Group, which: int) -> Group | None:
+    """The product without the permutation before an operand; None if it cuts lines, or stays."""
     assert group.problem is not None
     source = matcher.bindings.get(group.activations[which])
     if source is None or graph.op_name(source.value) != "relax.permute_dims":
@@ -58,11 +84,9 @@ def _unmoved(matcher: Matcher, group: Group, which: int) -> Group | None:
     given, attrs = spec_of(source.value.args[0]), dict(group.problem.attrs)
     axes = permutation(source.value)
     last = len(axes) - 1
-    if which == 1 and axes[-2] == last:
+    if which == B and axes[-2] == last:
         axes, attrs["transpose_b"] = (*axes[:-2], axes[-1], last), not attrs["transpose_b"]
-    inner = axes[1:] if axes[0] == 0 else axes
-    is_open = any(isinstance(given.shape[axis], str) for axis in inner)
-    if axes[-1] != last or is_open or matcher.follower(source, "nybble.matmul") is None:
+    if not _keeps_lines(given, axes) or matcher.follower(source, "nybble.matmul") is None:
         return None
     if axes != tuple(range(len(axes))):
         attrs[ATTRS[which]] = axes

@@ -29,8 +29,8 @@ def _build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
 
 
 def _supports(problem: Problem, _target: Any) -> str | None:
-    if any(is_moved(problem, which) for which in (0, 1)):
-        return "reads operands in the order of the product's axes, not of another"
+    if is_moved(problem):
+        return "reads and writes tensors in the order of the product's axes, not of another"
     return None
 
 

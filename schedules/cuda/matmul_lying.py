@@ -1,8 +1,9 @@
-"""Where the operands of a product lie: as a permutation before it found them.
+"""Where the tensors of a product lie: permutations around it need no layers of their own.
 
 Attention computes queries, keys and values as (batch, tokens, heads, depth), and multiplies
-matrices of tokens × depth. Lines of the last axis stay whole, so loads find them without a copy in
-another order: a problem's ``axes_a`` and ``axes_b`` are the permutation's, where there was one.
+matrices of tokens × depth. Lines of the last axis stay whole, so loads and stores find them without
+a copy in another order: where there was a permutation, ``axes_a``, ``axes_b`` and ``axes_y`` of a
+problem are a tensor's axes in the order in which the product has them.
 """
 
 from __future__ import annotations
@@ -38,30 +39,33 @@ class Lying:
         return found + image * self.lead[0][1]
 
 
-ATTRS = ("axes_a", "axes_b")
+A, B, Y = range(3)
+ATTRS = ("axes_a", "axes_b", "axes_y")
 
 
-def is_moved(problem: Problem, which: int) -> bool:
-    """Whether the product takes an operand's axes in another order than memory."""
-    return ATTRS[which] in dict(problem.attrs)
+def is_moved(problem: Problem) -> bool:
+    """Whether the product has a tensor's axes in another order than memory."""
+    return not dict(problem.attrs).keys().isdisjoint(ATTRS)
 
 
-def _axes(problem: Problem, which: int) -> tuple[int, ...]:
-    """The axes of an operand in the order in which the product takes them."""
-    axes: tuple[int, ...] = tuple(range(len(problem.inputs[which].shape)))
-    return dict(problem.attrs).get(ATTRS[which], axes)
+def _stored(problem: Problem, which: int) -> tuple[TensorSpec, tuple[int, ...]]:
+    """A tensor as memory has it, and its axes in the order of the product."""
+    spec = (*problem.inputs, problem.output)[which]
+    axes: tuple[int, ...] = tuple(range(len(spec.shape)))
+    return spec, dict(problem.attrs).get(ATTRS[which], axes)
 
 
 def moved(problem: Problem, which: int) -> TensorSpec:
-    """An operand as the product takes it."""
-    spec = problem.inputs[which]
-    return replace(spec, shape=tuple(spec.shape[axis] for axis in _axes(problem, which)))
+    """A tensor as the product has it."""
+    spec, axes = _stored(problem, which)
+    return replace(spec, shape=tuple(spec.shape[axis] for axis in axes))
 
 
 def lying(problem: Problem, which: int) -> Lying:
-    """Where an operand's matrices lie; only the first extent in memory may be symbolic."""
-    shape, axes = problem.inputs[which].shape, _axes(problem, which)
-    if not is_moved(problem, which):
+    """Where a tensor's matrices lie; only the first extent in memory may be symbolic."""
+    spec, axes = _stored(problem, which)
+    shape = spec.shape
+    if list(axes) == sorted(axes):
         rows, length = map(int, shape[-2:])
         return Lying(((1, rows * length),), length)
     steps = [prod(map(int, shape[axis + 1 :])) for axis in axes]

@@ -86,7 +86,7 @@ def test_a_block_computes_the_law(name: str, arch: str) -> None:
         function = taken.kernel.build(taken.problem, target, Knobs())
         given = [values[str(one.name)] for one in group.activations]
         wanted = values[str(group.output.name)]
-        got = np.zeros_like(wanted)
+        got = np.zeros_like(wanted, order="C")
         arrays = [np.ascontiguousarray(one) for one in (*given, *taken.packed)]
         named = function.with_attr("global_symbol", "layer")
         simt.run(named, [*arrays, got], target=f"cuda:{arch}")
