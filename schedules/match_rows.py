@@ -46,8 +46,9 @@ def as_they_lie(matcher: Matcher, group: Group) -> Group:
         return group
     for found in (partial(_unmoved, which=A), partial(_unmoved, which=B), _moved):
         joined = found(matcher, group)
-        problem = joined and joined.problem
-        if problem is not None and MATMUL.refuses(problem, matcher.target) is None:
+        if joined is None or joined.problem is None:
+            continue
+        if MATMUL.refuses(joined.problem, matcher.target) is None:
             group = joined
     return group
 
