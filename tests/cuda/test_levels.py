@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from tvm import relax
 
+from benchmarks.cuda_pack import takers
+from benchmarks.cuda_rows import rows
 from nybble.errors import ScheduleError
 from nybble.ir import graph, ops
 from nybble.schedules.cuda import mma, wgmma
@@ -142,6 +144,13 @@ def test_bits_of_a_weight(length: int, bits: float) -> None:
     case = Levels("", "linear", (1, 1024), (64, 1024), length=length)
     packed, _ = MMA.pack(case.problem(), case.data())
     assert packed.nbytes * 8 == 64 * (1024 * bits + 16 * max(1, 64 // length))
+
+
+def test_they_are_packed_for_a_gpu() -> None:
+    row = next(rows("16 x 4096 x 4096 int4 on two levels x int8"))
+    assert length_of(row.arrays["w"][:32]) == 128
+    taken = list(takers(row, gpu("sm_90"), "cuda.int4.*"))
+    assert taken == [WGMMA, MMA]
 
 
 def large(length: int) -> Problem:
