@@ -24,13 +24,14 @@ ATTR = "levels"
 LENGTHS = (128, 64, 32)
 NEUTRAL = 128 << 8
 """The number of weights that are 0, with codes of 0."""
+_FEW = 8  # channels, which tell of most weights that they have no two levels
 _CODES, _SIGNS = 0x0F0F0F0F, 0x80808080
 
 
 def length_of(w: NDArray[Any]) -> int:
     """The longest part of the inputs on two levels that kernels take; 0 for none."""
     fitting = [n for n in LENGTHS if gcd(n, w.shape[1]) == n]
-    return next((n for n in fitting if split(w, n) is not None), 0)
+    return next((n for n in fitting if all(split(part, n) for part in (w[:_FEW], w))), 0)
 
 
 def refuse(problem: Problem) -> str | None:

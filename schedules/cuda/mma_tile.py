@@ -5,7 +5,7 @@ For a slab of depth and a tile of R × C a warp issues, with u = 1, or 4 on Turi
     R / 16 · C / 8 · 2 · u    products (IMMA)
     R / 16 · 2                loads of 16 rows × 32 bytes (LDSM.16.M88.4)
     C / 8                     loads of packed weights (LDS.128); C / 16 if they have 4 bits
-    C / 8 · 2 · 3             shifts and masks where 4-bit weights are unpacked
+    C / 8 · 2 · 3             shifts and masks where 4-bit weights are unpacked; · 7 of two levels
 
 so a tile of 64 × 64 does 8 products for each load and at most 0.75 instructions of unpacking.
 """
