@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nybble.ir import numerics
+from nybble.ir.two_levels import CODES, STEPS
 from nybble.ir.weight_only import HALF
+from nybble.schedules.cuda.levels import ATTR
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from tests import cases, low_cases, weight_only_cases
 
@@ -28,6 +30,8 @@ PRODUCTS = (
     (8192, 8192, 8192),
 )  # fmt: skip
 LONG = 4000  # weights of an output; longer ones are seldom met, and much to carry
+TWO_LEVELS = "int4 on two levels"
+PART = 128  # inputs that share a step and a base
 SAMPLES = 32  # rows and columns of a large product
 
 
@@ -68,7 +72,12 @@ def rows(pattern: str = "*") -> Iterator[Row]:
         *(
             (f"{m} x {n} x {k} {w} x {x}", partial(_product, (m, n, k), w, x))
             for m, n, k in PRODUCTS
-            for w, x in (("int8", "int8"), ("int4", "int8"), ("int4", "int4"))
+            for w, x in (
+                ("int8", "int8"),
+                ("int4", "int8"),
+                (TWO_LEVELS, "int8"),
+                ("int4", "int4"),
+            )
         ),
         *(
             (f"{m} x {n} x {k} {w} x float16", partial(_half, (m, n, k), w))
@@ -96,8 +105,22 @@ def _small_half(case: weight_only_cases.Case) -> Row:
 
 
 def _tiled(rng: np.random.Generator, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
+    if dtype == TWO_LEVELS:
+        return _repeated(_on_two_levels(rng), shape)
     lo, hi = numerics.limits(dtype)
     block = rng.integers(lo, hi, BLOCK, endpoint=True).astype(numerics.storage(dtype))
+    return _repeated(block, shape)
+
+
+def _on_two_levels(rng: np.random.Generator) -> NDArray[np.int8]:
+    """A block of weights that two levels can say."""
+    codes = rng.integers(0, CODES, (BLOCK[0], BLOCK[1] // PART, PART), endpoint=True)
+    step = rng.integers(1, STEPS, (*codes.shape[:2], 1), endpoint=True)
+    base = rng.integers(-128, 127 - CODES * step, endpoint=True)
+    return (base + step * codes).reshape(BLOCK).astype(np.int8)
+
+
+def _repeated(block: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
     times = [-(-extent // side) for extent, side in zip(shape, BLOCK, strict=True)]
     return np.ascontiguousarray(np.tile(block, times)[: shape[0], : shape[1]])
 
@@ -117,7 +140,9 @@ def _product(size: tuple[int, int, int], weights: str, activations: str) -> Row:
     bias = rng.integers(-999, 999, n, np.int32)
     problem = Problem(
         "linear", (TensorSpec((m, k), activations),), TensorSpec((m, n), "int8"),
-        weights=TensorSpec((n, k), weights), epilogue=Epilogue("requantize", -128, 127),
+        ((ATTR, PART),) if weights == TWO_LEVELS else (),
+        TensorSpec((n, k), "int8" if weights == TWO_LEVELS else weights),
+        Epilogue("requantize", -128, 127),
     )  # fmt: skip
     at = _at(rng, m, n)
     acc = numerics.linear(x[at[0]], w[at[1]], bias[at[1]])

@@ -117,7 +117,12 @@ def is_reshape(call: relax.Call) -> bool:
     if op != "relax.permute_dims":
         return False
     shape = graph.shape_of(call.args[0])
-    rank = len(shape)
-    axes = graph.attributes(call)["axes"] or tuple(reversed(range(rank)))
-    moved = [a % rank for a in axes if shape[a % rank] != 1]
+    moved = [axis for axis in permutation(call) if shape[axis] != 1]
     return moved == sorted(moved)
+
+
+def permutation(call: relax.Call) -> tuple[int, ...]:
+    """The axes of a ``permute_dims``, none of them negative."""
+    rank = len(graph.shape_of(call.args[0]))
+    axes = graph.attributes(call)["axes"] or tuple(reversed(range(rank)))
+    return tuple(axis % rank for axis in axes)

@@ -27,8 +27,8 @@ from nybble.schedules.cpu import concat, entries, singles, winograd_range
 from nybble.schedules.cpu.epilogue import is_narrow
 from nybble.schedules.cpu.headroom import flush_of, is_safe
 from nybble.schedules.cpu.scaling import ratios_are_small
-from nybble.schedules.cuda import wgmma_levels
-from nybble.schedules.group import Group, Matcher, constant_of, fused, spec_of, vector
+from nybble.schedules.cuda import levels
+from nybble.schedules.group import Group, Matcher, constant_of, fused, permutation, spec_of, vector
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from nybble.schedules.target import CpuTarget, Target
 
@@ -80,7 +80,7 @@ def _integer_anchor(matcher: Matcher, binding: relax.VarBinding) -> Group | None
     )
     if isinstance(matcher.target, CpuTarget):
         problem = _with_proofs(problem, w)
-    elif problem.op == "linear" and matcher.target.has("wgmma"):
+    elif problem.op == "linear":
         problem = _with_levels(problem, w)
     group = Group((binding,), problem, (call.args[0],), {"w": w, "bias": bias})
     rescaled = _with_requantize(matcher, group) or _with_add(matcher, group)
@@ -97,10 +97,10 @@ def _with_proofs(problem: Problem, w: NDArray[Any]) -> Problem:
 
 
 def _with_levels(problem: Problem, w: NDArray[Any]) -> Problem:
-    """The problem with what its weights prove of two levels, which only Hopper's kernels use."""
+    """The problem with what its weights prove of two levels, which only GPUs' kernels use."""
     assert problem.weights is not None
-    length = wgmma_levels.length_of(w) if problem.weights.dtype == "int8" else 0
-    found = ((wgmma_levels.ATTR, length),) if length else ()
+    length = levels.length_of(w) if problem.weights.dtype == "int8" else 0
+    found = ((levels.ATTR, length),) if length else ()
     return replace(problem, attrs=(*problem.attrs, *found))
 
 
@@ -126,7 +126,7 @@ def _sums(matcher: Matcher, binding: relax.VarBinding) -> Group:
 
 def _matmul(matcher: Matcher, binding: relax.VarBinding) -> Group:
     group = match_rows.matmul(matcher, binding)
-    return _with_requantize(matcher, group) or group
+    return match_rows.as_they_lie(matcher, _with_requantize(matcher, group) or group)
 
 
 def _with_requantize(matcher: Matcher, group: Group) -> Group | None:
@@ -264,12 +264,10 @@ def _quantize(matcher: Matcher, binding: relax.VarBinding) -> Group:
 
 def _join_permute(group: Group, source: relax.VarBinding) -> Group:
     assert group.problem is not None
-    rank = len(group.problem.output.shape)
-    axes = graph.attributes(source.value)["axes"] or tuple(reversed(range(rank)))
     problem = replace(
         group.problem,
         inputs=(spec_of(source.value.args[0]),),
-        attrs=tuple(sorted((*group.problem.attrs, ("axes", tuple(a % rank for a in axes))))),
+        attrs=tuple(sorted((*group.problem.attrs, ("axes", permutation(source.value))))),
     )
     bindings = (source, *group.bindings)
     return replace(group, bindings=bindings, problem=problem, activations=(source.value.args[0],))

@@ -1,6 +1,7 @@
 """The rules for ops on whole rows: products of two tensors, softmax and norms.
 
 matmul -> requantize
+permute_dims -> matmul -> requantize -> permute_dims        for GPUs, all but the product optional
 row_tops, quantize_rows, rescale_rows
 softmax | masked_softmax | layer_norm | rms_norm
 """
@@ -8,12 +9,16 @@ softmax | masked_softmax | layer_norm | rms_norm
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from tvm import relax
 
 from nybble.ir import graph, ops
-from nybble.schedules.group import Group, Matcher, constant_of, spec_of, vector
-from nybble.schedules.kernel import Problem
+from nybble.schedules.cuda.matmul import MATMUL
+from nybble.schedules.cuda.matmul_lying import ATTRS, A, B, Y
+from nybble.schedules.group import Group, Matcher, constant_of, permutation, spec_of, vector
+from nybble.schedules.kernel import Problem, TensorSpec
+from nybble.schedules.target import CpuTarget
 
 
 def _problem(binding: relax.VarBinding, activations: int) -> Problem:
@@ -28,6 +33,69 @@ def _problem(binding: relax.VarBinding, activations: int) -> Problem:
 def matmul(_matcher: Matcher, binding: relax.VarBinding) -> Group:
     """A product of two tensors by itself; what follows it is the caller's."""
     return Group((binding,), _problem(binding, 2), tuple(binding.value.args))
+
+
+def as_they_lie(matcher: Matcher, group: Group) -> Group:
+    """A product without permutations before and behind it, as far as GPUs' tensor cores go.
+
+    The order of a tensor's axes becomes an attribute of the problem. Where lines of the second
+    operand are columns, it is one with the depth last.
+    """
+    a, b = group.activations[:2]
+    if isinstance(matcher.target, CpuTarget) or a.same_as(b):
+        return group
+    for found in (partial(_unmoved, which=A), partial(_unmoved, which=B), _moved):
+        joined = found(matcher, group)
+        if joined is None or joined.problem is None:
+            continue
+        if MATMUL.refuses(joined.problem, matcher.target) is None:
+            group = joined
+    return group
+
+
+def _moved(matcher: Matcher, group: Group) -> Group | None:
+    """The product with the permutation behind it; None if there is none, or it cuts lines."""
+    assert group.problem is not None
+    reader = matcher.follower(group.bindings[-1], "relax.permute_dims")
+    if reader is None:
+        return None
+    axes = permutation(reader.value)
+    axes = tuple(axes.index(axis) for axis in range(len(axes)))
+    output = spec_of(reader.var)
+    if not _keeps_lines(output, axes):
+        return None
+    attrs = {**dict(group.problem.attrs), ATTRS[Y]: axes}
+    problem = replace(group.problem, output=output, attrs=tuple(sorted(attrs.items())))
+    return replace(group, bindings=(*group.bindings, reader), problem=problem)
+
+
+def _keeps_lines(stored: TensorSpec, axes: tuple[int, ...]) -> bool:
+    """Whether only axes before the last change places, of extents that are known."""
+    inner = axes[1:] if axes[0] == 0 else axes
+    is_open = any(isinstance(stored.shape[axis], str) for axis in inner)
+    return axes[-1] == len(axes) - 1 and not is_open
+
+
+def _unmoved(matcher: Matcher, group: Group, which: int) -> Group | None:
+    """The product without the permutation before an operand; None if it cuts lines, or stays."""
+    assert group.problem is not None
+    source = matcher.bindings.get(group.activations[which])
+    if source is None or graph.op_name(source.value) != "relax.permute_dims":
+        return None
+    given, attrs = spec_of(source.value.args[0]), dict(group.problem.attrs)
+    axes = permutation(source.value)
+    last = len(axes) - 1
+    if which == B and axes[-2] == last:
+        axes, attrs["transpose_b"] = (*axes[:-2], axes[-1], last), not attrs["transpose_b"]
+    if not _keeps_lines(given, axes) or matcher.follower(source, "nybble.matmul") is None:
+        return None
+    if axes != tuple(range(len(axes))):
+        attrs[ATTRS[which]] = axes
+    inputs, operands = list(group.problem.inputs), list(group.activations)
+    inputs[which], operands[which] = given, source.value.args[0]
+    problem = replace(group.problem, inputs=tuple(inputs), attrs=tuple(sorted(attrs.items())))
+    bindings = (source, *group.bindings)
+    return replace(group, bindings=bindings, problem=problem, activations=tuple(operands))
 
 
 def softmax(_matcher: Matcher, binding: relax.VarBinding) -> Group:

@@ -133,6 +133,10 @@ class Fragments(Packed):
         """Blocks of one slab."""
         return self.padded // self.channels
 
+    def beside(self, _slabs: int, _channels: int) -> int:
+        """Words of a stage, of so many slabs and channels, that are no weights."""
+        return 0
+
     @property
     def spec(self) -> TensorSpec:
         """The packed weights: a row for each slab."""
@@ -153,8 +157,7 @@ class Fragments(Packed):
             low, high = ordered[..., 0, :] & 15, ordered[..., 1, :] << 4
             nibbles = np.bitwise_or(low, high, dtype=np.uint8)  # slab, unit, lane, step
             ordered = nibbles.reshape(slabs, -1, 2, 32, 2, 4).swapaxes(2, 3)
-        words = np.ascontiguousarray(ordered.reshape(slabs, -1)).view(np.uint32)
-        return words.reshape(tuple(int(extent) for extent in self.spec.shape))
+        return np.ascontiguousarray(ordered.reshape(slabs, -1)).view(np.uint32)
 
     def operand(self, words: Any, unit: int, step: int) -> Sequence[Any]:
         """b0 and b1 of a step, as expressions.

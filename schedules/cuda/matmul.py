@@ -3,9 +3,10 @@
     a    (…, M, K): rows, as those of `nybble.schedules.cuda.mma`
     b    (…, N, K) or (…, K, N): `nybble.schedules.cuda.matmul_loads`
 
-Neither is packed. Beyond the depth the second is filled with zeros, the first only where its rows'
-sums are wanted. Zero points leave through products with ones, beside the others from the same
-fragments:
+Neither is packed. They are read, and the output is written, whatever the order of the axes before
+the last (`nybble.schedules.cuda.matmul_lying`). Beyond the depth the second is filled with zeros,
+the first only where its rows' sums are wanted. Zero points leave through products with ones, beside
+the others from the same fragments:
 
     Σ (a - z_a)·(b - z_b) = Σ a·b - z_a·Σ 1·b - z_b·Σ a·1 + K·z_a·z_b
 
@@ -29,10 +30,11 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
 from nybble.schedules.cpu.buffers import declare, product
-from nybble.schedules.cuda import mma, mma_store
+from nybble.schedules.cuda import mma, mma_loop, mma_store
 from nybble.schedules.cuda.arch import KIND, CudaTarget
 from nybble.schedules.cuda.fragments import Fragments
 from nybble.schedules.cuda.matmul_loads import GROUP, Across, Along, Exact
+from nybble.schedules.cuda.matmul_lying import A, B, Lying, Y, lying, moved
 from nybble.schedules.cuda.matmul_tile import Pair
 from nybble.schedules.cuda.matrix import Matrix, in_words
 from nybble.schedules.cuda.mma_moves import divmod_of
@@ -63,12 +65,12 @@ class Product:
     @property
     def images(self) -> tuple[Extent, ...]:
         """The leading axes."""
-        return self.problem.output.shape[:-2]
+        return moved(self.problem, Y).shape[:-2]
 
     @property
     def extents(self) -> tuple[int, int, int]:
         """M, N and K."""
-        rows, depth = self.problem.inputs[0].shape[-2:]
+        rows, depth = moved(self.problem, A).shape[-2:]
         return int(rows), int(self.problem.output.shape[-1]), int(depth)
 
     @property
@@ -99,7 +101,7 @@ class Product:
 
 
 def _supports(problem: Problem, _target: Any) -> str | None:
-    a, b = problem.inputs
+    a, b = moved(problem, A), moved(problem, B)
     if a.shape[:-2] != b.shape[:-2]:
         return "the leading axes of the two tensors differ"
     if any(isinstance(extent, str) for extent in (*a.shape[-2:], *b.shape[-2:])):
@@ -170,29 +172,46 @@ def _block(whole: Product, plan: Plan, target: CudaTarget, given: tuple[Any, Any
     pool.commit()
     image, inside = map(T.Bind, divmod_of(block, down * across))
     row, column = mma.first_of(inside, down, across, (plan.rows, plan.channels))
-    first, last = T.Bind(image * rows + row), T.Bind((image + 1) * rows)
-    left = Exact(whole.rows, plan.lines, problem.inputs[0], buffers.x, tile)
+    spec, lies = moved(problem, A), lying(problem, A)
+    left = Exact(whole.rows, plan.lines, spec, buffers.x, tile, lies)
     left.is_filled = whole.zeros[1] != 0
-    left.begin(first, last, thread)
+    left.begin_matrix(image, row, thread)
     right = _second(whole, plan, other, tile)
     right.begin(image, column, thread)
     given_types = problem.inputs[0].dtype, problem.inputs[1].dtype
     core = tensor_core(target, *given_types, 8)
     sums = Pair(whole.fragments, plan, core, tile, thread)
     sums.read(right, whole.zeros)
-    store = mma_store.Store(problem, sums, buffers, (first, column), last)
-    mma.multiply(left, right, sums, -(-whole.rows.slabs // plan.slabs))
+    store = _Lines(problem, sums, buffers, (row, column), rows)
+    store.lies, store.base = lying(problem, Y), T.Bind(lying(problem, Y).start(image))
+    mma_loop.multiply(left, right, sums, -(-whole.rows.slabs // plan.slabs))
     sums.settle()
-    mma.finish(sums, store)
+    mma_loop.finish(sums, store)
+
+
+class _Lines(mma_store.Store):
+    """Stores to the lines of a matrix, where they lie.
+
+    Attributes:
+        lies: the output's matrices.
+        base: the first element of this one.
+    """
+
+    lies: Lying
+    base: Any
+
+    def _line(self, row: Any) -> Any:
+        return self.base + row * self.lies.line
 
 
 def _second(whole: Product, plan: Plan, source: Any, tile: Any) -> Along | Across:
     """What loads the second tensor."""
-    spec, (_, columns, depth) = whole.problem.inputs[1], whole.extents
+    spec, lies = moved(whole.problem, B), lying(whole.problem, B)
     if not whole.transposed:
-        return Across(plan, spec, source, tile)
+        return Across(plan, spec, source, tile, lies)
+    _, columns, depth = whole.extents
     matrix = in_words(Matrix((columns,), columns, depth))
-    return Along(matrix, plan, spec, source, tile)
+    return Along(matrix, plan, spec, source, tile, lies)
 
 
 MATMUL = Kernel("cuda.int8.mma", "matmul", _supports, _pack, _build, arch=KIND, plan=_plan)

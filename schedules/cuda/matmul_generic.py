@@ -11,6 +11,7 @@ from nybble.schedules.cpu import matmul_generic
 from nybble.schedules.cuda import bind
 from nybble.schedules.cuda.arch import KIND
 from nybble.schedules.cuda.elementwise import NAME
+from nybble.schedules.cuda.matmul_lying import is_moved
 from nybble.schedules.kernel import Kernel, Knobs, Problem
 
 
@@ -27,8 +28,10 @@ def _build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
     return sch.mod["main"]
 
 
-def _always(_problem: Problem, _target: Any) -> str | None:
+def _supports(problem: Problem, _target: Any) -> str | None:
+    if is_moved(problem):
+        return "reads and writes tensors in the order of the product's axes, not of another"
     return None
 
 
-MATMUL = Kernel(NAME, "matmul", _always, matmul_generic.pack, _build, arch=KIND)
+MATMUL = Kernel(NAME, "matmul", _supports, matmul_generic.pack, _build, arch=KIND)

@@ -25,6 +25,7 @@ from tvm import tirx
 from tvm.script import tirx as script
 from tvm.tirx.script.builder import ir as T
 
+from nybble.schedules.cuda.matmul_lying import Lying
 from nybble.schedules.cuda.matrix import SLAB, Matrix
 from nybble.schedules.cuda.mma_loose import cut_of, loose_piece, loose_word, ones_but
 from nybble.schedules.cuda.mma_moves import PIECE, Lines, copy, divmod_of, ramp, run
@@ -46,6 +47,7 @@ class Exact(Rows):
         spec: of the tensor.
         source: the tensor, flat.
         tile: shared memory, in words.
+        lies: where the rows lie.
 
     Attributes:
         is_filled: there are zeros beyond the depth; else the other operand has them.
@@ -53,9 +55,25 @@ class Exact(Rows):
 
     is_filled = True
 
-    def __init__(self, matrix: Matrix, lines: Lines, spec: TensorSpec, source: Any, tile: Any):
+    def __init__(
+        self, matrix: Matrix, lines: Lines, spec: TensorSpec, source: Any, tile: Any, lies: Lying
+    ):  # fmt: skip
         super().__init__(matrix, lines, spec, source, tile)
-        self._in_words = is_in_words(spec)
+        self._in_words, self.lies = is_in_words(spec), lies
+
+    def begin_matrix(self, image: Any, first: Any, thread: Any) -> None:
+        """Emits what stays the same for all of the depth.
+
+        Args:
+            image: the matrix's number.
+            first: the block's first row in it.
+            thread: of the block.
+        """
+        self.base = T.Bind(self.lies.start(image))
+        self.begin(first, self.matrix.static_rows, thread)
+
+    def _origin(self, row: Any) -> tuple[Any, Any, Any]:
+        return T.Bind(self.base + row * self.lies.line), None, None
 
     def _locate(self, row: int, depth: Any) -> tuple[Any, Any]:
         element, _ = super()._locate(row, depth)
@@ -97,21 +115,22 @@ class Along:
         spec: of the tensor.
         source: the tensor, flat.
         tile: shared memory, in words.
+        lies: where its rows lie.
     """
 
     transposes = False
 
-    def __init__(self, matrix: Matrix, plan: Plan, spec: TensorSpec, source: Any, tile: Any):
+    def __init__(
+        self, matrix: Matrix, plan: Plan, spec: TensorSpec, source: Any, tile: Any, lies: Lying
+    ):  # fmt: skip
         self.plan, self.tile = plan, tile
-        self.count = matrix.static_rows
         lines = _Spread(plan.channels, plan.slabs, SLAB, plan.threads, plan.held)
-        self.rows = Exact(matrix, lines, spec, source, tile)
+        self.rows = Exact(matrix, lines, spec, source, tile, lies)
         self.rows.start = self.start = plan.stages * plan.lines.words
 
     def begin(self, image: Any, column: Any, thread: Any) -> None:
         """Emits what stays the same for all of the depth; ``column`` is the block's first."""
-        first = T.Bind(image * self.count + column)
-        self.rows.begin(first, T.Bind((image + 1) * self.count), thread)
+        self.rows.begin_matrix(image, column, thread)
 
     def copy(self, step: Any, stage: Any) -> None:
         """Emits the asynchronous copies of a step of the depth."""
@@ -149,12 +168,14 @@ class Across:
         spec: of the tensor.
         source: the tensor, flat.
         tile: shared memory, in words.
+        lies: where its steps of depth lie.
     """
 
     transposes = True
 
-    def __init__(self, plan: Plan, spec: TensorSpec, source: Any, tile: Any):
+    def __init__(self, plan: Plan, spec: TensorSpec, source: Any, tile: Any, lies: Lying):
         self.plan, self.tile, self._in_words = plan, tile, is_in_words(spec)
+        self.lies = lies
         self.depth, self.columns = map(int, spec.shape[-2:])
         self.bytes = T.decl_buffer(source.shape, "uint8", data=source.data, layout=None)
         size = (tirx.floordiv(source.shape[0], 4),)
@@ -167,7 +188,7 @@ class Across:
 
     def begin(self, image: Any, column: Any, thread: Any) -> None:
         """Emits what stays the same for all of the depth; ``column`` is the block's first."""
-        self.line, self.column = T.Bind(image * self.depth), column
+        self.base, self.column = T.Bind(self.lies.start(image)), column
         self.thread = thread
 
     @property
@@ -192,9 +213,9 @@ class Across:
         if self.unit and self.columns % self.plan.channels:
             column = tirx.min(column, self.columns - self.unit)
         if self.depth % (SLAB * self.plan.slabs) == 0:
-            return (self.line + k) * self.columns + column, None
-        line = self.line + tirx.min(k, self.depth - 1)
-        return line * self.columns + column, k < self.depth
+            return self.base + k * self.lies.line + column, None
+        line = tirx.min(k, self.depth - 1)
+        return self.base + line * self.lies.line + column, k < self.depth
 
     def copy(self, step: Any, stage: Any) -> None:
         """Emits the asynchronous copies of a step of the depth."""

@@ -1,18 +1,12 @@
-"""Integer convolution and linear layers on tensor cores by ``mma``: one template, three families.
+"""Integer convolution and linear layers on tensor cores by ``mma``: one template, four families.
 
-    cuda.int8.mma      weights and activations of 8 bits
-    cuda.int4.mma      weights of 4 bits, unpacked in registers, activations of 8
-    cuda.int4.s4mma    weights and activations of 4 bits, on tensor cores of 4 bits
+    cuda.int8.mma           weights and activations of 8 bits
+    cuda.int4.mma           weights of 4 bits, unpacked in registers, activations of 8
+    cuda.int4.levels.mma    the same with weights of 4 bits on two levels     `…mma_levels`
+    cuda.int4.s4mma         weights and activations of 4 bits, on tensor cores of 4 bits
 
-A block computes a tile of outputs (`nybble.schedules.cuda.mma_plan`):
-
-    for step of the depth: wait for its stage; barrier
-        start the copies for a later stage              `…mma_rows`, `…mma_weights`
-        fragments from shared memory, products          `nybble.schedules.cuda.mma_tile`
-    sum of the slices; epilogue; stores                 `nybble.schedules.cuda.mma_store`
-
-One barrier a step: whoever passes it has read the stage that the new copies overwrite. Where copies
-are not asynchronous, loads into registers are started before the products and stored behind them.
+A block computes a tile of outputs (`nybble.schedules.cuda.mma_plan`), slab by slab of the depth
+(`nybble.schedules.cuda.mma_loop`).
 """
 
 from __future__ import annotations
@@ -21,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +26,10 @@ from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
 from nybble.schedules.cpu.buffers import Buffers, declare, product
-from nybble.schedules.cuda import matrix, mma_store
+from nybble.schedules.cuda import levels, matrix, mma_loop, mma_store
 from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.cuda.fragments import Fragments, lane_of
+from nybble.schedules.cuda.mma_levels import LevelChannels, Levels, LevelTile
 from nybble.schedules.cuda.mma_moves import divmod_of
 from nybble.schedules.cuda.mma_plan import Plan, plan_of
 from nybble.schedules.cuda.mma_rows import Rows, halves
@@ -52,13 +47,17 @@ class Family:
 
     Attributes:
         name: of the kernels.
-        weights: bits of a packed weight.
+        weights: bits of a weight.
         core: bits of the tensor cores' operands.
+        ops: that it computes.
     """
 
     name: str
     weights: int
     core: int
+    ops: tuple[str, ...] = ("conv2d", "linear")
+    channels: ClassVar[type[Channels]] = Channels
+    tile: ClassVar[type[WarpTile]] = WarpTile
 
     def matrix(self, problem: Problem) -> matrix.Matrix:
         """The layer as a matrix product."""
@@ -112,6 +111,22 @@ class Family:
         return builder.get()
 
 
+class LevelsFamily(Family):
+    """Weights on two levels."""
+
+    channels = LevelChannels
+    tile = LevelTile
+
+    def fragments(self, problem: Problem) -> Fragments:
+        """How a layer is packed."""
+        found = self.matrix(problem)
+        return Levels(found, lane_of(found), 4, int(problem.attr(levels.ATTR)))
+
+    def supports(self, problem: Problem, target: Any) -> str | None:
+        """Why it cannot compile a problem, None when it can."""
+        return levels.refuse(problem) or super().supports(problem, target)
+
+
 def refuse(problem: Problem, bits: int) -> str | None:
     """Why weights packed in so many bits are no product for tensor cores; None when they are."""
     reason = matrix.refuse(problem) or mma_store.refuse(problem)
@@ -141,7 +156,7 @@ class _Block:
         self, family: Family, problem: Problem, target: CudaTarget, plan: Plan, buffers: Buffers
     ):
         assert problem.weights is not None
-        self.problem, self.plan, self.buffers = problem, plan, buffers
+        self.family, self.problem, self.plan, self.buffers = family, problem, plan, buffers
         self.fragments = family.fragments(problem)
         given = problem.inputs[0].dtype, problem.weights.dtype
         self.core = tensor_core(target, *given, family.core)
@@ -159,14 +174,14 @@ class _Block:
         pool.commit()
         first = first_of(block, down, across, (plan.rows, plan.channels))
         rows = Rows(fragments.matrix, plan.lines, self.problem.inputs[0], self.buffers.x, tile)
-        channels = Channels(fragments, plan, self.buffers.constants[0], tile)
+        channels = self.family.channels(fragments, plan, self.buffers.constants[0], tile)
         rows.begin(first[0], total, thread)
         channels.begin(first[1], thread)
-        sums = WarpTile(fragments, plan, self.core, tile, thread)
+        sums = self.family.tile(fragments, plan, self.core, tile, thread)
         store = mma_store.Store(self.problem, sums, self.buffers, first, total)
         store.prepare()
-        multiply(rows, channels, sums, -(-fragments.matrix.slabs // plan.slabs))
-        finish(sums, store)
+        mma_loop.multiply(rows, channels, sums, -(-fragments.matrix.slabs // plan.slabs))
+        mma_loop.finish(sums, store)
 
 
 def flattened(buffer: Any) -> Any:
@@ -193,80 +208,10 @@ def first_of(block: Any, down: Any, across: int, size: tuple[int, int]) -> tuple
     return T.Bind(row * size[0]), T.Bind(channel * size[1])
 
 
-class Loads(Protocol):
-    """What brings an operand's part of a stage to shared memory; methods as of `Channels`."""
-
-    def copy(self, step: Any, stage: Any) -> None:
-        """Emits the asynchronous copies of a step of the depth."""
-
-    def fetch(self, step: Any) -> Any:
-        """Emits the loads of a step of the depth; returns the registers."""
-
-    def put(self, held: Any, stage: Any) -> None:
-        """Emits the stores of what `fetch` gave."""
-
-
-def multiply(rows: Rows, channels: Loads, sums: WarpTile, steps: int) -> None:
-    """Emits the loop over the depth, of so many stages."""
-    (_staged if sums.plan.held else _copied)(rows, channels, sums, steps)
-
-
-def finish(sums: WarpTile, store: mma_store.Store) -> None:
-    """Emits the sum of the slices and the epilogue."""
-    if sums.plan.slices == 1:
-        store.emit()
-        return
-    T.evaluate(script.cuda.cta_sync())
-    sums.add_slices()
-    with T.If(sums.slice == 0), T.Then():
-        store.emit()
-
-
-def _copied(rows: Rows, channels: Loads, sums: WarpTile, steps: int) -> None:
-    """The loop over the depth with asynchronous copies."""
-    stages = sums.plan.stages
-    commit = script.ptx["cp.async.commit_group"]
-
-    def load(step: Any, stage: Any) -> None:
-        rows.copy(step, stage)
-        channels.copy(step, stage)
-
-    for step in range(stages - 1):
-        if step < steps:
-            load(tirx.const(step, "int32"), step)
-        T.evaluate(commit())
-    with T.serial(steps) as step:
-        T.evaluate(script.ptx["cp.async.wait_group"](stages - 2))
-        T.evaluate(script.cuda.cta_sync())
-        ahead = T.Bind(step + (stages - 1))
-        with T.If(ahead < steps), T.Then():
-            load(ahead, T.Bind(divmod_of(ahead, stages)[1]))
-        T.evaluate(commit())
-        sums.multiply(T.Bind(divmod_of(step, stages)[1]))
-
-
-def _staged(rows: Rows, channels: Loads, sums: WarpTile, steps: int) -> None:
-    """The loop over the depth with loads through registers."""
-
-    def store(held: tuple[Any, Any], step: Any, stage: Any) -> None:
-        rows.put(held[0], step, stage)
-        channels.put(held[1], stage)
-
-    start = tirx.const(0, "int32")
-    store((rows.fetch(start), channels.fetch(start)), start, 0)
-    T.evaluate(script.cuda.cta_sync())
-    with T.serial(steps - 1) as step:
-        ahead = T.Bind(step + 1)
-        held = rows.fetch(ahead), channels.fetch(ahead)
-        sums.multiply(T.Bind(tirx.bitwise_and(step, 1)))
-        store(held, ahead, T.Bind(tirx.bitwise_and(ahead, 1)))
-        T.evaluate(script.cuda.cta_sync())
-    sums.multiply((steps - 1) % 2)
-
-
 FAMILIES = (
     Family("cuda.int4.s4mma", 4, 4),
     Family("cuda.int4.mma", 4, 8),
+    LevelsFamily("cuda.int4.levels.mma", 8, 8, ops=("linear",)),
     Family("cuda.int8.mma", 8, 8),
 )
 
@@ -274,7 +219,7 @@ KERNELS = tuple(
     Kernel(
         family.name,
         op,
-        partial(Family.supports, family),
+        partial(type(family).supports, family),
         partial(Family.pack, family),
         partial(Family.build, family),
         forms=frozenset({"values", "packed"} if family.core == 4 else {"values"}),
@@ -282,6 +227,6 @@ KERNELS = tuple(
         plan=partial(Family.plan, family),
     )
     for family in FAMILIES
-    for op in ("conv2d", "linear")
+    for op in family.ops
 )
 """By preference: the fewest bits first."""

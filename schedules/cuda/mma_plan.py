@@ -130,15 +130,20 @@ class Plan:
         """Words of a stage for weights."""
         return self.slabs * self.channels * SLAB // 4 // (2 if fragments.unpacks else 1)
 
+    def stage_words(self, fragments: Fragments) -> int:
+        """Words of a stage, in all."""
+        beside = fragments.beside(self.slabs, self.channels)
+        return self.lines.words + self.weight_words(fragments) + beside
+
     def registers(self, fragments: Fragments) -> int:
         """Of a lane, as seen in machine code: sums, fragments of a slab, addresses, what waits."""
-        words = self.lines.words * self.held + self.weight_words(fragments) * (self.held > 0)
-        waiting = words // self.threads
+        words = self.stage_words(fragments) + self.lines.words * (self.held - 1)
+        waiting = ceil(words / self.threads) if self.held else 0
         return self.sums + self.warp_rows // 2 + self.warp_channels // 2 + 40 + waiting
 
     def shared(self, fragments: Fragments) -> int:
         """Bytes of shared memory: the stages, or the sums of slices, which come later."""
-        stage = 4 * (self.lines.words + self.weight_words(fragments))
+        stage = 4 * self.stage_words(fragments)
         sums = (self.slices - 1) * self.rows * self.channels * 4
         return max(self.stages * stage, sums)
 
@@ -172,7 +177,7 @@ def cost(plan: Plan, fragments: Fragments, chip: Chip, products: int = 1) -> flo
     rate = chip.rate * matrix.packing
     tile = plan.warp_rows * plan.warp_channels * plan.slabs * SLAB * matrix.packing
     work = tile * (plan.warps // plan.slices)
-    stage = 4 * (plan.lines.words + plan.weight_words(fragments))
+    stage = 4 * plan.stage_words(fragments)
     weights = plan.warp_channels * SLAB // (2 if fragments.unpacks else 1)
     reads = plan.warps // plan.slices * plan.slabs * (plan.warp_rows * SLAB + weights)
     busy = max(work / rate, (reads + stage) / SHARED_RATE, stage / L2_RATE)

@@ -215,6 +215,10 @@ class Store:
                 value = low | (high << T.uint8(4))
             T.buffer_store(held, value, [(quad + i) // each])
 
+    def _line(self, row: Any) -> Any:
+        """The element where a row of the output begins."""
+        return row * self.channels
+
     def _store(self, held: Any, row: Any, channel: Any) -> None:
         """Stores what exists of a row."""
         output, each = self.buffers.output, density(self.problem.output)
@@ -222,7 +226,7 @@ class Store:
         for part in range(0, self.lane, self.wide):
             at = T.Bind(channel + part)
             with T.If(tirx.all(row < self.total, at < self.channels)), T.Then():
-                index = row * (self.channels // each) + divmod_of(at, each)[0]
+                index = divmod_of(self._line(row), each)[0] + divmod_of(at, each)[0]
                 T.buffer_store(output, run(held, part // each, wide), ramp(index, wide))
 
     def _value(self, acc: Any, given: list[Any], other: Any) -> Any:

@@ -5,7 +5,7 @@ For a slab of depth and a tile of R × C a warp issues, with u = 1, or 4 on Turi
     R / 16 · C / 8 · 2 · u    products (IMMA)
     R / 16 · 2                loads of 16 rows × 32 bytes (LDSM.16.M88.4)
     C / 8                     loads of packed weights (LDS.128); C / 16 if they have 4 bits
-    C / 8 · 2 · 3             shifts and masks where 4-bit weights are unpacked
+    C / 8 · 2 · 3             shifts and masks where 4-bit weights are unpacked; · 7 of two levels
 
 so a tile of 64 × 64 does 8 products for each load and at most 0.75 instructions of unpacking.
 """
@@ -129,8 +129,15 @@ class WarpTile(Columns):
 
     def _load_weights(self, b: Any, stage: Any, slab: Any) -> None:
         """All channels of both steps: b[step][unit][2]."""
-        plan, packed = self.plan, self.packed
-        across, words = plan.units[1], BLOCK // 4
+        held, across = self._packed_words(stage, slab), self.plan.units[1]
+        for step in (0, 1):
+            for unit in range(across):
+                for i, word in enumerate(self.packed.operand(held, unit, step)):
+                    T.buffer_store(b, word, [(step * across + unit) * 2 + i])
+
+    def _packed_words(self, stage: Any, slab: Any) -> Any:
+        """The lane's words of all blocks of a slab."""
+        plan, packed, words = self.plan, self.packed, BLOCK // 4
         blocks = plan.warp_channels // packed.channels
         held = T.alloc_buffer((blocks * 4,), "uint32", scope="local", layout=None)
         first = (
@@ -141,10 +148,7 @@ class WarpTile(Columns):
         for block in range(blocks):
             value = run(self.tile, at + block * words, 4)
             T.buffer_store(held, value, ramp(block * 4, 4))
-        for step in (0, 1):
-            for unit in range(across):
-                for i, word in enumerate(packed.operand(held, unit, step)):
-                    T.buffer_store(b, word, [(step * across + unit) * 2 + i])
+        return held
 
     def _products(self, a: Any, b: Any, step: int) -> None:
         down, across = self.plan.units

@@ -37,10 +37,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from nybble.ir import numerics
-from nybble.schedules.cuda import matrix, mma_store
+from nybble.schedules.cuda import levels, matrix, mma_store
 from nybble.schedules.cuda.mma import first_of, parameters, refuse
 from nybble.schedules.cuda.mma_rows import Rows
-from nybble.schedules.cuda.wgmma_levels import ATTR, Levels, LevelsFirst
+from nybble.schedules.cuda.wgmma_levels import Levels, LevelsFirst
 from nybble.schedules.cuda.wgmma_pack import Halves, Panels
 from nybble.schedules.cuda.wgmma_plan import (
     CHANNELS_FIRST,
@@ -155,13 +155,11 @@ class LevelsFamily(Family):
 
     def packed(self, problem: Problem) -> Panels:
         """How a layer is packed."""
-        return Levels(matrix.matrix_of(problem), self.lane, int(problem.attr(ATTR)))
+        return Levels(matrix.matrix_of(problem), self.lane, int(problem.attr(levels.ATTR)))
 
     def supports(self, problem: Problem, target: Any) -> str | None:
         """Why it cannot compile a problem, None when it can."""
-        if not dict(problem.attrs).get(ATTR):
-            return "the weights have no two levels"
-        return super().supports(problem, target)
+        return levels.refuse(problem) or super().supports(problem, target)
 
 
 FAMILIES = (

@@ -1,10 +1,7 @@
-"""Weights of 4 bits on two levels (`nybble.ir.two_levels`) for Hopper's ``wgmma``.
+"""Weights of 4 bits on two levels (`nybble.schedules.cuda.levels`) for Hopper's ``wgmma``.
 
     memory   of 128 channels and 128 inputs: codes as `nybble.schedules.cuda.wgmma_pack.Halves` has
-             them, then for each part of the inputs a word of each channel: step, base + 128
-    decode   four codes of a word, a byte each, times step, plus base + 128 in each byte: none
-             exceeds 255, so one multiply-add does all four; with the upper bits flipped they are
-             base + step·c
+             them, then for each part of the inputs a word of each channel: its number
 
 Three instructions for four weights, where one scale for a channel needs one and a half.
 """
@@ -12,15 +9,13 @@ Three instructions for four weights, where one scale for a channel needs one and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm.tirx.script.builder import ir as T
 
-from nybble.errors import ScheduleError
-from nybble.ir.two_levels import split
+from nybble.schedules.cuda import levels
 from nybble.schedules.cuda.fragments import BLOCK
 from nybble.schedules.cuda.mma_moves import ramp, run
 from nybble.schedules.cuda.wgmma_pack import Halves
@@ -28,19 +23,9 @@ from nybble.schedules.cuda.wgmma_plan import FIRST, LINE
 from nybble.schedules.cuda.wgmma_ring import Ring
 from nybble.schedules.cuda.wgmma_tile import STEPS, ChannelsFirst
 
-ATTR = "levels"
-"""Of a problem: inputs that share step and base, found in the weights."""
-LENGTHS = (LINE, LINE // 2, LINE // 4)
 CHANNELS = 2 * FIRST
 """Of a warpgroup."""
-OFFSET = 128
-_CODES, _SIGNS, _EACH = 0x0F0F0F0F, 0x80808080, 0x01010101
-
-
-def length_of(w: NDArray[Any]) -> int:
-    """The longest part of the inputs that this kernel takes on two levels; 0 for none."""
-    fitting = [n for n in LENGTHS if gcd(n, w.shape[1]) == n]
-    return next((n for n in fitting if split(w, n) is not None), 0)
+_EACH = 0x01010101
 
 
 @dataclass(frozen=True)
@@ -74,14 +59,11 @@ class Levels(Halves):
         Raises:
             ScheduleError: they do not lie on two levels.
         """
-        found = split(weights, self.length)
-        if found is None:
-            raise ScheduleError(f"the weights have no two levels in parts of {self.length} inputs")
-        codes, steps, bases = found
+        codes, given = levels.numbered(weights, self.length)
         words = super().pack(codes)
         stages = len(words)
-        numbers = np.full((self.padded, stages * self.parts), OFFSET << 8, np.uint32)
-        numbers[: len(steps), : steps.shape[1]] = steps | (bases + OFFSET) << 8
+        numbers = np.full((self.padded, stages * self.parts), levels.NEUTRAL, np.uint32)
+        numbers[: len(given), : given.shape[1]] = given
         apart = numbers[self.order].reshape(-1, CHANNELS, stages, self.parts)
         behind = apart.transpose(2, 0, 3, 1).reshape(stages, -1, CHANNELS * self.parts)
         both = np.concatenate([words.reshape(*behind.shape[:2], -1), behind], axis=2)
@@ -122,6 +104,5 @@ class LevelsFirst(ChannelsFirst):
         (unit, half, piece), (step, base) = at, level
         slab, turn = divmod(piece, 2)
         word = held[(unit * 2 + slab) * 4 + half * 2 + turn]
-        for upper, codes in enumerate((word, word >> T.uint32(4))):
-            value = ((codes & T.uint32(_CODES)) * step + base) ^ T.uint32(_SIGNS)
+        for upper, value in enumerate(levels.decoded(word, step, base)):
             T.buffer_store(a, value, [(unit * STEPS + piece) * 4 + half + 2 * upper])

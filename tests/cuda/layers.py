@@ -44,7 +44,7 @@ def check(
     function = kernel.build(problem, gpu(arch), knobs or Knobs())
     function = function.with_attr("global_symbol", "layer")
     wanted = stored(case.law(arrays), problem.output.dtype, problem.output.form)
-    got = np.zeros_like(wanted)
+    got = np.zeros_like(wanted, order="C")
     report = simt.run(function, [*arguments(kernel, problem, arrays), got], target=f"cuda:{arch}")
     np.testing.assert_array_equal(got, wanted, err_msg=f"{kernel.name} {case.name}")
     return report
@@ -82,7 +82,7 @@ def check_module(
     function = kernel.build(problem, gpu(arch), knobs or Knobs())
     packed = map(np.ascontiguousarray, kernel.constants(problem, group.constants))
     wanted = interpreter.run(mod, arrays)[0]
-    got = np.zeros_like(wanted)
+    got = np.zeros_like(wanted, order="C")
     function = function.with_attr("global_symbol", "layer")
     report = simt.run(function, [*arrays, *packed, got], target=f"cuda:{arch}")
     np.testing.assert_array_equal(got, wanted)

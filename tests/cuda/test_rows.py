@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
 
 from nybble import simt
 from nybble.errors import ScheduleError
@@ -15,6 +16,8 @@ from nybble.ir import graph, numerics, ops
 from nybble.schedules.cuda import matmul, norms, softmax
 from nybble.schedules.cuda.rowwise import plan_of
 from nybble.schedules.kernel import Epilogue, Knobs, Problem, TensorSpec
+from nybble.schedules.match import groups
+from nybble.schedules.target import resolve
 from tests.cuda.layers import check_module, gpu, layer_of
 from tests.cuda.opcodes import Code, check_registers, code_of
 from tests.schedules.modules import inputs_of, module
@@ -157,6 +160,73 @@ def test_zero_points_of_both(transposed: bool) -> None:
     assert check(both_zeros(17, 20, 36, transposed), "sm_80")[0] == MMA
 
 
+HEADS = {  # in memory: tokens, heads, depth
+    "scores": (((20, 2, 16), (0, 2, 1, 3)), ((24, 2, 16), (0, 2, 3, 1)), False),
+    "scores, odd": (((5, 3, 7), (0, 2, 1, 3)), ((6, 3, 7), (0, 2, 3, 1)), False),
+    "keys by head": (((2, 20, 16), (0, 1, 2, 3)), ((2, 24, 16), (0, 1, 3, 2)), False),
+    "keys by depth": (((2, 20, 16), (0, 1, 2, 3)), ((2, 16, 24), (0, 1, 3, 2)), True),
+    "mixed": (((2, 20, 24), (0, 1, 2, 3)), ((24, 2, 16), (0, 2, 1, 3)), False),
+    "mixed, odd": (((3, 5, 6), (0, 1, 2, 3)), ((6, 3, 7), (0, 2, 1, 3)), False),
+    "heads outside": (((2, 20, 16), (0, 1, 2, 3)), ((24, 2, 16), (0, 2, 3, 1)), False),
+}
+
+
+QUICK = {("scores", "sm_80"), ("mixed", "sm_80")}
+
+
+def heads(name: str) -> tvm.IRModule:
+    """A product of permuted tensors; mixed values are permuted back."""
+    *operands, transposed = HEADS[name]
+    attrs = {"zero_point_a": 129, "zero_point_b": -77, "transpose_b": transposed}
+
+    def body(emitter: Any, *given: Any) -> Any:
+        pairs = zip(given, operands, "ab", strict=True)
+        moved = [emitter.emit(relax.op.permute_dims(x, axes), n) for x, (_, axes), n in pairs]
+        y = emitter.emit(ops.call("matmul", moved, **attrs), "y")
+        if not name.startswith("mixed"):
+            return y
+        return emitter.emit(relax.op.permute_dims(y, (0, 2, 1, 3)), "in memory")
+
+    (a, _), (b, _) = operands
+    return module(body, (a, "uint8"), (b, "int8"))
+
+
+@pytest.mark.parametrize(("name", "arch"), [
+    pytest.param(name, arch, marks=() if (name, arch) in QUICK else slow)
+    for name in HEADS for arch in ARCHS
+])  # fmt: skip
+def test_products_of_tensors_as_they_lie(name: str, arch: str) -> None:
+    """Permutations that leave lines whole are no layers of their own."""
+    assert check(heads(name), arch)[0] == MMA  # of the only layer
+
+
+def test_other_permutations_stay() -> None:
+    """On CPUs, where lines are cut, where others read, where tensor cores do not multiply."""
+
+    def count(mod: tvm.IRModule, target: str) -> int:
+        return len(groups(mod, resolve(target)))
+
+    def twice(emitter: Any, x: Any) -> Any:
+        y = emitter.emit(relax.op.permute_dims(x, (0, 2, 1)), "moved")
+        return emitter.emit(ops.call("matmul", [y, y], transpose_b=True), "y")
+
+    def columns(emitter: Any, x: Any, y: Any) -> Any:
+        x = emitter.emit(relax.op.permute_dims(x, (0, 2, 1)), "moved")
+        return emitter.emit(ops.call("matmul", [x, y]), "y")
+
+    def wide(emitter: Any, x: Any, y: Any) -> Any:
+        y = emitter.emit(relax.op.permute_dims(y, (0, 2, 1)), "moved")
+        return emitter.emit(ops.call("matmul", [x, y]), "y")
+
+    assert count(heads("scores"), "x86-64-v3") == 3
+    assert count(heads("scores"), "cuda:sm_80") == 1
+    bytes_, words = ((8, 16), "int8"), ((8, 16), "int16")
+    assert count(module(twice, bytes_), "cuda:sm_80") == 2
+    assert count(module(columns, bytes_, bytes_), "cuda:sm_80") == 2
+    assert count(module(wide, words, bytes_), "cuda:sm_80") == 2
+    assert count(module(wide, bytes_, bytes_), "cuda:sm_80") == 1
+
+
 @pytest.mark.parametrize("transposed", [False, pytest.param(True, marks=slow)])
 def test_extreme_products(transposed: bool) -> None:
     """Sums that only 32 bits hold: 255·(-128), 400 times."""
@@ -250,18 +320,26 @@ ATTENTION = {
     "mixed": ((128, 64, 128), False, True),
     "scores of 197": ((197, 197, 64), True, False),
     "mixed of 197": ((197, 64, 197), False, True),
+    "scores of heads": ((128, 128, 64), True, False),
+    "mixed of heads": ((128, 64, 128), False, True),
 }
 
 
 def product_code(name: str, arch: str) -> None:
     """Products on tensor cores, fragments by ``ldmatrix``, nothing in local memory."""
     (m, n, k), transposed, rescaled = ATTENTION[name]
+    order: tuple[tuple[str, Any], ...] = ()
     epilogue = Epilogue("requantize", -128, 127, small_ratios=True) if rescaled else Epilogue()
-    second = (32, 12, n, k) if transposed else (32, 12, k, n)
+    lines, width = (n, k) if transposed else (k, n)
+    second, output = (32, 12, lines, width), (32, 12, m, n)
+    if "heads" in name:
+        order = (("axes_b", (0, 2, 1, 3)), ("axes_y", (0, 2, 1, 3)))
+        second, output = (32, lines, 12, width), (32, m, 12, n)
     problem = Problem(
         "matmul", (TensorSpec((32, 12, m, k), "uint8"), TensorSpec(second, "int8")),
-        TensorSpec((32, 12, m, n), "int8" if rescaled else "int32"),
-        (("transpose_b", transposed), ("zero_point_a", 0), ("zero_point_b", 0)), epilogue=epilogue,
+        TensorSpec(output, "int8" if rescaled else "int32"),
+        (*order, ("transpose_b", transposed), ("zero_point_a", 0), ("zero_point_b", 0)),
+        epilogue=epilogue,
     )  # fmt: skip
     target = gpu(arch)
     made = matmul.MATMUL.build(problem, target, Knobs())
@@ -274,7 +352,7 @@ def product_code(name: str, arch: str) -> None:
     wanted = ["IMMA.8816" if arch == "sm_75" else "IMMA.16832", "LDSM.16.M88.4"]
     wanted += [] if transposed else ["LDSM.16.MT88.4", "PRMT"]
     wanted += ["STS.128"] if cut.held else ["LDGSTS.E.BYPASS"]
-    wanted += ["STG.E.128"] if name == "scores" else []
+    wanted += ["STG.E.128"] if name.startswith("scores") and n == 128 else []
     for pattern in wanted:
         assert code.has(pattern.replace(".", r"\.")), (pattern, code.counts)
 

@@ -61,8 +61,10 @@ def test_a_block_compiles(name: str, target: str, tmp_path: Path) -> None:
     assert manifest.device is not None
     assert manifest.device["graphed"]
     assert all(use["spills"] == 0 for use in manifest.device["usage"])
-    taken = {layer["op"].partition("+")[0]: layer["kernel"] for layer in manifest.layers}
+    taken = {op: layer["kernel"] for layer in manifest.layers for op in layer["op"].split("+")}
     assert {op: taken[op] for op in WANTED} == WANTED
+    if name == "bert":  # whose heads and keys are read and written as they lie
+        assert "permute_dims" not in [layer["op"] for layer in manifest.layers]
 
 
 def layers(made: nybble.QuantizedModel, target: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -86,7 +88,7 @@ def test_a_block_computes_the_law(name: str, arch: str) -> None:
         function = taken.kernel.build(taken.problem, target, Knobs())
         given = [values[str(one.name)] for one in group.activations]
         wanted = values[str(group.output.name)]
-        got = np.zeros_like(wanted)
+        got = np.zeros_like(wanted, order="C")
         arrays = [np.ascontiguousarray(one) for one in (*given, *taken.packed)]
         named = function.with_attr("global_symbol", "layer")
         simt.run(named, [*arrays, got], target=f"cuda:{arch}")
