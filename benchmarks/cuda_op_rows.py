@@ -22,6 +22,7 @@ from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 Shape = tuple[int, ...]
 Making = tuple[str, Callable[[], Row]]
 FEW = 64  # lines
+KEPT = 256  # values that are expected of a long line
 LONG = 16388  # values, which a row does not keep in registers
 SPREAD = 44_000.0  # of sums over a depth of 64
 SOFTMAX: tuple[tuple[Shape, str, float, str, int], ...] = (
@@ -103,10 +104,10 @@ def _repeated(rng: np.random.Generator, shape: Shape, dtype: str) -> NDArray[Any
 def _row(
     problem: Problem, arrays: Arrays, law: Callable[[NDArray[Any]], NDArray[Any]], macs: int = 0
 ) -> Row:
-    """A row; ``law`` gives what is stored of some rows of the output."""
-    shape = tuple(map(int, problem.output.shape))
-    at = some(_generator(shape), prod(shape[:-1]))
-    return Row("", problem, arrays, law(at), at=(at, np.arange(shape[-1])), macs=macs)
+    """A row; ``law`` gives whole rows of the output."""
+    shape, rng = tuple(map(int, problem.output.shape)), np.random.default_rng(3)
+    at = some(rng, prod(shape[:-1])), some(rng, shape[-1], KEPT)
+    return Row("", problem, arrays, law(at[0])[:, at[1]], at=at, macs=macs)
 
 
 def _lines(array: NDArray[Any]) -> NDArray[Any]:
@@ -204,7 +205,7 @@ def _floats(shape: Shape) -> NDArray[Any]:
     """Rows; of few, some of them without a scale, tiny and huge."""
     x = _repeated(_generator(shape), shape, "float32")
     lines = _lines(x)
-    if len(lines) <= FEW:
+    if len(lines) <= FEW and shape[-1] < LONG:
         lines[0], lines[1, -1], lines[2, 0] = 0, np.nan, np.inf
         lines[3] *= np.float32(2.0**100)
         lines[4] *= np.float32(2.0**-110)

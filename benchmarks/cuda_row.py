@@ -55,8 +55,8 @@ def tiled(block: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
     return np.ascontiguousarray(np.tile(block, times)[: shape[0], : shape[1]])
 
 
-def some(rng: np.random.Generator, extent: int) -> NDArray[Any]:
+def some(rng: np.random.Generator, extent: int, count: int = SAMPLES) -> NDArray[Any]:
     """Places of an axis: some and the last one of a long one, all of a short one."""
-    if extent <= 2 * SAMPLES:
+    if extent <= 2 * count:
         return np.arange(extent)
-    return np.unique(np.append(rng.integers(0, extent, SAMPLES - 1), extent - 1))
+    return np.unique(np.append(rng.integers(0, extent, count - 1), extent - 1))
