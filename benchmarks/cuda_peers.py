@@ -59,7 +59,7 @@ class Layer:
         """Of a row of ``rows.json``."""
         (n, k), dtype = about["weights"]
         m = prod(about["output"][0]) // n
-        return Layer(m, n, k, dtype, about["output"][1] == "float32")
+        return Layer(m, n, k, dtype, about["inputs"][0][1] == "float32")
 
     def sets(self, bytes_each: float) -> int:
         """How many sets of operands outgrow the caches."""

@@ -21,7 +21,8 @@ from benchmarks.cuda_goals import LEVELS, product
 from benchmarks.cuda_row import BLOCK, Arrays, Row, drawn, some, tiled
 from nybble.ir import numerics
 from nybble.ir.two_levels import CODES, STEPS
-from nybble.ir.weight_only import HALF
+from nybble.ir.weight_only import HALF, rescale_rows
+from nybble.schedules.cuda import row_scales
 from nybble.schedules.cuda.wgmma_levels import ATTR
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from tests import cases, low_cases, weight_only_cases
@@ -31,6 +32,7 @@ PRODUCTS = (
     (8192, 8192, 8192),
 )  # fmt: skip
 LONG = 4000  # weights of an output; longer ones are seldom met, and much to carry
+DYNAMIC = ((64, 11008, 4096), (256, 11008, 4096))
 FEW = ((5, 140, 256), (70, 40, 384))
 GROUP = 128  # inputs that share step and base, or a scale
 
@@ -58,6 +60,7 @@ def rows(pattern: str = "*") -> Iterator[Row]:
             )
             for m, n, k in FEW
         ),
+        *((_dynamic_name(size), partial(_dynamic, size, False)) for size in FEW),
         *cuda_op_rows.small(),
     ]
     timed: list[tuple[str, Callable[[], Row]]] = [
@@ -72,6 +75,7 @@ def rows(pattern: str = "*") -> Iterator[Row]:
             for size in ((11008, 4096), (28672, 8192))
             for w in ("int4", "int3", "int2")
         ),
+        *((_dynamic_name(size), partial(_dynamic, size)) for size in DYNAMIC),
         *cuda_op_rows.timed(),
     ]
     for name, make in (*found, *timed):
@@ -120,6 +124,34 @@ def _product(
     kept: dict[str, Any] = {"dtype": "int8", "lo": -128, "hi": 127, "zero_point": 0}
     arrays = {"x": x, "w": w, "bias": bias, "multiplier": multiplier, "shift": shift}
     expected = numerics.requantize(acc, *scale, **kept)
+    return Row("", problem, arrays, expected, None, at, is_timed, prod(size))
+
+
+def _dynamic_name(size: tuple[int, int, int]) -> str:
+    m, n, k = size
+    return f"{product(m, (n, k), 'int8', 'int8')}, scales at run time"
+
+
+def _dynamic(size: tuple[int, int, int], is_timed: bool = True) -> Row:
+    """Of rows that were quantized at run time: floats, by the rows' tops."""
+    (m, n, k), rng = size, np.random.default_rng(4)
+    arrays: Arrays = {
+        "x": tiled(drawn(rng, BLOCK, "int8"), (m, k)),
+        "b": rng.uniform(0.5, 2, (m, 1)).astype(np.float32),
+        "w": tiled(drawn(rng, BLOCK, "int8"), (n, k)),
+        "bias": np.zeros(n, np.int32),
+        "scale": rng.uniform(1e-4, 2e-4, n).astype(np.float32),
+        "offset": rng.standard_normal(n, np.float32),
+    }
+    problem = Problem(
+        "linear", (TensorSpec((m, k), "int8"),), TensorSpec((m, n), "float32"),
+        weights=TensorSpec((n, k), "int8"),
+        epilogue=Epilogue(row_scales.KIND, other=TensorSpec((m, 1), "float32")),
+    )  # fmt: skip
+    at = some(rng, m), some(rng, n)
+    x, top = (arrays[name][at[0]] for name in ("x", "b"))
+    w, bias, scale, offset = (arrays[name][at[1]] for name in ("w", "bias", *row_scales.NAMES))
+    expected = rescale_rows(numerics.linear(x, w, bias), top, scale, offset)
     return Row("", problem, arrays, expected, None, at, is_timed, prod(size))
 
 

@@ -42,6 +42,7 @@ OPS = (
     "layer_norm 2 x 4 x 45 int8", "rms_norm 2 x 4 x 64 int8",
     "matmul 2 x 4 x 5 x 17 x 33 int8 int8 to int8, zeros -9 0", "row_tops 3 x 5 x 6 float32",
     "quantize_rows 3 x 5 x 6 float32", "rescale_rows 3 x 5 x 6 float32",
+    "5 x 140 x 256 int8 x int8, scales at run time",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = resolve("cuda:sm_80")

@@ -26,7 +26,8 @@ def by_calls(launch: Any) -> float:
 def test_peers_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cuda_peers, "COLD", 1)
     here = Torch(torch, "cpu")
-    layer = Layer.of({"weights": [[24, 16], "int8"], "output": [[4, 5, 24], "int8"]})
+    about = {"inputs": [[[4, 5, 16], "int8"]], "output": [[4, 5, 24], "int8"]}
+    layer = Layer.of({"weights": [[24, 16], "int8"], **about})
     assert (layer.rows, layer.channels, layer.depth, layer.is_half) == (20, 24, 16, False)
     ready, missing = cuda_peers.peers(here, cuda_peers.variants(here, layer, tmp_path), by_calls)
     assert {"cuBLAS float16", "torch._int_mm"} <= ready.keys()
