@@ -13,7 +13,7 @@ import tvm
 import nybble
 from nybble import simt
 from nybble.errors import NybbleError
-from nybble.ir import graph, numerics, ops
+from nybble.ir import graph, interpreter, numerics, ops
 from nybble.ir.weight_only import LEAST, row_tops
 from nybble.passes import pipeline
 from nybble.runtime.manifest import read_all
@@ -21,6 +21,7 @@ from nybble.schedules.cuda import dynamic, toolkit
 from nybble.schedules.kernel import Knobs, Problem, TensorSpec
 from tests.cuda.layers import check_module, gpu, layer_of
 from tests.cuda.opcodes import check_registers, code_of
+from tests.cuda.serial import Network
 from tests.schedules.modules import module
 from tests.schedules.test_integer import one, steps, weights
 
@@ -107,6 +108,15 @@ def test_layers_rescale_their_rows(
     mod, (m, _, k) = layer(shape, dtype), shape
     x = RNG.integers(-127, 127, (2, m, k), np.int8, endpoint=True)
     assert check_module(mod, arch, [x, row_tops(floats(m, k))], name=name)[0] == name
+
+
+def test_the_generic_kernel_has_the_same_end() -> None:
+    """Chosen by name, compiled by LLVM; the sums' reader is no kernel of its own."""
+    mod, x = layer((9, 24, 33), "int8"), RNG.integers(-127, 127, (3, 9, 33), np.int8)
+    network, top = Network(mod), row_tops(floats(9, 33)[:1].repeat(3, 0))
+    assert [one.op for one in network.scheduled.layers] == ["linear+rescale_rows"]
+    assert network.kernels == {"cuda.generic"}
+    np.testing.assert_array_equal(network([x, top]), interpreter.run(mod, [x, top])[0])
 
 
 @pytest.mark.parametrize(("rows", "length", "arch"), [
