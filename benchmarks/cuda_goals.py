@@ -11,6 +11,32 @@ Row = dict[str, Any]
 FP16, INT_MM, TORCH = "cuBLAS float16", "torch._int_mm", "torch float16"
 WIDE = ((11008, 4096), (28672, 8192))  # channels and depth of what is wanted of weight-only layers
 TALL = (64, 128, 256)  # rows of products with narrow weights
+LEVELS = "int4 on two levels"
+TOKENS = (128, 512)
+OPS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "scores": tuple((8, 12, t, t, 64) for t in TOKENS),
+    "scores of keys by row": tuple((8, 12, t, t, 64) for t in TOKENS),
+    "mixed": tuple((8, 12, t, 64, t) for t in TOKENS),
+    "softmax": tuple((8, 12, t, t) for t in TOKENS),
+    "layer_norm": ((1024, 768), (4096, 768)),
+    "rms_norm": ((1, 4096), (64, 4096), (2048, 4096)),
+    "row_tops": ((1024, 768), (2048, 4096)),
+    "quantize_rows": ((1024, 768), (2048, 4096)),
+    "rescale_rows": ((1024, 3072), (2048, 11008)),
+}
+"""Of attention and norms of BERT-base, eight sequences, and of Llama-7B; of products images, rows,
+columns and depth.
+"""
+RACED = {
+    "scores": FP16, "scores of keys by row": FP16, "mixed": FP16, "softmax": TORCH,
+    "layer_norm": TORCH, "rms_norm": TORCH,
+}  # fmt: skip
+"""Ops that are to be as fast as others' in half precision."""
+STREAMED = (
+    ("softmax", (8, 12, 512, 512)), ("rms_norm", (2048, 4096)), ("quantize_rows", (2048, 4096)),
+    ("rescale_rows", (2048, 11008)),
+)  # fmt: skip
+"""Ops that nothing but memory should hold up."""
 NARROW = (11008, 4096)
 SQUARE = "8192 x 8192 x 8192 int8 x int8"
 NETWORK = "ResNet-50"
@@ -44,11 +70,17 @@ def product(m: int, size: tuple[int, int], weights: str, activations: str) -> st
     return f"{m} x {size[0]} x {size[1]} {weights} x {activations}"
 
 
+def shaped(op: str, shape: Sequence[int]) -> str:
+    """The name of another op's row."""
+    return f"{op} {' x '.join(map(str, shape))}"
+
+
 def needed() -> set[str]:
     """Names of the rows that goals are about."""
     halves = {product(m, size, "int4", "float16") for m in (1, 16) for size in WIDE}
-    narrow = {product(m, NARROW, w, "int8") for m in TALL for w in ("int4", "int8")}
-    return {*halves, *narrow, SQUARE}
+    narrow = {product(m, NARROW, w, "int8") for m in TALL for w in ("int4", LEVELS, "int8")}
+    raced = {shaped(op, shape) for op in RACED for shape in OPS[op]}
+    return {*halves, *narrow, *raced, *(shaped(*one) for one in STREAMED), SQUARE}
 
 
 def verdicts(result: Result) -> list[Verdict]:
@@ -62,6 +94,8 @@ def verdicts(result: Result) -> list[Verdict]:
         _ratio(result, SQUARE, INT_MM, 0.9),
         _ratio(result, SQUARE, FP16, 1.6),
         *_narrow(result),
+        *(_ratio(result, shaped(op, s), peer, 1.0) for op, peer in RACED.items() for s in OPS[op]),
+        *(_bandwidth(result, shaped(*one)) for one in STREAMED),
         *_networks(result),
     ]
 
@@ -141,27 +175,34 @@ def _ratio(result: Result, name: str, peer: str, goal: float) -> Verdict:
     return Verdict(what, wanted, f"{ratio:.2f} times{_beside(result['rows'], row)}", ratio >= goal)
 
 
-def _halves(result: Result) -> Iterator[Verdict]:
-    machine = result["machine"]
+def share(row: Row, machine: dict[str, Any]) -> float | None:
+    """Of the memory's peak, or of what copies reach where that is not known."""
     peak = machine.get("peak") or machine.get("copy")
+    return row["bytes"] / row["seconds"] / peak if peak and "bytes" in row else None
+
+
+def _bandwidth(result: Result, name: str) -> Verdict:
+    what, goal = f"{name}, bandwidth", "at least 80 % of the memory's"
+    row, machine = _best(result["rows"], name), result["machine"]
+    found = share(row, machine) if row else None
+    if row is None or found is None:
+        return Verdict(what, goal, "", None)
+    copied = row["bytes"] / row["seconds"] / machine["copy"] if machine.get("copy") else 0
+    words = f"{100 * found:.0f} % of the peak, {100 * copied:.0f} % of copies"
+    return Verdict(what, goal, words, found >= 0.8)
+
+
+def _halves(result: Result) -> Iterator[Verdict]:
     for m in (1, 16):
         for size in WIDE:
             name = product(m, size, "int4", "float16")
             yield _ratio(result, name, FP16, 3.5)
-            row = _best(result["rows"], name)
-            what, goal = f"{name}, bandwidth", "at least 80 % of the memory's"
-            if row is None or not peak:
-                yield Verdict(what, goal, "", None)
-                continue
-            rate = row["bytes"] / row["seconds"]
-            of_copies = rate / machine["copy"] if machine.get("copy") else 0
-            words = f"{100 * rate / peak:.0f} % of the peak, {100 * of_copies:.0f} % of copies"
-            yield Verdict(what, goal, words, rate / peak >= 0.8)
+            yield _bandwidth(result, name)
 
 
 def _narrow(result: Result) -> Iterator[Verdict]:
-    for m in TALL:
-        names = [product(m, NARROW, w, "int8") for w in ("int4", "int8")]
+    for m, weights in ((m, weights) for weights in ("int4", LEVELS) for m in TALL):
+        names = [product(m, NARROW, w, "int8") for w in (weights, "int8")]
         rows = [_best(result["rows"], name) for name in names]
         what, goal = f"{names[0]} beside our int8 x int8", "at least 1.3 times"
         if rows[0] is None or rows[1] is None:

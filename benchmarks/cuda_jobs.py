@@ -50,9 +50,9 @@ def phases(rows: Sequence[Row], check_only: bool = False) -> list[Phase]:
     networks = [i for i in numbers if "operands" in rows[i]]
     wanted = [i for i in kernels if rows[i].get("goal")]
     others = [i for i in kernels if not rows[i].get("goal")]
-    timed = [i for i in wanted if rows[i]["macs"]]
-    more = [i for i in others if rows[i]["macs"]]
-    small = [i for i in kernels if not rows[i]["macs"]]
+    timed = [i for i in wanted if rows[i]["timed"]]
+    more = [i for i in others if rows[i]["timed"]]
+    small = [i for i in kernels if not rows[i]["timed"]]
     found = [
         Phase("machine", (MACHINE,)),
         _phase("check", wanted),

@@ -20,7 +20,8 @@ from typing import Any
 
 import nybble
 from benchmarks import cuda_arrays, cuda_goals, cuda_networks
-from benchmarks.cuda_rows import Row, rows
+from benchmarks.cuda_row import Row
+from benchmarks.cuda_rows import rows
 from benchmarks.output import ROOT, console
 from nybble.errors import NybbleError, ScheduleError
 from nybble.runtime.artifact import export_module
@@ -37,6 +38,7 @@ SCRIPTS = (
     "clock",
     "goals",
     "jobs",
+    "op_peers",
     "peers",
     "resnet",
     "run",
@@ -180,9 +182,9 @@ def together(made: Iterable[Made]) -> Iterator[list[Made]]:
 
 
 def takers(row: Row, target: CudaTarget, pattern: str) -> Iterator[Kernel]:
-    """The kernels that compile a row; of large products, all but the fallback."""
+    """The kernels that compile a row; of what is timed, all but the fallback."""
     for kernel in kernels.of(target):
-        is_fallback = kernel.name == "cuda.generic" and row.macs > 0
+        is_fallback = kernel.name == "cuda.generic" and row.is_timed
         if kernel.op != row.problem.op or is_fallback or not fnmatch(kernel.name, pattern):
             continue
         if kernel.refuses(row.problem, target) is None:
@@ -222,9 +224,11 @@ def put(folder: Path, one: Made, target: CudaTarget) -> dict[str, Any]:
     shape = [batch if isinstance(d, str) else int(d) for d in row.problem.output.stored.shape]
     weights = row.problem.weights
     return {
-        "row": row.name, "kernel": one.kernel.name, "file": one.name, "macs": row.macs,
+        "row": row.name, "kernel": one.kernel.name, "file": one.name, "op": row.problem.op,
+        "macs": row.macs, "timed": row.is_timed,
         "default": one.is_default, "goal": row.name in cuda_goals.needed(),
-        "output": [shape, row.problem.output.stored.dtype],
+        "inputs": [[list(array.shape), str(array.dtype)] for array in operands],
+        "output": [shape, row.problem.output.stored.dtype], "attrs": dict(row.problem.attrs),
         "weights": weights and [list(weights.shape), weights.dtype],
         "usage": [vars(use) for use in made.usage],
     }  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,6 +26,10 @@ TROUBLE = (  # what a peer raises that does not take a layer, or is of another v
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError,
     OSError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
+
+
+Variants = dict[str, Callable[[], Iterable[Call]]]
+"""By name of a peer, its configurations."""
 
 
 class PeerError(Exception):
@@ -55,12 +59,16 @@ class Layer:
         """Of a row of ``rows.json``."""
         (n, k), dtype = about["weights"]
         m = prod(about["output"][0]) // n
-        return Layer(m, n, k, dtype, about["output"][1] == "float32")
+        return Layer(m, n, k, dtype, about["inputs"][0][1] == "float32")
 
     def sets(self, bytes_each: float) -> int:
         """How many sets of operands outgrow the caches."""
-        size = int(bytes_each * self.channels * self.depth)
-        return max(FEWEST, min(COLD // max(size, 1) + 1, MOST))
+        return sets_of(int(bytes_each * self.channels * self.depth))
+
+
+def sets_of(size: int) -> int:
+    """How many sets of operands of so many bytes outgrow the caches."""
+    return max(FEWEST, min(COLD // max(size, 1) + 1, MOST))
 
 
 @dataclass(frozen=True)
@@ -250,19 +258,16 @@ def _agree(got: Any, wanted: Any, within: float = 1.0) -> None:
 # ---------------------------------------------------------------- all of them
 
 
-def peers(
-    torch: Torch, layer: Layer, home: Path, seconds: Callable[[Launch], float], few: bool = False
-) -> tuple[dict[str, Launch], dict[str, str]]:
-    """Every peer that is there, ready to be launched; and why the others are not.
+def variants(torch: Torch, layer: Layer, home: Path, few: bool = False) -> Variants:
+    """The peers of a product with weights.
 
     Args:
         torch: on a device.
         layer: the product.
         home: the archive's folder.
-        seconds: of a launch; the fastest configuration is taken.
         few: only what comes with torch; after one of the others ended the process.
     """
-    made: dict[str, Callable[[], Any]] = {"cuBLAS float16": lambda: [cublas(torch, layer)]}
+    made: Variants = {"cuBLAS float16": lambda: [cublas(torch, layer)]}
     if layer.is_half:
         made["torch int4"] = lambda: [tinygemm(torch, layer)]
         if not few:
@@ -272,12 +277,25 @@ def peers(
         if not few:
             made["Triton"] = lambda: triton_integers(torch, layer)
             made["CUTLASS"] = lambda: cutlass(torch, layer, home / "data" / "cutlass.so")
+    return made
+
+
+def peers(
+    torch: Torch, made: Variants, seconds: Callable[[Launch], float]
+) -> tuple[dict[str, Launch], dict[str, str]]:
+    """Every peer that is there, ready to be launched; and why the others are not.
+
+    Args:
+        torch: on a device.
+        made: by name, what gives a peer's configurations.
+        seconds: of a launch; the fastest configuration is taken.
+    """
     ready: dict[str, Launch] = {}
     missing: dict[str, str] = {}
-    for name, variants in made.items():
+    for name, configurations in made.items():
         launches: list[Launch] = []
         try:
-            for call in variants():
+            for call in configurations():
                 launches.append(torch.graph(call))
         except (PeerError, *TROUBLE) as error:
             missing[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]

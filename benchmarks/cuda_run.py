@@ -143,7 +143,7 @@ class Run:
         """Small kernels that are right, under one of compute-sanitizer's tools."""
         small = [
             f"check {i}" for i, row in enumerate(self.rows)
-            if "operands" not in row and not row["macs"] and self.ledger.is_right(f"check {i}")
+            if "operands" not in row and not row["timed"] and self.ledger.is_right(f"check {i}")
         ]  # fmt: skip
         left = min(self.ends - time.monotonic(), cuda_sanitizer.PATIENCE)
         found = cuda_sanitizer.sanitize(key.split()[1], self.home, self.out, small, left)

@@ -16,13 +16,14 @@ def show(path: Path) -> None:
     """Prints the tables of a results file, and draws the plot beside it."""
     found = json.loads(path.read_text())
     console.print(cuda_goals.text(found), highlight=False, markup=False, soft_wrap=True)
-    timed = [one for one in found["rows"] if one.get("ratios")]
+    timed = [one for one in found["rows"] if "seconds" in one]
     if timed:
-        _tables(timed)
-        _plot(timed, path.with_suffix(".png"))
+        _tables(timed, found["machine"])
+    if any(one["ratios"] for one in timed):
+        _plot([one for one in timed if one["ratios"]], path.with_suffix(".png"))
 
 
-def _tables(timed: list[dict[str, Any]]) -> None:
+def _tables(timed: list[dict[str, Any]], machine: dict[str, Any]) -> None:
     peers = list(dict.fromkeys(peer for one in timed for peer in one["ratios"]))
     cells = [
         {
@@ -33,6 +34,7 @@ def _tables(timed: list[dict[str, Any]]) -> None:
             "± %": f"{100 * one['spread'] / 2:.1f}",
             "TMAC/s": f"{one['macs'] / one['seconds'] / 1e12:.1f}" if one["macs"] else "",
             "GB/s": f"{one['bytes'] / one['seconds'] / 1e9:.0f}" if "bytes" in one else "",
+            "% of the peak": _percent(cuda_goals.share(one, machine)),
         }
         for one in timed
     ]
@@ -41,6 +43,10 @@ def _tables(timed: list[dict[str, Any]]) -> None:
 
 def _number(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f}"
 
 
 def _plot(timed: list[dict[str, Any]], path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import cuda_arrays, cuda_peers
+from benchmarks import cuda_arrays, cuda_op_peers, cuda_peers
 from benchmarks.cuda_clock import CALLS, Clock, compared, facts, race
 from benchmarks.cuda_peers import Layer, PeerError
 from nybble.runtime import engine, gpu, session
@@ -61,9 +61,12 @@ class Kernel:
         """What differs from the law; empty where nothing does."""
         got, expected = self.output(), self.data["expected"]
         if "rows" in self.data:
-            got = got[np.ix_(self.data["rows"], self.data["columns"])]
+            lines = got.reshape(-1, got.shape[-1])
+            got = lines[np.ix_(self.data["rows"], self.data["columns"])]
         if "bound" not in self.data:
-            differ = int(np.count_nonzero(got != expected.reshape(got.shape)))
+            wanted = expected.reshape(got.shape)
+            are_equal = (got == wanted) | (np.isnan(got) & np.isnan(wanted))
+            differ = int(np.count_nonzero(~are_equal))
             return f"{differ} of {got.size} values differ" if differ else ""
         value, bound = (self.data[name].reshape(got.shape) for name in ("expected", "bound"))
         finite = np.isfinite(value)
@@ -80,7 +83,7 @@ class Kernel:
 
     def calls(self) -> Call:
         """Calls it, each time on another set of operands."""
-        count = max(cuda_peers.FEWEST, min(cuda_peers.COLD // self.size + 1, cuda_peers.MOST))
+        count = cuda_peers.sets_of(self.size)
         sets = [self.tensors()[0:] for _ in range(count)]
         return lambda i: self._call(*sets[i % count][1:])
 
@@ -107,11 +110,21 @@ def timed(home: Path, about: dict[str, Any], few: bool) -> Found:
     try:
         torch = cuda_peers.found()
         few = few or not about["default"]  # others are compared with what a compilation takes
-        sides, missing = cuda_peers.peers(torch, Layer.of(about), home, clock.per_call, few)
+        made = _variants(torch, home, about, few)
+        sides, missing = cuda_peers.peers(torch, made, clock.per_call)
     except PeerError as error:
         sides, missing = {}, {"torch": str(error)}
     times = race({OWN: own, **sides}, clock.per_call)
     return {**compared(times, OWN), "bytes": kernel.size, "how": how, "missing": missing}
+
+
+def _variants(
+    torch: cuda_peers.Torch, home: Path, about: dict[str, Any], few: bool
+) -> cuda_peers.Variants:
+    """The peers of a row."""
+    if about["weights"] is None:
+        return cuda_op_peers.variants(torch, about)
+    return cuda_peers.variants(torch, Layer.of(about), home, few)
 
 
 def network(home: Path, about: dict[str, Any], _few: bool) -> Found:

@@ -57,10 +57,12 @@ class Epilogue:
     Attributes:
         kind: ``none`` stores int32 accumulators (bias included); ``requantize`` and ``add`` are
             `nybble.ir.numerics.requantize` and ``add`` with the accumulator as operand ``a``;
-            ``float`` clamps float32 accumulators to lo..hi, after adding ``other`` if there is one.
+            ``float`` clamps float32 accumulators to lo..hi, after adding ``other`` if there is one;
+            ``rescale_rows`` is `nybble.ir.weight_only.rescale_rows` with the tops in ``other``.
         lo: lower bound of the clamp (an integer, or a float for ``float``; -inf for none).
         hi: upper bound of the clamp.
-        other: the second branch of a residual add, same shape as the output.
+        other: the second branch of a residual add, same shape as the output; of rows' tops, one a
+            row.
         zero_point: of the output.
         zero_point_other: of ``other``.
         rounding: the requantization convention.
@@ -71,7 +73,7 @@ class Epilogue:
             it follows; zero point and clamp are of this dtype then. None without a table.
     """
 
-    kind: Literal["none", "requantize", "add", "float"] = "none"
+    kind: Literal["none", "requantize", "add", "float", "rescale_rows"] = "none"
     lo: float = 0
     hi: float = 0
     other: TensorSpec | None = None

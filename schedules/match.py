@@ -2,6 +2,7 @@
 
 Integer:   conv2d | linear | sum_pool2d -> requantize
            conv2d | linear -> add              (the accumulator becomes branch a)
+           linear -> rescale_rows              (GPUs)
            matmul | bilinear2d -> requantize
            … -> requantize | add -> table
            permute_dims -> quantize
@@ -28,6 +29,7 @@ from nybble.schedules.cpu.epilogue import is_narrow
 from nybble.schedules.cpu.headroom import flush_of, is_safe
 from nybble.schedules.cpu.scaling import ratios_are_small
 from nybble.schedules.cuda import levels
+from nybble.schedules.cuda.arch import CudaTarget
 from nybble.schedules.group import Group, Matcher, constant_of, fused, permutation, spec_of, vector
 from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from nybble.schedules.target import CpuTarget, Target
@@ -83,6 +85,10 @@ def _integer_anchor(matcher: Matcher, binding: relax.VarBinding) -> Group | None
     elif problem.op == "linear":
         problem = _with_levels(problem, w)
     group = Group((binding,), problem, (call.args[0],), {"w": w, "bias": bias})
+    if problem.op == "linear" and isinstance(matcher.target, CudaTarget):
+        in_floats = match_rows.with_row_scales(matcher, group)
+        if in_floats is not None:
+            return in_floats
     rescaled = _with_requantize(matcher, group) or _with_add(matcher, group)
     if rescaled is not None and isinstance(matcher.target, CpuTarget):
         rescaled = _in_singles(rescaled)

@@ -2,6 +2,7 @@
 
 matmul -> requantize
 permute_dims -> matmul -> requantize -> permute_dims        for GPUs, all but the product optional
+linear -> rescale_rows
 row_tops, quantize_rows, rescale_rows
 softmax | masked_softmax | layer_norm | rms_norm
 """
@@ -10,14 +11,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+from numpy.typing import NDArray
 from tvm import relax
 
 from nybble.ir import graph, ops
+from nybble.schedules.cuda import row_scales
 from nybble.schedules.cuda.matmul import MATMUL
 from nybble.schedules.cuda.matmul_lying import ATTRS, A, B, Y
-from nybble.schedules.group import Group, Matcher, constant_of, permutation, spec_of, vector
-from nybble.schedules.kernel import Problem, TensorSpec
+from nybble.schedules.group import (
+    Group,
+    Matcher,
+    constant_of,
+    fused,
+    permutation,
+    spec_of,
+    vector,
+)
+from nybble.schedules.kernel import Epilogue, Problem, TensorSpec
 from nybble.schedules.target import CpuTarget
 
 
@@ -145,16 +157,32 @@ def rescale(_matcher: Matcher, binding: relax.VarBinding) -> Group:
     Raises:
         ScheduleError: scale or bias is no constant, or not one value for each channel.
     """
-    channels, name, args = (
-        graph.shape_of(binding.var)[-1],
-        str(binding.var.name),
-        binding.value.args,
-    )
-    constants = {
-        operand: vector(constant_of(arg, name, operand), channels, name, operand)
-        for operand, arg in zip(("scale", "bias"), args[2:], strict=True)
-    }
-    return Group((binding,), _problem(binding, 2), tuple(args[:2]), constants)
+    scale, bias = _row_scales(binding)
+    constants = {"scale": scale, "bias": bias}
+    return Group((binding,), _problem(binding, 2), tuple(binding.value.args[:2]), constants)
+
+
+def with_row_scales(matcher: Matcher, group: Group) -> Group | None:
+    """A linear layer with the rescaling of its rows as its epilogue; None where none follows.
+
+    Raises:
+        ScheduleError: as of `rescale`.
+    """
+    reader = matcher.follower(group.bindings[-1], "nybble.rescale_rows")
+    if reader is None:
+        return None
+    top, found = reader.value.args[1], _row_scales(reader)
+    constants = dict(zip(row_scales.NAMES, found, strict=True))
+    return fused(group, reader, Epilogue(row_scales.KIND, other=spec_of(top)), constants, top)
+
+
+def _row_scales(binding: relax.VarBinding) -> list[NDArray[Any]]:
+    """Scale and bias of each channel."""
+    channels, name = graph.shape_of(binding.var)[-1], str(binding.var.name)
+    return [
+        vector(constant_of(arg, name, operand), channels, name, operand)
+        for operand, arg in zip(("scale", "bias"), binding.value.args[2:], strict=True)
+    ]
 
 
 def _rows(binding: relax.VarBinding, lengths: dict[str, int | str]) -> Group:

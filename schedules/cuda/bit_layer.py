@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from nybble.schedules.cpu.buffers import Buffers
-from nybble.schedules.cuda import mma_store
+from nybble.schedules.cuda import mma_store, row_scales
 from nybble.schedules.cuda.bit_layout import STEP
 from nybble.schedules.cuda.bit_planes import Pixels
 from nybble.schedules.cuda.stream_plan import ROWS, Plan
@@ -221,7 +221,9 @@ class BitLayer:
         columns = int(spec.shape[1])
         given = [T.Bind(table[row * columns + channel]) for row in range(1, int(spec.shape[0]))]
         other = self.buffers.other
-        if other is not None:
+        if row_scales.is_there(self.problem.epilogue):
+            other = T.Bind(row_scales.factor(other[row]))
+        elif other is not None:
             other = T.Bind(T.Cast("int32", other[at]))
         acc = T.Bind(value + table[channel])
         kept = mma_store.value_of(self.problem, acc, given, other, self.buffers.entries)

@@ -17,7 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from nybble.schedules.cpu import fallback
-from nybble.schedules.cuda import bind
+from nybble.schedules.cuda import bind, row_scales
 from nybble.schedules.cuda.arch import KIND
 from nybble.schedules.cuda.elementwise import NAME
 from nybble.schedules.kernel import Constants, Kernel, Knobs, Problem
@@ -44,17 +44,27 @@ def _width(problem: Problem) -> int:
 
 
 def _pack(problem: Problem, constants: Constants) -> list[NDArray[Any]]:
+    if row_scales.is_there(problem.epilogue):
+        return row_scales.pack(constants)
     return fallback.pack(problem, constants, _width(problem))
 
 
-def _build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
-    sch, lanes = fallback.define(problem, _width(problem)), _channels(problem)
+def _defined(problem: Problem) -> Any:
+    """Blocks ``acc`` and ``out``; what stands before the products is part of the loads."""
+    if row_scales.is_there(problem.epilogue):
+        return row_scales.define(problem)
+    sch = fallback.define(problem, _width(problem))
     for name, is_there in (
         ("padded", fallback.has_padding(problem)),
         ("unpacked", fallback.is_packed(problem)),
     ):
         if is_there:
             sch.compute_inline(sch.get_sblock(name))
+    return sch
+
+
+def _build(problem: Problem, _target: Any, _knobs: Knobs) -> Any:
+    sch, lanes = _defined(problem), _channels(problem)
     acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
     thread = bind.runs(sch, out, lanes, bind=bind.rows)
     sch.compute_at(acc, thread, preserve_unit_loops=True)

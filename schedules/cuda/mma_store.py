@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +30,7 @@ from tvm.tirx.script.builder import ir as T
 from nybble.ir import numerics
 from nybble.schedules.cpu import elementwise, scaling
 from nybble.schedules.cpu.buffers import Buffers
+from nybble.schedules.cuda import row_scales
 from nybble.schedules.cuda.matrix import Matrix
 from nybble.schedules.cuda.mma_moves import divmod_of, load_early, ramp, run
 from nybble.schedules.cuda.mma_tile import Tile
@@ -45,6 +47,8 @@ def refuse(problem: Problem) -> str | None:
             0,
         ):
             return f"packed {spec.dtype} of {spec.shape[-1]} channels: only pairs of 4 bits"
+    if row_scales.is_there(problem.epilogue):
+        return None
     held = np.dtype(problem.output.stored.dtype)
     wanted = 4 if problem.epilogue.kind == "none" else 1
     if held.itemsize != wanted:
@@ -79,6 +83,8 @@ class Columns(Protocol):
 def table_spec(problem: Problem, fragments: Columns) -> TensorSpec:
     """The table of per-channel numbers, bias in row 0."""
     epilogue = replace(problem.epilogue, singles=False)
+    if row_scales.is_there(epilogue):
+        return TensorSpec((1 + len(row_scales.NAMES), fragments.padded), "int32")
     names = elementwise.epilogue_names(epilogue)
     rows = scaling.table_rows(epilogue) if is_fast(epilogue) else 1 + len(names)
     return TensorSpec((rows, fragments.padded), "int32")
@@ -90,6 +96,8 @@ def table(problem: Problem, fragments: Columns, constants: Constants) -> NDArray
     Raises:
         ScheduleError: as of `nybble.schedules.cpu.scaling.rows`.
     """
+    if row_scales.is_there(problem.epilogue):
+        return row_scales.table(constants, fragments.padded)
     problem = replace(problem, epilogue=replace(problem.epilogue, singles=False))
     if is_fast(problem.epilogue):
         return scaling.table(problem, constants, constants["bias"], fragments.padded)
@@ -123,6 +131,8 @@ class Store:
         self.row, self.first = (T.Bind(a + b) for a, b in zip(first, tile.origin, strict=True))
         self._early: list[_Operands] = []
         self._is_early = False
+        self._tops: Any = None
+        self._bound: dict[int, Any] = {}
 
     def prepare(self) -> None:
         """Emits loads of constants and second branch, if registers are free for them."""
@@ -133,7 +143,10 @@ class Store:
     def _operands(self, group: int) -> _Operands:
         """Of a group of channels: constants of each four of them, and the second branch by row."""
         channel = T.Bind(self.first + group * 4 * self.lane)
-        others = [self._other(self.row + row, channel) for row in self.tile.rows]
+        if row_scales.is_there(self.problem.epilogue):
+            others = self._factors()
+        else:
+            others = [self._other(self.row + row, channel) for row in self.tile.rows]
         return [self._constants(channel + quad) for quad in range(0, self.lane, 4)], others
 
     def emit(self) -> None:
@@ -205,6 +218,23 @@ class Store:
         signed = numerics.width(spec.dtype)[0]
         return lambda channel: nibble(held[channel // 2], channel % 2, signed)
 
+    def _factors(self) -> list[Callable[[int], Any]]:
+        """Of rows with scales of their own: what gives each row's factor; loads their tops once."""
+        if self._tops is None:
+            source, rows = as_words(self.buffers.other), self.tile.rows
+            self._tops = T.alloc_buffer((len(rows),), "uint32", scope="local", layout=None)
+            for i, row in enumerate(rows):
+                at = T.Bind(tirx.min(self.row + row, self.total - 1))
+                self._load(self._tops, i, source, (at, 1))
+        return [partial(self._factor, i) for i in range(len(self.tile.rows))]
+
+    def _factor(self, row: int, _channel: int) -> Any:
+        """Divided where it is used first, behind the products."""
+        if row not in self._bound:
+            top = T.reinterpret("float32", self._tops[row])
+            self._bound[row] = T.Bind(row_scales.factor(top))
+        return self._bound[row]
+
     def _keep(self, held: Any, quad: int, values: list[Any]) -> None:
         """Puts four results where they are stored from."""
         each = density(self.problem.output)
@@ -240,12 +270,15 @@ def value_of(problem: Problem, acc: Any, given: list[Any], other: Any, entries: 
         problem: the layer.
         acc: the sum, bias included.
         given: the channel's numbers, rows 1 and on of the table.
-        other: of the second branch as ``int32``, None without one.
+        other: of the second branch as ``int32``, or the row's factor; None without either.
         entries: the table behind the epilogue, None without one.
     """
     epilogue = problem.epilogue
     if epilogue.kind == "none":
         return acc
+    if row_scales.is_there(epilogue):
+        scale, offset = (T.reinterpret("float32", one) for one in given)
+        return row_scales.value(acc, scale, offset, other)
     if not is_fast(epilogue):
         names = elementwise.epilogue_names(epilogue)
         read = dict(zip(names, given, strict=True)).__getitem__

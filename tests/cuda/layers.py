@@ -1,5 +1,6 @@
 """Runs a kernel for a row of `tests.cases` through the interpreter, against the law."""
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -65,20 +66,24 @@ def stored(values: NDArray[Any], dtype: str, form: str) -> NDArray[Any]:
     return np.ascontiguousarray(found)
 
 
-def layer_of(mod: tvm.IRModule, arch: str) -> tuple[Group, Problem, Kernel]:
-    """The only layer of a module, and the kernel that GPUs get by default."""
+def layer_of(mod: tvm.IRModule, arch: str, name: str = "*") -> tuple[Group, Problem, Kernel]:
+    """The only layer of a module, and the first kernel of such a name that takes it."""
     target = gpu(arch)
     (group,) = groups(mod, target)
     assert group.problem is not None
-    asked = [kernel for kernel in table.CUDA if kernel.op == group.problem.op]
+    asked = [k for k in table.CUDA if k.op == group.problem.op and fnmatchcase(k.name, name)]
     return group, group.problem, next(k for k in asked if k.refuses(group.problem, target) is None)
 
 
 def check_module(
-    mod: tvm.IRModule, arch: str, arrays: list[NDArray[Any]], knobs: Knobs | None = None
+    mod: tvm.IRModule,
+    arch: str,
+    arrays: list[NDArray[Any]],
+    knobs: Knobs | None = None,
+    name: str = "*",
 ) -> tuple[str, simt.Report]:
-    """`check` for a module of one layer; also gives the kernel's name."""
-    group, problem, kernel = layer_of(mod, arch)
+    """`check` for a module of one layer; also gives the kernel's name, which ``name`` restricts."""
+    group, problem, kernel = layer_of(mod, arch, name)
     function = kernel.build(problem, gpu(arch), knobs or Knobs())
     packed = map(np.ascontiguousarray, kernel.constants(problem, group.constants))
     wanted = interpreter.run(mod, arrays)[0]

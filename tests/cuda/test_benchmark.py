@@ -23,14 +23,27 @@ from benchmarks import (
     cuda_work,
 )
 from benchmarks.cuda_jobs import EARLY, Ledger, gathered, phases
-from benchmarks.cuda_rows import Row, rows
+from benchmarks.cuda_row import Row
+from benchmarks.cuda_rows import rows
+from nybble import simt
 from nybble.errors import NybbleError
+from nybble.ir import two_levels
 from nybble.runtime import engine, gpu
 from nybble.schedules.cuda import compile as code
 from nybble.schedules.target import resolve
 from tests.cuda.serial import serial
 
-NAMES = ("ten classes", "3x3 add", "16 x 4096 x 4096 int8 x int8")
+NAMES = (
+    "ten classes", "3x3 add", "16 x 4096 x 4096 int8 x int8",
+    "matmul 2 x 17 x 20 x 36 uint8 int8, zeros 129 -77",
+)  # fmt: skip
+OPS = (
+    "softmax 2 x 3 x 37 int32 uint8", "softmax 2 x 5 x 21 int32 uint8, 5 rows of a mask",
+    "layer_norm 2 x 4 x 45 int8", "rms_norm 2 x 4 x 64 int8",
+    "matmul 2 x 4 x 5 x 17 x 33 int8 int8 to int8, zeros -9 0", "row_tops 3 x 5 x 6 float32",
+    "quantize_rows 3 x 5 x 6 float32", "rescale_rows 3 x 5 x 6 float32",
+    "5 x 140 x 256 int8 x int8, scales at run time",
+)  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = resolve("cuda:sm_80")
 
@@ -48,7 +61,7 @@ def chosen() -> dict[str, Row]:
 def packed(row: Row, data: Path, number: int = 0) -> dict[str, Any]:
     """The generic kernel of a row, as it is packed."""
     data.mkdir(exist_ok=True)
-    takers = cuda_pack.built(replace(row, macs=0), number, TARGET, "cuda.generic")
+    takers = cuda_pack.built(replace(row, is_timed=False), number, TARGET, "cuda.generic")
     one = replace(next(takers), row=row)
     return json.loads(json.dumps(cuda_pack.put(data, one, TARGET)))
 
@@ -68,20 +81,35 @@ def test_kernels_are_held_against_the_law(
     about = packed(row, tmp_path / "data")
     assert cuda_work.check(tmp_path, about, False) == {"right": True, "why": ""}
     kernel = cuda_work.Kernel(tmp_path, about, engine.ffi())
-    assert kernel.size > row.arrays["w"].size
+    assert kernel.size > row.arrays["x"].size
     kernel.data["expected"] = np.array(kernel.data["expected"])
     kernel.data["expected"].flat[0] ^= 1
     assert kernel.wrong().startswith("1 of ")
-    if row.macs:  # what repeats itself takes little space
+    if row.is_timed:  # what repeats itself takes little space
         assert (tmp_path / "data" / f"{about['file']}.npz").stat().st_size < row.arrays[
             "w"
         ].size / 8
 
 
+@pytest.mark.parametrize("name", OPS)
+def test_ops_on_rows_are_expected_as_the_law_has_them(name: str) -> None:
+    """What is packed of them, with the interpreter in the GPU's place."""
+    row = next(rows(name))
+    one = next(cuda_pack.built(row, 0, TARGET))
+    operands = [row.arrays[name] for name in ("x", "b") if name in row.arrays]
+    stored = row.problem.output.stored
+    got = np.zeros(tuple(map(int, stored.shape)), stored.dtype)
+    given = map(np.ascontiguousarray, (*operands, *one.given))
+    simt.run(one.function, [*given, got], target=TARGET.name)
+    assert row.at is not None
+    lines = got.reshape(-1, got.shape[-1])
+    np.testing.assert_array_equal(lines[np.ix_(*row.at)], row.expected)
+
+
 @pytest.mark.usefixtures("_cpu")
 def test_a_run_from_begin_to_end(chosen: dict[str, Row], tmp_path: Path) -> None:
     """With the CPU in the place of the GPU, in processes of their own, as on the other machine."""
-    small = replace(chosen["ten classes"], macs=1000)
+    small = replace(chosen["ten classes"], is_timed=True)
     about = [packed(small, tmp_path / "data", 0), packed(chosen["3x3 add"], tmp_path / "data", 1)]
     wrong = cuda_arrays.load(tmp_path / "data" / "1-cuda.generic.npz")
     cuda_arrays.save(
@@ -137,10 +165,10 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 # ---------------------------------------------------------------- order, limit, resumption
 
-ROWS = [
-    {"row": "a", "macs": 0}, {"row": "b", "macs": 8, "goal": True},
-    {"row": "c", "macs": 8}, {"row": "d", "macs": 8, "goal": True, "default": True},
-    {"row": "net", "operands": "x.npz", "macs": 0},
+ROWS: list[dict[str, Any]] = [
+    {"row": "a", "timed": False}, {"row": "b", "timed": True, "goal": True},
+    {"row": "c", "timed": True}, {"row": "d", "timed": True, "goal": True, "default": True},
+    {"row": "net", "operands": "x.npz"},
 ]  # fmt: skip
 
 
@@ -285,11 +313,22 @@ def test_products_go_to_fast_kernels_only(
 def test_goals_name_layers_that_are_packed() -> None:
     names = {name for name in cuda_goals.needed() if not name.startswith("8192")}
     assert all(next(rows(name), None) is not None for name in sorted(names)[:2])
-    from benchmarks import cuda_rows  # noqa: PLC0415
+    from benchmarks import cuda_op_rows, cuda_rows  # noqa: PLC0415
 
     sizes = {f"{m} x {n} x {k}" for m, n, k in cuda_rows.PRODUCTS}
     wanted = {name for name in cuda_goals.needed() if name.endswith("int8")}
     assert {" ".join(name.split()[:5]) for name in wanted} <= sizes
+    timed = {name for name, _ in cuda_op_rows.timed()}
+    ops = {name for name in cuda_goals.needed() if not name[0].isdigit()}
+    assert ops < timed
+
+
+def test_weights_on_two_levels_go_to_the_kernel_for_them() -> None:
+    row = next(rows("70 x 40 x 384 int4 on two levels x int8"))
+    assert row.at is not None
+    takers = [kernel.name for kernel in cuda_pack.takers(row, resolve("cuda:sm_90"), "*")]
+    assert takers[0] == "cuda.int4.levels.wgmma"
+    assert two_levels.split(row.arrays["w"], 128) is not None
 
 
 def test_refusals_of_packing(tmp_path: Path) -> None:

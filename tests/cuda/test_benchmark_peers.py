@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cuda_goals, cuda_peers, cuda_show, cuda_work
+from benchmarks import cuda_goals, cuda_op_peers, cuda_peers, cuda_show, cuda_work
 from benchmarks.cuda_clock import compared, race
 from benchmarks.cuda_peers import Layer, PeerError, Torch
 from nybble.runtime.events import singly
@@ -26,19 +26,34 @@ def by_calls(launch: Any) -> float:
 def test_peers_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cuda_peers, "COLD", 1)
     here = Torch(torch, "cpu")
-    layer = Layer.of({"weights": [[24, 16], "int8"], "output": [[4, 5, 24], "int8"]})
+    about = {"inputs": [[[4, 5, 16], "int8"]], "output": [[4, 5, 24], "int8"]}
+    layer = Layer.of({"weights": [[24, 16], "int8"], **about})
     assert (layer.rows, layer.channels, layer.depth, layer.is_half) == (20, 24, 16, False)
-    ready, missing = cuda_peers.peers(here, layer, tmp_path, by_calls)
+    ready, missing = cuda_peers.peers(here, cuda_peers.variants(here, layer, tmp_path), by_calls)
     assert {"cuBLAS float16", "torch._int_mm"} <= ready.keys()
     assert "headers were not there" in missing["CUTLASS"]
     half = Layer(2, 24, 128, "int4", True)
-    ready, missing = cuda_peers.peers(here, half, tmp_path, by_calls, few=True)
+    made = cuda_peers.variants(here, half, tmp_path, few=True)
+    ready, missing = cuda_peers.peers(here, made, by_calls)
     assert ready.keys() | missing.keys() == {"cuBLAS float16", "torch int4"}
     with pytest.raises(PeerError, match="more than 16 rows"):
         cuda_peers.int_mm(here, replace(layer, rows=3))
     if not torch.cuda.is_available():
         with pytest.raises(PeerError, match="torch sees no GPU"):
             cuda_peers.found()
+
+
+@pytest.mark.parametrize("op", [*cuda_op_peers.PEERS, "quantize_rows"])
+def test_peers_of_ops_on_rows(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_peers, "COLD", 1)
+    here = Torch(torch, "cpu")
+    shapes = [[2, 3, 8], [2, 5, 8]] if op == "matmul" else [[2, 3, 8]]
+    about = {"op": op, "inputs": [[shape, "int8"] for shape in shapes],
+             "output": [[2, 3, 5], "int8"], "attrs": {"transpose_b": True}}  # fmt: skip
+    made = cuda_op_peers.variants(here, about)
+    ready, missing = cuda_peers.peers(here, made, by_calls)
+    assert not missing
+    assert [*ready] == ([] if op == "quantize_rows" else [cuda_op_peers.PEERS[op][0]])
 
 
 def test_a_peer_that_is_wrong_is_no_peer() -> None:
@@ -96,6 +111,9 @@ def test_the_table_of_goals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert words["1 x 11008 x 4096 int4 x float16 beside cuBLAS float16"] == "met"
     assert words["1 x 11008 x 4096 int4 x float16, bandwidth"] == "met"
     assert words["64 x 11008 x 4096 int4 x int8 beside our int8 x int8"] == "met"
+    assert words["64 x 11008 x 4096 int4 on two levels x int8 beside our int8 x int8"] == "met"
+    assert words["softmax 8 x 12 x 512 x 512, bandwidth"] == "missed"
+    assert words["mixed 8 x 12 x 128 x 64 x 128 beside cuBLAS float16"] == "met"
     assert words["ResNet-50, batch 1"] == "missed"
     assert words["ResNet-50, batch 64"] == "not measured"
     assert words["compute-sanitizer memcheck"] == "met"

@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tvm
 
 import nybble
 from nybble import simt
 from nybble.errors import NybbleError
-from nybble.ir import graph, ops
+from nybble.ir import graph, interpreter, numerics, ops
 from nybble.ir.weight_only import LEAST, row_tops
 from nybble.passes import pipeline
 from nybble.runtime.manifest import read_all
 from nybble.schedules.cuda import dynamic, toolkit
 from nybble.schedules.kernel import Knobs, Problem, TensorSpec
-from tests.cuda.layers import check_module, gpu
+from tests.cuda.layers import check_module, gpu, layer_of
 from tests.cuda.opcodes import check_registers, code_of
+from tests.cuda.serial import Network
 from tests.schedules.modules import module
 from tests.schedules.test_integer import one, steps, weights
 
@@ -68,6 +70,53 @@ def rescaled(rows: int, length: int, arch: str, knobs: Knobs | None = None) -> N
     acc = RNG.integers(-(2**31), 2**31, shift.shape).astype(np.int32) >> shift
     given = [acc.astype(np.int32), row_tops(floats(rows, length))]
     assert check_module(mod, arch, given, knobs)[0] == "cuda.rows"
+
+
+def layer(shape: tuple[int, int, int], dtype: str) -> tvm.IRModule:
+    """A linear layer of rows quantized at run time, with a bias of its sums."""
+    m, n, k = shape
+    low, high = numerics.limits(dtype)
+    w = graph.constant(RNG.integers(low, high, (n, k), np.int8, endpoint=True), dtype)
+    bias = graph.constant(RNG.integers(-999, 999, n, np.int32))
+
+    def body(emitter: graph.Emitter, x: Any, top: Any) -> Any:
+        acc = emitter.emit(ops.call("linear", [x, w, bias]), "acc")
+        return emitter.emit(ops.call("rescale_rows", [acc, top, *steps(n)]), "y")
+
+    return module(body, ((m, k), "int8"), ((m, 1), "float32"))
+
+
+LAYERS = (
+    ("cuda.int8.mma", "int8", "sm_80", (9, 24, 64)),
+    ("cuda.bitserial", "int1", "sm_80", (5, 24, 64)),
+    ("cuda.generic", "int8", "sm_80", (5, 24, 33)),
+    pytest.param("cuda.int8.wgmma", "int8", "sm_90", (9, 70, 64), marks=slow),
+    pytest.param("cuda.int8.mma", "int8", "sm_75", (5, 33, 31), marks=slow),
+    pytest.param("cuda.int8.mma", "int8", "sm_80", (70, 300, 160), marks=slow),
+    pytest.param("cuda.int4.mma", "int4", "sm_80", (17, 40, 96), marks=slow),
+    pytest.param("cuda.int4.wgmma", "int4", "sm_90", (9, 70, 64), marks=slow),
+    pytest.param("cuda.bitserial", "int1", "sm_75", (5, 24, 64), marks=slow),
+    pytest.param("cuda.generic", "int3", "sm_80", (3, 7, 20), marks=slow),
+)
+
+
+@pytest.mark.parametrize(("name", "dtype", "arch", "shape"), LAYERS)
+def test_layers_rescale_their_rows(
+    name: str, dtype: str, arch: str, shape: tuple[int, int, int]
+) -> None:
+    """No kernel of its own: int32 sums are not stored."""
+    mod, (m, _, k) = layer(shape, dtype), shape
+    x = RNG.integers(-127, 127, (2, m, k), np.int8, endpoint=True)
+    assert check_module(mod, arch, [x, row_tops(floats(m, k))], name=name)[0] == name
+
+
+def test_the_generic_kernel_has_the_same_end() -> None:
+    """Chosen by name, compiled by LLVM; the sums' reader is no kernel of its own."""
+    mod, x = layer((9, 24, 33), "int8"), RNG.integers(-127, 127, (3, 9, 33), np.int8)
+    network, top = Network(mod), row_tops(floats(9, 33)[:1].repeat(3, 0))
+    assert [one.op for one in network.scheduled.layers] == ["linear+rescale_rows"]
+    assert network.kernels == {"cuda.generic"}
+    np.testing.assert_array_equal(network([x, top]), interpreter.run(mod, [x, top])[0])
 
 
 @pytest.mark.parametrize(("rows", "length", "arch"), [
@@ -139,6 +188,21 @@ def test_machine_code(op: str, arch: str) -> None:
     assert not code.has("F2I|FRND"), code.counts
 
 
+@slow
+@pytest.mark.parametrize("rows", [16, 256])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90"])
+def test_machine_code_of_layers(arch: str, rows: int) -> None:
+    """Rows' factors and channels' numbers fit into the registers that the sums leave."""
+    mod = layer((rows, 4096, 1024), "int8")
+    is_wgmma = arch == "sm_90" and rows > 16
+    _, problem, kernel = layer_of(mod, arch, "cuda.int8.wgmma" if is_wgmma else "cuda.int8.mma")
+    target = gpu(arch)
+    code = code_of(kernel.build(problem, target, Knobs()), arch)
+    check_registers(code, kernel.plan(problem, target, Knobs()).threads, 1)
+    for pattern in ("I2FP?", "FFMA", r"STG\.E\.128"):
+        assert code.has(pattern), code.counts
+
+
 # ---------------------------------------------------------------- networks
 
 
@@ -178,7 +242,7 @@ def test_a_network_compiles(target: str, tmp_path: Path) -> None:
     (variant,) = read_all(nybble.compile(made, target).save(tmp_path / "net.so"))
     manifest = variant.manifest
     taken = {layer["op"]: layer["kernel"] for layer in manifest.layers}
-    rows = dict.fromkeys(("row_tops", "quantize_rows", "rescale_rows"), "cuda.rows")
-    assert taken == rows | {"linear": "cuda.int8.mma", "relu": "cuda.stock"}
+    rows = dict.fromkeys(("row_tops", "quantize_rows"), "cuda.rows")
+    assert taken == rows | {"linear+rescale_rows": "cuda.int8.mma", "relu": "cuda.stock"}
     assert manifest.device is not None
     assert all(use["spills"] == 0 for use in manifest.device["usage"])
