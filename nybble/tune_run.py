@@ -15,7 +15,7 @@ import tvm
 from nybble.cache import folder
 from nybble.errors import NybbleError
 from nybble.latency import refuse_foreign
-from nybble.model import Model, QuantizedModel
+from nybble.model import Model, QuantizedModel, module_of
 from nybble.passes.pipeline import canonicalize, suited
 from nybble.runtime import engine
 from nybble.schedules.cuda.arch import CudaTarget
@@ -151,4 +151,4 @@ def prepared(
 def _module(model: Model | QuantizedModel) -> tvm.IRModule:
     if isinstance(model, QuantizedModel):
         return model.integer
-    return canonicalize(model.module)
+    return canonicalize(module_of(model))
