@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,10 @@ REFUSED = {
         COMPILE.format("good.onnx", "x.npy").replace("net.so", "gone/net.so"),
         "Cannot write gone/net.so: there is no directory gone",
     ),
+    "preference": (
+        COMPILE.format("good.onnx", "x.npy") + " --prefer tiny",
+        "prefer='tiny' is neither 'speed' nor 'size'",
+    ),
     "unwritable": (
         COMPILE.format("good.onnx", "x.npy").replace("net.so", "/proc/net.so"),
         "Cannot write /proc/net.so: ",
@@ -188,6 +193,7 @@ def test_every_unknown_node_is_in_the_error() -> None:
         ([1.0], r"batch 0, input 'x': expected dtype float32, got float64"),
         ([np.float32(1)], r"batch 0, input 'x': expected shape .*, got \(\)"),
         ([values(2, *SHAPE), [[1], [2, 3]]], "batch 1, input 'x': not readable as an array"),
+        ([(values(2, *SHAPE), np.arange(2))], r"Leave labels out: \(images for images, labels"),
         ([values(2, 3, 9)], r"expected shape \('\w+', 3, 9, 7\), got \(1, 2, 3, 9\)"),
         ([{}], r"batch 0: expected the inputs \['x'\], got \[\]"),
         ([{"y": values(2, *SHAPE)}], r"expected the inputs \['x'\], got \['y'\]"),
@@ -233,6 +239,23 @@ def test_targets_that_do_not_exist(target: Any, message: str) -> None:
     imported = nybble.load_onnx(network())
     with pytest.raises(NybbleError, match=message):
         nybble.compile(imported, target)
+
+
+def test_what_is_no_model_and_no_recipe() -> None:
+    path: Any = "net.onnx"
+    calls: list[Callable[[], Any]] = [
+        lambda: nybble.compile(path),
+        lambda: nybble.tune(path, "x.jsonl"),
+        lambda: nybble.quantize(path, []),
+        lambda: nybble.sensitivity(path, []),
+    ]
+    for call in calls:
+        with pytest.raises(NybbleError, match=r"The model is a str; pass what nybble\.load_onnx"):
+            call()
+    imported = nybble.load_onnx(network())
+    no_recipe: Any = {"weights": 4}
+    with pytest.raises(NybbleError, match=r"The recipe is a dict; give a nybble\.Recipe"):
+        nybble.quantize(imported, [], no_recipe)
 
 
 def test_a_text_file_is_no_library(folder: Path) -> None:
