@@ -320,7 +320,7 @@ def bundle(
 def demo(
     report: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
     target: Annotated[
-        str, typer.Option(help="native, x86-64, x86-64-v3, x86-64-v4, x86-64-v4-vnni.")
+        str, typer.Option(help="native, x86-64-v3, …; this machine must run it.")
     ] = "native",
 ) -> None:
     """Compile the embedded network, compare it with its float form, write a report."""

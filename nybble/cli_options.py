@@ -74,7 +74,9 @@ Activations = Annotated[
 Solver = Annotated[str | None, typer.Option(help="ilp, iqp or closed_form.")]
 FirstLast = Annotated[
     str | None,
-    typer.Option(help="Bits of the first and the last layer: 8 (the default) or others; none."),
+    typer.Option(
+        help="Bits of the first and the last layer: 8 (the default), others; none: no exception."
+    ),
 ]
 Layers = Annotated[
     list[str] | None,
@@ -129,7 +131,9 @@ Measure = Annotated[
 ]
 Correct = Annotated[
     str | None,
-    typer.Option(help="Corrections in order, as equalize,adaquant. Options: in a recipe."),
+    typer.Option(
+        help="Corrections in order, as equalize,adaquant (docs/corrections.md). Options: a recipe."
+    ),
 ]
 AllocationOut = Annotated[
     Path | None,
