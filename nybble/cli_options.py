@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from nybble.commands_drop import Drop
 
 
+INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
+
 def existing(path: Path | None) -> Path | None:
     """Lets through what exists; an option that was not given, too."""
     if path is not None and not path.exists():

@@ -113,6 +113,7 @@ def tune(  # noqa: PLR0913  (the last three go together)
         ScheduleError: no kernel can do a layer.
     """
     machine = resolve(target)
+    module_of(model)  # before the records are opened, which makes their file
     if isinstance(machine, CudaTarget) and isinstance(measurer, LocalPool | None):
         refuse_foreign(machine)
     options, known = options or TuneOptions(), Records.open(records)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
 import nybble
 from nybble import __main__
@@ -168,6 +170,20 @@ def test_no_c_compiler(
     assert "CC='gone-cc' is not on the PATH" in said
 
 
+def test_ctrl_c_inside_of_tvm_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        signal.raise_signal(signal.SIGINT)
+        return mod
+
+    step = tvm.ir.transform.module_pass(interrupted, opt_level=0, name="interrupted")
+    monkeypatch.setattr(__main__, "app", lambda: step(tvm.IRModule()))
+    usual = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is usual
+
+
 # ---------------------------------------------------------------- the public calls
 
 
@@ -241,17 +257,18 @@ def test_targets_that_do_not_exist(target: Any, message: str) -> None:
         nybble.compile(imported, target)
 
 
-def test_what_is_no_model_and_no_recipe() -> None:
+def test_what_is_no_model_and_no_recipe(tmp_path: Path) -> None:
     path: Any = "net.onnx"
     calls: list[Callable[[], Any]] = [
         lambda: nybble.compile(path),
-        lambda: nybble.tune(path, "x.jsonl"),
+        lambda: nybble.tune(path, tmp_path / "x.jsonl"),
         lambda: nybble.quantize(path, []),
         lambda: nybble.sensitivity(path, []),
     ]
     for call in calls:
         with pytest.raises(NybbleError, match=r"The model is a str; pass what nybble\.load_onnx"):
             call()
+    assert list(tmp_path.iterdir()) == []
     imported = nybble.load_onnx(network())
     no_recipe: Any = {"weights": 4}
     with pytest.raises(NybbleError, match=r"The recipe is a dict; give a nybble\.Recipe"):
