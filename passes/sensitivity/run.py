@@ -164,6 +164,8 @@ def _layers(subject: Subject, measure: Measure) -> tuple[str, ...]:
         )
     if not subject.widths or len(set(subject.widths)) < len(subject.widths):
         raise NybbleError(f"widths={subject.widths!r}: give different widths such as (2, 4, 8).")
+    for width in subject.widths:
+        at_width(subject.recipe, width)  # refuses what is no width before anything is measured
     layers = list(plan(subject.module, at_width(subject.recipe, 8)).weights)
     joint = [w for w in subject.widths if bits_of(w)[1] is not None]
     if joint and measure.name not in WITH_ACTIVATIONS:
