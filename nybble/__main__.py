@@ -6,8 +6,12 @@ Everything heavy is imported inside the commands, so that ``nybble --help`` is q
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -17,6 +21,7 @@ from rich.text import Text
 
 from nybble import cli_records, farm
 from nybble.cli_options import (
+    INTERRUPTED,
     Activations,
     AllocationFile,
     AllocationOut,
@@ -320,7 +325,7 @@ def bundle(
 def demo(
     report: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
     target: Annotated[
-        str, typer.Option(help="native, x86-64, x86-64-v3, x86-64-v4, x86-64-v4-vnni.")
+        str, typer.Option(help="native, x86-64-v3, …; this machine must run it.")
     ] = "native",
 ) -> None:
     """Compile the embedded network, compare it with its float form, write a report."""
@@ -334,12 +339,37 @@ app.command()(farm.device)
 app.command()(farm.devices)
 
 
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Notes every Ctrl-C: TVM makes a RuntimeError of one that comes while it calls Python."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.default_int_handler:  # and not ignored, as under nohup
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
 def main() -> None:
     """Runs the command line; Nybble's own errors end it with one message and exit code 1."""
+    with _interrupts() as came:
+        _run(came)
+
+
+def _run(came: list[int]) -> None:
     try:
         app()
-    except NybbleError as error:
-        if os.environ.get("NYBBLE_DEBUG"):
+    except (NybbleError, RuntimeError) as error:
+        if came:
+            sys.exit(INTERRUPTED)
+        if not isinstance(error, NybbleError) or os.environ.get("NYBBLE_DEBUG"):
             raise
         panel = Panel(Text(str(error)), title="nybble: error", title_align="left", style="red")
         Console(stderr=True).print(panel)

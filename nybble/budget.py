@@ -11,7 +11,7 @@ MIXED = "mixed"
 MEASURES = ("hessian", "perturbation", "pairwise", "hessian_proxy", "influence")
 SOLVERS = ("ilp", "iqp", "closed_form")
 UNITS = {
-    "size": {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9},
+    "size": {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9},
     "bops": {"": 1.0, "M": 1e6, "G": 1e9, "T": 1e12},
     "latency": {"us": 1e-6, "ms": 1e-3, "s": 1.0},
 }

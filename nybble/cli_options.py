@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from nybble.commands_drop import Drop
 
 
+INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
+
 def existing(path: Path | None) -> Path | None:
     """Lets through what exists; an option that was not given, too."""
     if path is not None and not path.exists():
@@ -74,7 +77,9 @@ Activations = Annotated[
 Solver = Annotated[str | None, typer.Option(help="ilp, iqp or closed_form.")]
 FirstLast = Annotated[
     str | None,
-    typer.Option(help="Bits of the first and the last layer: 8 (the default) or others; none."),
+    typer.Option(
+        help="Bits of the first and the last layer: 8 (the default), others; none: no exception."
+    ),
 ]
 Layers = Annotated[
     list[str] | None,
@@ -129,7 +134,9 @@ Measure = Annotated[
 ]
 Correct = Annotated[
     str | None,
-    typer.Option(help="Corrections in order, as equalize,adaquant. Options: in a recipe."),
+    typer.Option(
+        help="Corrections in order, as equalize,adaquant (docs/corrections.md). Options: a recipe."
+    ),
 ]
 AllocationOut = Annotated[
     Path | None,

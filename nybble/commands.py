@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -28,10 +27,11 @@ from nybble.options import RecipeOptions
 from nybble.report import data, tables, units
 from nybble.report.progress import console, step
 from nybble.runtime import host
-from nybble.runtime.artifact import write_whole
+from nybble.runtime.artifact import check_writable, staged, write_whole
 from nybble.runtime.manifest import Manifest, Variant, read, read_all
 from nybble.runtime.session import LayerTime
 from nybble.schedules.outside import INSIDE, check_place
+from nybble.schedules.select import Planner
 from nybble.schedules.target import resolve_all
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def compile_to_file(job: CompileJob) -> None:
     _check(job, is_calibrated)
     start = time.perf_counter()
     for path in filter(None, (job.output, job.onnx, job.allocation)):
-        writable(path)
+        check_writable(path)
     check_place(job.parameters, resolve_all(job.targets))
     with step("read records"):
         records = known.gather(job.records)
@@ -99,18 +99,26 @@ def compile_to_file(job: CompileJob) -> None:
         if job.allocation is not None:
             text = allocated(network, artifact.manifest).to_json()
             write_whole(job.allocation, f"{text}\n".encode())
+    _tell(job, artifact, time.perf_counter() - start)
+
+
+def _tell(job: CompileJob, artifact: nybble.Artifact, seconds: float) -> None:
+    """Says what was chosen, what was left aside, and what was written."""
     rows = data.layer_rows(artifact.manifest)
     if job.measure:
-        console.print(tables.chosen(rows))
-    console.print(tables.decided(rows))
-    for note in artifact.notes:
-        console.print(Text(note))
-    console.print(tables.exceptions(artifact.manifest))
+        _show(tables.chosen(rows))
+    _show(tables.decided(rows), *map(Text, artifact.notes), tables.exceptions(artifact.manifest))
     written = units.size(job.output.stat().st_size)
     stored = read(job.output).parameters
     if stored:
         written += f" and {units.size(stored['size'])} in {stored['file']}"
-    console.print(Text(f"{job.output}: {written}, {time.perf_counter() - start:.1f} s"))
+    console.print(Text(f"{job.output}: {written}, {seconds:.1f} s"))
+
+
+def _show(*parts: RenderableType) -> None:
+    """Prints what is not empty: a table without rows is an empty text."""
+    for part in filter(None, parts):
+        console.print(part)
 
 
 def _check(job: CompileJob, is_calibrated: bool) -> None:
@@ -121,6 +129,7 @@ def _check(job: CompileJob, is_calibrated: bool) -> None:
         raise NybbleError("--onnx writes the quantized network; it does not go with --float.")
     if job.allocation is not None and not is_calibrated:
         raise NybbleError("--allocation-out needs a network with integer activations.")
+    Planner(prefer=job.prefer)  # refuses what is no preference
 
 
 HOW = (
@@ -128,20 +137,6 @@ HOW = (
     "folder of them), or --float to compile without quantizing, or --activations float to "
     "quantize weights only; just one of them."
 )
-
-
-def writable(path: Path) -> None:
-    """Finds out before long work, not after it, that a file cannot be written.
-
-    Raises:
-        ArtifactError: the path is a folder, or its folder does not exist or is read-only.
-    """
-    if path.is_dir():
-        raise ArtifactError(f"Cannot write {path}: it is a directory. Name a file in it.")
-    if not path.parent.is_dir():
-        raise ArtifactError(f"Cannot write {path}: there is no directory {path.parent}.")
-    if not os.access(path.parent, os.W_OK):
-        raise ArtifactError(f"Cannot write {path}: the directory {path.parent} is read-only.")
 
 
 def load_model(path: Path) -> nybble.Model:
@@ -233,7 +228,7 @@ def run(net: Path, inputs: Path, output: Path | None, threads: int | None) -> No
         ArtifactError: the library or the inputs do not fit, or the output cannot be written.
     """
     if output is not None:
-        writable(output)
+        check_writable(output)
     session = nybble.load(net, threads)
     arrays = arrays_of(inputs)
     result = session(arrays[""] if inputs.suffix == ".npy" else arrays)
@@ -252,16 +247,12 @@ def run(net: Path, inputs: Path, output: Path | None, threads: int | None) -> No
 
 def _store(output: Path, named: Mapping[str, Array]) -> None:
     """Writes an ``.npz`` whole or not at all."""
-    try:
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-            whole = Path(folder) / "outputs"
-            with zipfile.ZipFile(whole, "w") as archive:  # np.savez has names of its own
-                for name, array in named.items():
-                    with archive.open(f"{name}.npy", "w") as file:
-                        np.lib.format.write_array(file, array, allow_pickle=False)
-            whole.replace(output)
-    except OSError as error:
-        raise ArtifactError(f"Cannot write {output}: {error.strerror}.") from error
+    with staged(output) as folder:
+        with zipfile.ZipFile(folder / "outputs", "w") as archive:  # np.savez has names of its own
+            for name, array in named.items():
+                with archive.open(f"{name}.npy", "w") as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
+        (folder / "outputs").replace(output)
 
 
 def random_inputs(manifest: Manifest, batch: int, seed: int = 0) -> dict[str, Array]:
@@ -325,9 +316,7 @@ def inspect(net: Path, as_json: bool, timed: bool, batch: int) -> None:
         console.print(_variant_table(variants, chosen))
     console.print(tables.about(data.facts(manifest)))
     console.print(tables.layers(data.layer_rows(manifest, times), console.width))
-    console.print(tables.decided(data.layer_rows(manifest)))
-    for one in manifests:
-        console.print(tables.kernels_on_gpu(one))
+    _show(tables.decided(data.layer_rows(manifest)), *map(tables.kernels_on_gpu, manifests))
     console.print(tables.exceptions(manifest))
     if timed and why_not:
         console.print(Text(f"No times: {why_not}", style="yellow"))

@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 import nybble
-from nybble.commands import Samples, load_model, writable
-from nybble.errors import ArtifactError
+from nybble.commands import Samples, load_model
 from nybble.options import RecipeOptions
 from nybble.recipe import parse_choice
 from nybble.report.progress import console, step
+from nybble.runtime.artifact import check_writable, write_whole
 from nybble.sensitivity_table import Effort, Sensitivity
 
 COLORS = ("green", "yellow", "red")  # by thirds of the losses, in orders of magnitude
@@ -44,7 +44,7 @@ def sensitivity(job: SensitivityJob) -> None:
         NybbleError: the arguments do not go together, or the measurement refuses.
     """
     if job.output is not None:
-        writable(job.output)
+        check_writable(job.output)
     widths = [parse_choice(part.strip()) for part in job.widths.split(",")]
     recipe = RecipeOptions(job.recipe).recipe()
     measure = nybble.Measure(job.measure, job.layers or ("*",), announce=_announce)
@@ -57,10 +57,7 @@ def sensitivity(job: SensitivityJob) -> None:
         )
     console.print(table(found))
     if job.output is not None:
-        try:
-            job.output.write_text(found.to_json())
-        except OSError as error:
-            raise ArtifactError(f"Cannot write {job.output}: {error.strerror}.") from error
+        write_whole(job.output, found.to_json().encode())
         console.print(Text(f"written: {job.output}"))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +9,13 @@ from pathlib import Path
 from rich.text import Text
 
 from nybble import known
-from nybble.commands import Samples, arrays_of, load_model, writable
-from nybble.errors import ArtifactError, NybbleError
+from nybble.commands import Samples, arrays_of, load_model
+from nybble.errors import NybbleError
 from nybble.evaluation import Evaluation
 from nybble.options import RecipeOptions
 from nybble.report import tables
 from nybble.report.progress import console, step
+from nybble.runtime.artifact import check_writable, write_whole
 from nybble.schedules.target import resolve
 from nybble.study_run import StudyOptions, study
 
@@ -52,7 +51,7 @@ def report(job: ReportJob) -> None:
             "Give --calibration FILE: some dozens of representative inputs as .npy, .npz or a "
             "folder of them. The sensitivity is measured on them."
         )
-    writable(job.output)
+    check_writable(job.output)
     resolve(job.target)
     records = known.gather(job.records)
     samples = Samples(job.calibration)
@@ -64,7 +63,7 @@ def report(job: ReportJob) -> None:
     )
     found = study(model, samples, recipe, given, options)
     console.print(tables.outcomes(found))
-    write(job.output, found.to_html())
+    write_whole(job.output, found.to_html().encode())
     console.print(Text(f"\nThe report: {job.output.resolve()}"), soft_wrap=True)
 
 
@@ -82,24 +81,3 @@ def evaluation_of(file: Path) -> Evaluation:
             "images=…, labels=…)."
         )
     return Evaluation(next(iter(arrays.values())) if len(arrays) == 1 else arrays, labels)
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-        ArtifactError: the file system refuses.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise ArtifactError(f"Cannot write {path}: {error.strerror}.") from error
-    whole = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        whole.chmod(0o644)
-        whole.replace(path)
-    except OSError as error:
-        whole.unlink(missing_ok=True)
-        raise ArtifactError(f"Cannot write {path}: {error.strerror}.") from error

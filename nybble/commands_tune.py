@@ -11,6 +11,7 @@ from typing import Any
 from rich.text import Text
 
 import nybble
+from nybble.cli_options import INTERRUPTED
 from nybble.commands import Samples, load_model
 from nybble.commands_quantized import check_calibration
 from nybble.errors import NybbleError
@@ -22,7 +23,6 @@ from nybble.tune_run import Tuned, TuneOptions, tune
 from nybble.tuning import view
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
-INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
 @dataclass(frozen=True)

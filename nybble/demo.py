@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 import nybble
-from nybble import commands
-from nybble.errors import ArtifactError, NybbleError
+from nybble.errors import NybbleError
 from nybble.report import data, html, tables
 from nybble.report.data import Report, Variant
 from nybble.report.parity import ParityReport, parity
 from nybble.report.progress import console, step
+from nybble.runtime.artifact import check_writable, write_whole
 from nybble.runtime.session import Session
 from nybble.schedules.target import resolve
 
@@ -51,7 +51,7 @@ def main(report: Path, target: str) -> None:
     Raises:
         NybbleError: the example is not beside this package, or the page cannot be written.
     """
-    commands.writable(report)
+    check_writable(report)
     resolve(target)
     images, labels = _pixels("test_images.npz")
     calibration, _ = _pixels("calibration.npz")
@@ -72,7 +72,7 @@ def main(report: Path, target: str) -> None:
     console.print(tables.variants(found.variants), tables.layers(found.layers, console.width))
     console.print(tables.exceptions(net.session.manifest))
     console.print(tables.parity(found.parity)) if found.parity else None
-    _write(report, html.render(found))
+    write_whole(report, html.render(found).encode())
     console.print(Text(f"\nThe report: {report.resolve()}"), soft_wrap=True)
 
 
@@ -128,10 +128,3 @@ def _report(
         kept_float=manifest.kept_float,
         parity=compared,
     )
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise ArtifactError(f"Cannot write {path}: {error.strerror}.") from error

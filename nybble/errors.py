@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -53,3 +54,17 @@ class ScheduleError(NybbleError):
 
 class ArtifactError(NybbleError):
     """A ``.so`` cannot be written, read or run here, or was called with the wrong inputs."""
+
+
+def near(name: str, known: Collection[str]) -> str:
+    """A hint at names alike, for the end of a clause; "" where there is none."""
+    found = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
+
+
+def near_pattern(pattern: str, names: Collection[str]) -> str:
+    """The hint for a shell-style pattern that matched no name: patterns match whole names."""
+    part = pattern.strip("*")
+    if part and any(part in name for name in names):
+        return f" (did you mean '*{part}*'?)"
+    return near(pattern, names)

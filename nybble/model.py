@@ -29,6 +29,32 @@ Outputs = Array | dict[str, Array]
 Observe = Callable[[str, Array], None]
 
 
+def module_of(model: Any) -> tvm.IRModule:
+    """The module of an imported network.
+
+    Raises:
+        NybbleError: it is something else, such as the network's path.
+    """
+    if not isinstance(model, Model):
+        raise NybbleError(
+            f"The model is a {type(model).__name__}; pass what nybble.load_onnx or "
+            "nybble.load_torch returned."
+        )
+    return model.module
+
+
+def _described(mod: tvm.IRModule) -> str:
+    """``x: float32[n, 3] -> y: float32[n, 10]; 12 ops``: what fits on a line."""
+
+    def port(name: str, var: Any) -> str:
+        return f"{name}: {graph.dtype_of(var)}[{', '.join(map(str, graph.shape_of(var)))}]"
+
+    takes = ", ".join(port(str(var.name), var) for var in graph.inputs(mod))
+    named = zip(graph.output_names(mod), graph.outputs(mod), strict=True)
+    gives = ", ".join(port(name, var) for name, var in named)
+    return f"{takes} -> {gives}; {len(graph.bindings(mod))} ops"
+
+
 def named_inputs(mod: tvm.IRModule, inputs: Inputs) -> dict[str, Array]:
     """One array per input of ``mod``, by name, from what a user may pass.
 
@@ -73,7 +99,7 @@ def _named_outputs(mod: tvm.IRModule, values: list[Array]) -> Outputs:
     return values[0] if len(values) == 1 else dict(zip(names, values, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A float network as imported.
 
@@ -82,6 +108,9 @@ class Model:
     """
 
     module: tvm.IRModule
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({_described(self.module)})"
 
     def run(self, inputs: Inputs) -> Outputs:
         """Evaluates the float network in NumPy; one array, or a dict for several outputs."""
@@ -104,7 +133,7 @@ class Trial:
     accepted: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QuantizedModel(Model):
     """A quantized network in its two forms.
 
@@ -184,7 +213,7 @@ class QuantizedModel(Model):
         return data if path is None else write_whole(path, data)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Artifact:
     """Compiled code, not yet linked.
 
@@ -201,6 +230,9 @@ class Artifact:
     higher: tuple[Artifact, ...] = ()
     notes: tuple[str, ...] = ()
     outside: tuple[Array, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Artifact({', '.join(repr(one.manifest) for one in (self, *self.higher))})"
 
     def save(self, path: str | Path) -> Path:
         """Links all variants into one file; nothing is left behind on failure.

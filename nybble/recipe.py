@@ -18,7 +18,7 @@ from nybble.budget import (
     check_choices,
     is_budget,
 )
-from nybble.errors import NybbleError
+from nybble.errors import NybbleError, near
 from nybble.stages import as_data, stages_of
 
 Calibrator = Literal["minmax", "percentile", "mse", "entropy"]
@@ -187,9 +187,30 @@ class Recipe:
         except json.JSONDecodeError as error:
             raise NybbleError(f"Recipe: not JSON ({error}).") from error
         known = {f.name for f in fields(cls)}
-        if not isinstance(values, dict) or not set(values) <= known:
+        if not isinstance(values, dict):
             raise NybbleError(f"Recipe: expected an object with fields among {sorted(known)}.")
+        for name in values.keys() - known:
+            raise NybbleError(
+                f"Recipe: there is no field '{name}'{near(name, known)}. "
+                f"The fields are: {', '.join(sorted(known))}."
+            )
         return cls(**values)
+
+
+def as_recipe(recipe: Any) -> Recipe:
+    """The recipe that a caller gave; the default for None.
+
+    Raises:
+        NybbleError: it is something else, such as a dict.
+    """
+    if recipe is None:
+        return Recipe()
+    if not isinstance(recipe, Recipe):
+        raise NybbleError(
+            f"The recipe is a {type(recipe).__name__}; give a nybble.Recipe, such as "
+            "nybble.Recipe(weights=4, activations=8)."
+        )
+    return recipe
 
 
 def with_widths(recipe: Recipe, widths: Mapping[str, Any]) -> Recipe:

@@ -40,7 +40,12 @@ def _array(value: Any, where: str) -> Array:
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise CalibrationError(f"Calibration {where}: not readable as an array: {error}") from error
+        advice = ""
+        if isinstance(value, list | tuple):
+            advice = " Leave labels out: (images for images, labels in loader)."
+        raise CalibrationError(
+            f"Calibration {where}: not readable as an array: {error}.{advice}"
+        ) from error
 
 
 def _with_batch_axis(array: Array, name: str, params: Sequence[Any]) -> Array:

@@ -13,11 +13,11 @@ from typing import Any
 from nybble import samples
 from nybble.errors import NybbleError
 from nybble.executors.choose import executor
-from nybble.model import Model
+from nybble.model import Model, module_of
 from nybble.passes.pipeline import canonicalize
 from nybble.passes.sensitivity.options import Measure
 from nybble.phases import Progress
-from nybble.recipe import Recipe
+from nybble.recipe import Recipe, as_recipe
 from nybble.sensitivity_table import Sensitivity, Width
 
 
@@ -60,11 +60,11 @@ def sensitivity(  # noqa: PLR0913  (the first three are enough)
     """
     asked = measure if isinstance(measure, Measure) else Measure(measure)
     run, spool = _torch("sensitivity.run"), _torch("correction.spool")
-    canonical = canonicalize(model.module)
+    canonical = canonicalize(module_of(model))
     with spool.Spool() as kept:
         for batch in samples.batches(model, calibration):
             kept.add(batch)
-        subject = run.Subject(canonical, kept, recipe or Recipe(), tuple(widths))
+        subject = run.Subject(canonical, kept, as_recipe(recipe), tuple(widths))
         with closing(executor(workers)) if workers else nullcontext() as farm:
             found: Sensitivity = run.measured(subject, asked, progress, farm)
     return found

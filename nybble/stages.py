@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nybble.errors import NybbleError
+from nybble.errors import NybbleError, near
 
 
 @dataclass(frozen=True)
@@ -213,9 +212,10 @@ def _read(given: Any) -> Iterable[Any]:
         return
     for name, options in given.items() if isinstance(given, Mapping) else [(given, {})]:
         if name not in STAGES:
-            near = difflib.get_close_matches(str(name), STAGES, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise NybbleError(f"Recipe: correct={name!r} is not one of: {', '.join(STAGES)}{hint}.")
+            raise NybbleError(
+                f"Recipe: correct={name!r} is not one of: {', '.join(STAGES)}"
+                f"{near(str(name), STAGES)}."
+            )
         known = {field.name for field in dataclasses.fields(STAGES[name])}
         if not set(options) <= known:
             raise NybbleError(

@@ -23,7 +23,7 @@ from nybble.errors import NybbleError
 from nybble.evaluation import Deployment, Evaluation, Ready, Tried, ready
 from nybble.ir import graph
 from nybble.mixed import Trade
-from nybble.model import Model, QuantizedModel
+from nybble.model import Model, QuantizedModel, module_of
 from nybble.passes import pipeline
 from nybble.passes.fidelity import fidelity
 from nybble.passes.plan import plan
@@ -31,7 +31,7 @@ from nybble.passes.settle import Settled, rows_of
 from nybble.passes.view import View
 from nybble.phases import Phases
 from nybble.place import Place
-from nybble.recipe import Recipe, Widths, with_widths
+from nybble.recipe import Recipe, Widths, as_recipe, with_widths
 from nybble.report import tuned
 from nybble.report.data import facts, layer_rows
 from nybble.report.study import Fidelity, Outcome, Point, Study, bits, in_words
@@ -116,7 +116,7 @@ def study(
         NybbleError: the recipe's activations are float, it leaves no width open, torch is missing,
             the target's code does not run here, or ``evaluate`` does not fit the network.
     """
-    asked, options = recipe or Recipe(), options or StudyOptions()
+    asked, options = as_recipe(recipe), options or StudyOptions()
     if not asked.is_calibrated:
         raise NybbleError(
             "A study shows widths per output channel, with calibrated activations; the recipe says "
@@ -165,7 +165,7 @@ class _Work:
         self.deployment = Deployment(
             options.target, options.measure, options.prefer, self.place.records
         )
-        self.canonical = pipeline.canonicalize(model.module)
+        self.canonical = pipeline.canonicalize(module_of(model))
         self.open = opened(self.canonical, recipe, options.measure)
         if not free_layers(self.canonical, self.open):
             raise NybbleError(

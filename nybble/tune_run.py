@@ -15,7 +15,7 @@ import tvm
 from nybble.cache import folder
 from nybble.errors import NybbleError
 from nybble.latency import refuse_foreign
-from nybble.model import Model, QuantizedModel
+from nybble.model import Model, QuantizedModel, module_of
 from nybble.passes.pipeline import canonicalize, suited
 from nybble.runtime import engine
 from nybble.schedules.cuda.arch import CudaTarget
@@ -113,6 +113,7 @@ def tune(  # noqa: PLR0913  (the last three go together)
         ScheduleError: no kernel can do a layer.
     """
     machine = resolve(target)
+    module_of(model)  # before the records are opened, which makes their file
     if isinstance(machine, CudaTarget) and isinstance(measurer, LocalPool | None):
         refuse_foreign(machine)
     options, known = options or TuneOptions(), Records.open(records)
@@ -151,4 +152,4 @@ def prepared(
 def _module(model: Model | QuantizedModel) -> tvm.IRModule:
     if isinstance(model, QuantizedModel):
         return model.integer
-    return canonicalize(model.module)
+    return canonicalize(module_of(model))

@@ -21,13 +21,13 @@ from nybble.frontend.onnx import from_onnx
 from nybble.ir import graph, specs
 from nybble.latency import Ruler, default_cache, refuse_foreign
 from nybble.limits import multiply_rates
-from nybble.model import Artifact, Model, QuantizedModel, Trial
+from nybble.model import Artifact, Model, QuantizedModel, Trial, module_of
 from nybble.passes import pipeline
 from nybble.passes.calibrate import calibrate
 from nybble.passes.pipeline import canonicalize
 from nybble.phases import Phases, Progress
 from nybble.place import Place
-from nybble.recipe import DYNAMIC, Recipe
+from nybble.recipe import DYNAMIC, Recipe, as_recipe
 from nybble.runtime.session import Session, load
 from nybble.schedules.build import built
 from nybble.schedules.cuda.arch import CudaTarget
@@ -146,8 +146,8 @@ def quantize(  # noqa: PLR0913  (those behind the star are seldom given)
             "The network is quantized already, by its own scales: pass it to nybble.compile as it "
             "is. To choose widths and scales here, import the float network."
         )
-    recipe = recipe or Recipe()
-    canonical = canonicalize(model.module)
+    recipe = as_recipe(recipe)
+    canonical = canonicalize(module_of(model))
     if not recipe.is_calibrated:
         return QuantizedModel(*pipeline.round_weights(canonical, recipe), recipe)
     batches = samples.batches(model, calibration)
@@ -243,7 +243,7 @@ def compile(  # noqa: A001, PLR0913  (the last four say how kernels are chosen)
     if isinstance(model, QuantizedModel):
         module, recipe = model.integer, model.recipe
     else:
-        module, recipe = canonicalize(model.module), None
+        module, recipe = canonicalize(module_of(model)), None
     tuned = known.gather(records)
     places = [Place(cpu, tuned, threads) for cpu in cpus]
     phases = Phases(progress, len(cpus) * (2 if measure else 1))

@@ -10,7 +10,7 @@ from typing import Any
 
 import tvm
 
-from nybble.errors import StageError
+from nybble.errors import NybbleError, StageError
 from nybble.ir import graph, specs
 from nybble.passes.base import Pass
 from nybble.passes.calibrate import Ranges
@@ -153,8 +153,9 @@ def run(mod: tvm.IRModule, steps: Sequence[Step], before: str, after: str) -> tv
 
     Raises:
         StageError: a spec is broken; names the op, the source model's node and the passes run.
+        NybbleError: ``NYBBLE_DEBUG`` is no number, or ``NYBBLE_DUMP`` no folder to write to.
     """
-    debug = int(os.environ.get("NYBBLE_DEBUG", "0"))
+    debug = _debug_level()
     done: list[str] = []
     _check(mod, before, done)
     for index, (name, step) in enumerate(steps):
@@ -164,6 +165,13 @@ def run(mod: tvm.IRModule, steps: Sequence[Step], before: str, after: str) -> tv
             _check(mod, after if index == len(steps) - 1 else before, done)
         _dump(mod, f"{after}.{index:02}.{name}", debug >= 3)
     return mod
+
+
+def _debug_level() -> int:
+    text = os.environ.get("NYBBLE_DEBUG") or "0"
+    if not text.isdecimal():
+        raise NybbleError(f"NYBBLE_DEBUG={text!r} is not one of: 0, 1, 2, 3.")
+    return int(text)
 
 
 def _check(mod: tvm.IRModule, stage: str, done: Sequence[str]) -> None:
@@ -181,7 +189,10 @@ def _dump(mod: tvm.IRModule, title: str, to_screen: bool) -> None:
     text = str(mod.script(show_meta=False))
     if folder:
         path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / f"{title}.py").write_text(text)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / f"{title}.py").write_text(text)
+        except OSError as error:
+            raise NybbleError(f"NYBBLE_DUMP={folder}: cannot be written: {error}.") from error
     if to_screen:
         print(f"# {title}\n{text}")  # noqa: T201  the reader asked for it

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from nybble.errors import NybbleError
+from nybble.errors import NybbleError, near_pattern
 from nybble.ir import graph
 from nybble.passes import rows
 from nybble.passes.fold_batch_norm import AFFINE, affine, is_linear
@@ -216,8 +216,8 @@ def classify(view: View, recipe: Recipe) -> tuple[dict[str, str], dict[str, str]
     for wanted in recipe.keep_float:
         if not any(fnmatch.fnmatchcase(name, wanted) for name in view.calls):
             raise NybbleError(
-                f"Recipe: keep_float pattern '{wanted}' matches no layer. The layers are: "
-                f"{', '.join(view.calls)}."
+                f"Recipe: keep_float pattern '{wanted}' matches no layer"
+                f"{near_pattern(wanted, view.calls)}. The layers are: {', '.join(view.calls)}."
             )
     kinds: dict[str, str] = {}
     kept: dict[str, str] = {}

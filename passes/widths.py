@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nybble.budget import MIXED
-from nybble.errors import NybbleError
+from nybble.errors import NybbleError, near_pattern
 from nybble.ir import graph
 from nybble.passes.resize import copies
 from nybble.passes.view import View, repeats
@@ -74,7 +74,7 @@ def overridden(name: str, asked: Widths, recipe: Recipe) -> tuple[Any, Any]:
     return weights, activations
 
 
-def check_patterns(layers: Iterable[str], recipe: Recipe) -> None:
+def check_patterns(layers: Collection[str], recipe: Recipe) -> None:
     """Refuses overrides that match none of the quantized layers.
 
     Raises:
@@ -84,7 +84,7 @@ def check_patterns(layers: Iterable[str], recipe: Recipe) -> None:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
             raise NybbleError(
                 f"Recipe: layers pattern '{pattern}' matches no quantized convolution or linear "
-                f"layer. These are: {', '.join(layers)}."
+                f"layer{near_pattern(pattern, layers)}. These are: {', '.join(layers) or 'none'}."
             )
 
 

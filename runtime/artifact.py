@@ -70,8 +70,10 @@ def export_all(
         manifests = [manifest for _, manifest in variants]
         stale = None if any(outside) else _own_parameters(path)
         if any(outside):
-            manifests = _write_parameters(staging, path, manifests, outside)
+            manifests = _write_parameters(staging / "parameters", path, manifests, outside)
         sealed = _join(libraries, manifests)
+        if any(outside):
+            os.replace(staging / "parameters", _beside(path))
         os.replace(libraries[0], path)
         if stale is not None:
             stale.unlink(missing_ok=True)
@@ -104,18 +106,23 @@ def _own_parameters(path: Path) -> Path | None:
 
 
 def _write_parameters(
-    staging: Path,
+    whole: Path,
     path: Path,
     manifests: Sequence[Manifest],
     outside: Sequence[Sequence[NDArray[Any]]],
 ) -> list[Manifest]:
-    """Puts the constants beside the library to come; returns manifests that tell of them."""
-    whole, beside = staging / "parameters", _beside(path)
+    """Writes the constants of the library to come; returns manifests that tell of them.
+
+    Args:
+        whole: where they are written first.
+        path: of the library, beside which they will stand.
+        manifests: of its variants.
+        outside: the constants of each.
+    """
     with whole.open("wb") as file:
-        found = parameters.write(file, beside.name, outside)
+        found = parameters.write(file, _beside(path).name, outside)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(whole, beside)
     return [
         replace(manifest, parameters=one) for manifest, one in zip(manifests, found, strict=True)
     ]
@@ -180,6 +187,21 @@ def _linker(compiler: list[str], path: Path) -> Link:
     return link
 
 
+def check_writable(path: Path, is_folder: bool = False) -> None:
+    """Finds out before long work, not after it, that a file or folder cannot be written.
+
+    Raises:
+        ArtifactError: there is a directory where a file shall be, or none to hold it, or that is
+            read-only.
+    """
+    if path.is_dir() and not is_folder:
+        raise ArtifactError(f"Cannot write {path}: it is a directory. Name a file in it.")
+    if not path.parent.is_dir():
+        raise ArtifactError(f"Cannot write {path}: there is no directory {path.parent}.")
+    if not os.access(path.parent, os.W_OK):
+        raise ArtifactError(f"Cannot write {path}: the directory {path.parent} is read-only.")
+
+
 @contextmanager
 def staged(path: Path, is_folder: bool = False) -> Iterator[Path]:
     """A directory beside ``path``, so that the last step is a rename; gone afterwards.
@@ -189,13 +211,10 @@ def staged(path: Path, is_folder: bool = False) -> Iterator[Path]:
         is_folder: a folder, and not a file.
 
     Raises:
-        ArtifactError: there is a directory where a file shall be, none to hold it, or what the
-            block does ends on a full disk or on what may not be written.
+        ArtifactError: as `check_writable`, or what the block does ends on a full disk or on what
+            may not be written.
     """
-    if path.is_dir() and not is_folder:
-        raise ArtifactError(f"Cannot write {path}: it is a directory. Name a file in it.")
-    if not path.parent.is_dir():
-        raise ArtifactError(f"Cannot write {path}: there is no directory {path.parent}.")
+    check_writable(path, is_folder)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as name:
             yield Path(name)

@@ -164,7 +164,7 @@ class Device(TypedDict):
     """By kernel and architecture."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Manifest:
     """What a deployed library is, and what it needs to run.
 
@@ -203,6 +203,10 @@ class Manifest:
     hash: str = ""
     device: Device | None = None
     parameters: Parameters | None = None
+
+    def __repr__(self) -> str:
+        ports = (", ".join(f"{p.name}: {p}" for p in side) for side in (self.inputs, self.outputs))
+        return f"Manifest({self.target}; {' -> '.join(ports)}; {len(self.layers)} layers)"
 
     def to_json(self) -> str:
         """The manifest as one JSON object with its schema number."""

@@ -106,6 +106,9 @@ class Session:
         self._idle = [library.machine()]
         self._bind = Binder(manifest.inputs, engine.release_memory)
 
+    def __repr__(self) -> str:
+        return f"Session({self.manifest!r}, threads={self.threads})"
+
     def __call__(self, *inputs: Any) -> NDArray[Any] | dict[str, NDArray[Any]]:
         """Runs the network.
 

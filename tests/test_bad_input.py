@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
 import nybble
 from nybble import __main__
@@ -119,6 +122,10 @@ REFUSED = {
         COMPILE.format("good.onnx", "x.npy").replace("net.so", "gone/net.so"),
         "Cannot write gone/net.so: there is no directory gone",
     ),
+    "preference": (
+        COMPILE.format("good.onnx", "x.npy") + " --prefer tiny",
+        "prefer='tiny' is neither 'speed' nor 'size'",
+    ),
     "unwritable": (
         COMPILE.format("good.onnx", "x.npy").replace("net.so", "/proc/net.so"),
         "Cannot write /proc/net.so: ",
@@ -163,6 +170,20 @@ def test_no_c_compiler(
     assert "CC='gone-cc' is not on the PATH" in said
 
 
+def test_ctrl_c_inside_of_tvm_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        signal.raise_signal(signal.SIGINT)
+        return mod
+
+    step = tvm.ir.transform.module_pass(interrupted, opt_level=0, name="interrupted")
+    monkeypatch.setattr(__main__, "app", lambda: step(tvm.IRModule()))
+    usual = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is usual
+
+
 # ---------------------------------------------------------------- the public calls
 
 
@@ -188,6 +209,7 @@ def test_every_unknown_node_is_in_the_error() -> None:
         ([1.0], r"batch 0, input 'x': expected dtype float32, got float64"),
         ([np.float32(1)], r"batch 0, input 'x': expected shape .*, got \(\)"),
         ([values(2, *SHAPE), [[1], [2, 3]]], "batch 1, input 'x': not readable as an array"),
+        ([(values(2, *SHAPE), np.arange(2))], r"Leave labels out: \(images for images, labels"),
         ([values(2, 3, 9)], r"expected shape \('\w+', 3, 9, 7\), got \(1, 2, 3, 9\)"),
         ([{}], r"batch 0: expected the inputs \['x'\], got \[\]"),
         ([{"y": values(2, *SHAPE)}], r"expected the inputs \['x'\], got \['y'\]"),
@@ -233,6 +255,24 @@ def test_targets_that_do_not_exist(target: Any, message: str) -> None:
     imported = nybble.load_onnx(network())
     with pytest.raises(NybbleError, match=message):
         nybble.compile(imported, target)
+
+
+def test_what_is_no_model_and_no_recipe(tmp_path: Path) -> None:
+    path: Any = "net.onnx"
+    calls: list[Callable[[], Any]] = [
+        lambda: nybble.compile(path),
+        lambda: nybble.tune(path, tmp_path / "x.jsonl"),
+        lambda: nybble.quantize(path, []),
+        lambda: nybble.sensitivity(path, []),
+    ]
+    for call in calls:
+        with pytest.raises(NybbleError, match=r"The model is a str; pass what nybble\.load_onnx"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+    imported = nybble.load_onnx(network())
+    no_recipe: Any = {"weights": 4}
+    with pytest.raises(NybbleError, match=r"The recipe is a dict; give a nybble\.Recipe"):
+        nybble.quantize(imported, [], no_recipe)
 
 
 def test_a_text_file_is_no_library(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -78,6 +79,18 @@ def quantized_tiny() -> Any:
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return nybble.compile(quantized_tiny()).save(tmp_path_factory.mktemp("tiny") / "net.so")
+
+
+def test_what_the_calls_return_prints_on_a_line(library: Path) -> None:
+    ports = "input: float32[batch, 3, 32, 32] -> output: float32[batch, 10]"
+    assert re.fullmatch(rf"Model\({re.escape(ports)}; \d+ ops\)", repr(tiny()))
+    assert re.fullmatch(rf"QuantizedModel\({re.escape(ports)}; \d+ ops\)", repr(quantized_tiny()))
+    session = nybble.load(library, threads=1)
+    manifest = session.manifest
+    told = f"Manifest({manifest.target}; {ports}; {len(manifest.layers)} layers)"
+    assert repr(manifest) == told
+    assert repr(session) == f"Session({told}, threads=1)"
+    assert repr(nybble.Artifact(None, manifest)) == f"Artifact({told})"
 
 
 @pytest.mark.parametrize("value", [-1e9, 1e9, np.nan, 0, np.inf, -np.inf])

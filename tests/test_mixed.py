@@ -258,6 +258,7 @@ def test_half_a_goal(given: dict[str, Any], message: str) -> None:
 
 
 def test_limits_with_units() -> None:
+    assert limit_of("size", "66.6kB", (0.0, 1.0)) == pytest.approx(66_600)
     budget = parse_budget("size=0.5, latency=8ms,bops=20G")
     assert budget == {"size": 0.5, "latency": "8ms", "bops": "20G"}
     assert limit_of("size", 0.5, (10.0, 30.0)) == 20

@@ -203,7 +203,7 @@ def test_recipes_survive_json() -> None:
     [
         ("{", "not JSON"),
         ("[]", "expected an object with fields among"),
-        ('{"bits": 8}', "expected an object with fields among.*weights"),
+        ("[8]", "expected an object with fields among.*weights"),
         ('{"weights": 9}', "weights=9 is not one of: 1 to 8, 'ternary'"),
         ('{"weights": 0}', "weights=0 is not one of: 1 to 8"),
         ('{"weights": "binary"}', "weights='binary' is not one of: 1 to 8, 'ternary'"),
@@ -215,6 +215,7 @@ def test_recipes_survive_json() -> None:
         ('{"layers": {"a": {"bits": 4}}}', "layers=.* is not one of: patterns with widths"),
         ('{"layers": {"a": {"weights": 9}}}', "'a': weights=9 is not one of: 1 to 8, 'ternary'"),
         ('{"layers": {"a": {"activations": "float"}}}', "'a': activations='float'"),
+        ('{"wieghts": 4}', r"no field 'wieghts' \(did you mean 'weights'"),
         ('{"group": 128}', "group is for weights of 4 bits"),
         ('{"symmetric": false}', "belongs to weight-only quantization"),
         ('{"activations": "float", "group": 100}', "group=100 is not one of: a multiple of 32"),

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nybble.allocation.problem import Array, Problem, Table, Width, near, problem_of
+from nybble.allocation.problem import Array, Problem, Table, Width, problem_of
 from nybble.allocation.result import Allocation, Solved
-from nybble.errors import AllocationError
+from nybble.errors import AllocationError, near
 
 MOST = 50_000  # states kept: beyond that the front is thinned
 

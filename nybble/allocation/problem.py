@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nybble.errors import AllocationError
+from nybble.errors import AllocationError, near, near_pattern
 
 Width = Any  # hashable: bits, "ternary", a pair of both; Mapping is invariant in its key
 Table = Mapping[str, Mapping[Width, float]]
@@ -164,20 +163,14 @@ def _check_tables(losses: Table, costs: Mapping[str, Table], budget: Mapping[str
                 raise AllocationError(f"{title}: layer '{layer}', width {bad[0]}: not finite.")
 
 
-def near(name: str, known: Iterable[str]) -> str:
-    """A hint at names alike, for the end of a clause."""
-    found = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
-
-
 def _allowed(losses: Table, fixed: Mapping[str, Width]) -> dict[str, list[Width]]:
     allowed = {layer: list(widths) for layer, widths in losses.items()}
     for pattern, width in fixed.items():
         matched = [layer for layer in losses if fnmatch.fnmatchcase(layer, pattern)]
         if not matched:
             raise AllocationError(
-                f"The pattern '{pattern}' matches no layer{near(pattern, losses)}. The layers "
-                f"are: {', '.join(losses)}."
+                f"The pattern '{pattern}' matches no layer{near_pattern(pattern, losses)}. "
+                f"The layers are: {', '.join(losses)}."
             )
         for layer in matched:
             if width not in losses[layer]:

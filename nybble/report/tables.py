@@ -59,27 +59,33 @@ def outcomes(study: Study) -> Table:
 
 
 def layers(rows: Sequence[LayerRow], width: int = WIDE) -> Table:
-    """Widths, kernel, work and time of every layer; fewer columns on a narrow terminal."""
+    """Widths, kernel and work of every layer, and its time if it was measured.
+
+    A narrow terminal gets fewer columns.
+    """
     table = _table("Layers of the deployed library")
-    wide = width >= WIDE
-    table.add_column("layer", no_wrap=True)
-    table.add_column("op", no_wrap=True)
-    table.add_column("widths", no_wrap=True)
+    wide, total = width >= WIDE, sum(row.seconds or 0 for row in rows)
+    for column in ("layer", "op", "widths"):
+        table.add_column(column, no_wrap=True)
     table.add_column("kernel", style="cyan", no_wrap=True, min_width=13)
-    for column in ("MACs", "time", "share") if wide else ("time", "share"):
+    for column in [*(["MACs"] if wide else []), *(["time", "share"] if total else [])]:
         table.add_column(column, justify="right", no_wrap=True, min_width=7)
     table.add_column("", width=BAR if wide else 0)
-    total = sum(row.seconds or 0 for row in rows)
     for row in rows:
-        part = (row.seconds or 0) / total if total else 0.0
-        table.add_row(
-            Text(_tail(row.name, LONGEST_NAME if wide else LONGEST_NAME // 2)),
-            row.op, row.widths, row.kernel, *([units.count(row.macs)] if wide else []),
-            units.duration(row.seconds), f"{100 * part:.1f} %" if row.seconds else units.NONE,
-            Text("█" * round(BAR * part) if wide else "", style="green"),
-        )  # fmt: skip
-    table.caption = f"{len(rows)} layers, {units.duration(total or None)} in kernels"
+        work = [units.count(row.macs)] if wide else []
+        name = _tail(row.name, LONGEST_NAME if wide else LONGEST_NAME // 2)
+        times = _times(row, total, BAR if wide else 0) if total else []
+        table.add_row(Text(name), row.op, row.widths, row.kernel, *work, *times)
+    spent = f", {units.duration(total)} in kernels" if total else ""
+    table.caption = f"{len(rows)} layers{spent}"
     return table
+
+
+def _times(row: LayerRow, total: float, bar: int) -> list[str | Text]:
+    """A layer's time, its share of ``total``, and that as a bar of at most ``bar`` letters."""
+    part = (row.seconds or 0) / total
+    share = f"{100 * part:.1f} %" if row.seconds else units.NONE
+    return [units.duration(row.seconds), share, Text("█" * round(bar * part), style="green")]
 
 
 def chosen(rows: Sequence[LayerRow]) -> RenderableType:

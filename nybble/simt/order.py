@@ -52,7 +52,3 @@ class Order:
     def acquire(self, block: int, warp: int, known: npt.NDArray[np.int32]) -> None:
         """A warp takes over what others had released."""
         np.maximum(self.seen[block, warp], known, out=self.seen[block, warp])
-
-    def up_to(self, block: Ints, warp: Ints) -> npt.NDArray[np.int32]:
-        """``(n, warps + 1)``: the vectors of the lanes' warps."""
-        return self.seen[block, warp]

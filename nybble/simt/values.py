@@ -21,11 +21,6 @@ Mask = npt.NDArray[np.bool_] | None
 Binary = Callable[[Value, Value], Value]
 
 
-def scalar_dtype(name: str) -> np.dtype[Any]:
-    """NumPy's dtype of one element: ``float16`` for ``float16x2``."""
-    return np.dtype(name.partition("x")[0])
-
-
 def _trunc_div(a: Value, b: Value) -> Value:
     if a.dtype.kind == "f":
         return a / b

@@ -85,8 +85,8 @@ def line(state: State) -> str:
         parts.append(f"now {short(state.serving.search.task.problem)}")
     if state.failures:
         parts.append(", ".join(f"{count} {kind}" for kind, count in sorted(state.failures.items())))
-    if state.left is not None:
-        parts.append(f"about {units.duration(max(state.left, 1e-3))} left")
+    if state.left:
+        parts.append(f"about {units.duration(state.left)} left")
     return "; ".join(parts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import tvm
 
 from nybble.budget import bits_of
 from nybble.cache import folder
-from nybble.errors import CalibrationError, NybbleError
+from nybble.errors import CalibrationError, NybbleError, near_pattern
 from nybble.executors.interface import Executor
 from nybble.passes.calibrate import Ranges, calibrate
 from nybble.passes.correction.spool import Spool
@@ -165,6 +164,8 @@ def _layers(subject: Subject, measure: Measure) -> tuple[str, ...]:
         )
     if not subject.widths or len(set(subject.widths)) < len(subject.widths):
         raise NybbleError(f"widths={subject.widths!r}: give different widths such as (2, 4, 8).")
+    for width in subject.widths:
+        at_width(subject.recipe, width)  # refuses what is no width before anything is measured
     layers = list(plan(subject.module, at_width(subject.recipe, 8)).weights)
     joint = [w for w in subject.widths if bits_of(w)[1] is not None]
     if joint and measure.name not in WITH_ACTIVATIONS:
@@ -174,10 +175,8 @@ def _layers(subject: Subject, measure: Measure) -> tuple[str, ...]:
         )
     for pattern in measure.layers:
         if not fnmatch.filter(layers, pattern):
-            near = difflib.get_close_matches(pattern, layers, n=3, cutoff=0.5)
-            hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
             raise NybbleError(
-                f"The pattern '{pattern}' matches no quantized convolution or linear layer{hint}. "
-                f"These are: {', '.join(layers) or 'none'}."
+                f"The pattern '{pattern}' matches no quantized convolution or linear layer"
+                f"{near_pattern(pattern, layers)}. These are: {', '.join(layers) or 'none'}."
             )
     return tuple(n for n in layers if any(fnmatch.fnmatchcase(n, p) for p in measure.layers))

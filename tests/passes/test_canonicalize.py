@@ -201,3 +201,13 @@ def test_debugging_checks_after_every_pass_and_dumps(monkeypatch, tmp_path):
     with pytest.raises(StageError, match=r"after the passes channels_last, spoil\)"):
         pipeline.run(layer("relu"), steps, "float", "float")
     assert [p.name for p in tmp_path.iterdir()] == ["float.00.channels_last.py"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("NYBBLE_DEBUG", "yes", "'yes' is not one of: 0"), ("NYBBLE_DUMP", "/proc/x", "written")],
+)
+def test_environment_that_cannot_be_followed(monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(NybbleError, match=rf"{name}={value}.*{message}|{name}={message}"):
+        pipeline.run(layer("relu"), [("channels_last", channels_last)], "float", "float")

@@ -101,6 +101,12 @@ def test_layers_that_do_not_exist_are_listed():
         integers(Recipe(layers={"layer9*": {"weights": 4}}))
     with pytest.raises(NybbleError, match=r"'a.relu' matches no quantized convolution"):
         integers(Recipe(layers={"a.relu": {"weights": 4}}))
+    with pytest.raises(NybbleError, match=r"'tem' matches no .* \(did you mean '\*tem\*'\?\)"):
+        integers(Recipe(layers={"tem": {"weights": 4}}))
+    with pytest.raises(
+        NybbleError, match=r"'haed' matches no .* \(did you mean 'head' or 'add'\?\)"
+    ):
+        integers(Recipe(keep_float=("haed",)))
     with pytest.raises(NybbleError, match=r"'a' matches no quantized .*: stem, b, c"):
         integers(Recipe(keep_float=("a",), layers={"a": {"weights": 4}}))
 

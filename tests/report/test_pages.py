@@ -106,6 +106,12 @@ def test_layer_table_has_one_line_a_layer(width: int) -> None:
     assert max(map(len, lines)) <= width
 
 
+def test_layers_without_times_have_no_columns_for_them() -> None:
+    shown = text_of(tables.layers([replace(row, seconds=None) for row in LAYERS]))
+    assert "MACs" in shown
+    assert not re.search(r"time|share|in kernels", shown)
+
+
 def test_parity_table_shows_only_what_differs() -> None:
     assert "zero differences" in text_of(tables.parity(ParityReport((SAME,), 1)))
     wrong = replace(SAME, layer="other", differing=7)

@@ -192,14 +192,17 @@ def test_files_of_others_stay(
     np.testing.assert_array_equal(load(path)(X), X * W * W)
 
 
-@pytest.mark.parametrize("moment", ["posix_fallocate", "fsync", "replace"])
+@pytest.mark.parametrize(
+    ("where", "moment"),
+    [(os, "posix_fallocate"), (os, "fsync"), (os, "replace"), (artifact, "seal")],
+)
 def test_full_disk_leaves_the_older_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, moment: str
 ) -> None:
     path = tmp_path / "net.so"
     executable, values = tiny_outside()
     artifact.export_all([(executable, tiny_manifest(layers=()))], path, [values])
-    monkeypatch.setattr(os, moment, fill_disk)
+    monkeypatch.setattr(where, moment, fill_disk)
     with pytest.raises(ArtifactError, match="no space left"):
         artifact.export_all([(executable, tiny_manifest(layers=()))], path, [[W * 9]])
     monkeypatch.undo()

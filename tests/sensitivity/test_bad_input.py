@@ -68,6 +68,10 @@ def test_what_is_no_measure_or_width() -> None:
             nybble.sensitivity(model(), images(), "influence", widths)
     with pytest.raises(NybbleError, match="weights=9"):
         nybble.sensitivity(model(), images(), "influence", (4, 9))
+    steps: list[int] = []
+    with pytest.raises(NybbleError, match="weights=9"):
+        nybble.sensitivity(model(), images(), widths=(4, 9), progress=lambda *s: steps.append(s[0]))
+    assert not steps  # before anything is measured
     with pytest.raises(NybbleError, match="takes no loss"):
         Measure("influence", loss=lambda outputs, _: outputs[0].sum())
     with pytest.raises(NybbleError, match="fewest"):

@@ -76,6 +76,7 @@ def test_a_network_is_tuned_and_shown(tmp_path: Path, quantized: bool) -> None:
     line = view.line(found.state)
     assert line.startswith("40 of 40 trials in ")
     assert f"{found.speedup:.3f}x" in line
+    assert "left" not in line  # the session is over
 
 
 @pytest.mark.slow
