@@ -18,6 +18,7 @@ from nybble.frontend.extents import Refused
 from nybble.frontend.onnx_node import Node
 from nybble.frontend.onnx_ops import CONVERTERS
 from nybble.frontend.onnx_quantized import QUANTIZED
+from nybble.frontend.open_sizes import Shapes
 from nybble.frontend.quantized import held_in
 from nybble.ir import graph
 
@@ -31,7 +32,7 @@ DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 def from_onnx(
-    source: str | Path | bytes | onnx.ModelProto, shapes: onnx_file.Shapes | None = None
+    source: str | Path | bytes | onnx.ModelProto, shapes: Shapes | None = None
 ) -> tvm.IRModule:
     """Imports a network, float or quantized.
 
