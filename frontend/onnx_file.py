@@ -17,8 +17,8 @@ from onnx import numpy_helper
 from tvm import relax
 
 from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
-from nybble.frontend.build import is_sound, not_finite
 from nybble.frontend import open_sizes
+from nybble.frontend.build import is_sound, not_finite
 from nybble.frontend.onnx_external import MAPPED, mapped
 
 OLDEST_OPSET = 7
@@ -147,7 +147,7 @@ def array(tensor: onnx.TensorProto, source: Source, name: str) -> NDArray[Any]:
     return values
 
 
-def inputs(source: Source, shapes: Shapes | None) -> list[relax.Var]:
+def inputs(source: Source, shapes: open_sizes.Shapes | None) -> list[relax.Var]:
     """The model's inputs as Relax variables; a dynamic axis 0 is the shared symbolic batch.
 
     Args:
@@ -167,7 +167,7 @@ def inputs(source: Source, shapes: Shapes | None) -> list[relax.Var]:
     symbols: dict[str, Any] = {}
     return [
         relax.Var(info.name, relax.TensorType(
-            [s if isinstance(s, int) else open_sizes.variable(symbols, s) for s in chosen[info.name]],
+            open_sizes.expressions(symbols, chosen[info.name]),
             INPUTS[info.type.tensor_type.elem_type],
         ))
         for info in infos

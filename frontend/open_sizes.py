@@ -1,6 +1,6 @@
 """What a caller says of open sizes: shapes by the name of an input, or by a pattern of names.
 
-    {"input_ids": (None, "length"), "past_*": (None, 4, "past", 64), "mask": (None, "past + length")}
+    {"ids": (None, "length"), "past_*": (None, 4, "past", 64), "mask": (None, "past + length")}
 
 None is the batch, a name an extent that stays open, a sum what other inputs' sizes make.
 """
@@ -54,11 +54,15 @@ def addends(size: str | None) -> list[str]:
     return [BATCH] if size is None else [name.strip() for name in size.split("+")]
 
 
-def variable(symbols: dict[str, Any], size: str | None) -> Any:
-    """An open extent as TIR: each name is one variable, which ``symbols`` keeps."""
-    return reduce(
-        add, [symbols.setdefault(n, tvm.tirx.Var(n, "int64")) for n in addends(size)]
-    )
+def expressions(symbols: dict[str, Any], shape: Shape) -> list[Any]:
+    """A shape as Relax takes it: each name is one variable, which ``symbols`` keeps."""
+    return [size if isinstance(size, int) else total(symbols, size) for size in shape]
+
+
+def total(symbols: dict[str, Any], size: str | None) -> Any:
+    """An open extent as TIR."""
+    variables = [symbols.setdefault(n, tvm.tirx.Var(n, "int64")) for n in addends(size)]
+    return reduce(add, variables)
 
 
 def check_sums(shapes: Mapping[str, Shape]) -> None:

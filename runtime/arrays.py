@@ -171,7 +171,9 @@ def nothing(
                 f"'{port.name}' {port} is not empty with it, or not sure to be."
             )
     stand_ins = [
-        np.zeros([1 if w in zeros else n for w, n in zip(port.shape, x.shape, strict=True)], x.dtype)
+        np.zeros(
+            [1 if w in zeros else n for w, n in zip(port.shape, x.shape, strict=True)], x.dtype
+        )
         for port, x in zip(inputs, arrays, strict=True)
     ]
     return [

@@ -10,7 +10,7 @@ SIGN = " + "
 
 
 def addends(extent: int | str) -> list[str]:
-    """The names that an extent is the sum of; none for a number, a single name, or more than that."""
+    """The names that an extent is the sum of; none for every other extent."""
     parts = extent.split(SIGN) if isinstance(extent, str) else []
     return parts if len(parts) > 1 and all(map(str.isidentifier, parts)) else []
 
@@ -27,9 +27,4 @@ def appended(ports: Sequence[Port]) -> set[str]:
     Args:
         ports: the outputs.
     """
-    return {
-        name
-        for port in ports
-        for extent in port.shape
-        for name in addends(extent)
-    }
+    return {name for port in ports for extent in port.shape for name in addends(extent)}
