@@ -50,18 +50,12 @@ def causal_mask(node: Node, build: Builder, rows: Any, columns: Any) -> Value:
     if isinstance(rows, int) and isinstance(columns, int):
         allowed = np.tril(np.ones((rows, columns), bool), columns - rows)
         return np.where(allowed, np.float32(0), hidden)
-    own = steps(build, columns - rows, columns, f"{node.name}.own")
+    own = general.steps(build, columns - rows, columns, f"{node.name}.own")
     column = node.op("Unsqueeze.own", own, np.array([1]))
-    seen = node.op("LessOrEqual.seen", steps(build, 0, columns, f"{node.name}.every"), column)
+    seen = node.op(
+        "LessOrEqual.seen", general.steps(build, 0, columns, f"{node.name}.every"), column
+    )
     return build.where(seen, np.float32(0), hidden, f"{node.name}.future")
-
-
-def steps(build: Builder, begin: Any, end: Any, name: str) -> Value:
-    """The whole numbers from begin to end, which may be open extents; int64."""
-    if isinstance(begin, int) and isinstance(end, int):
-        return np.arange(begin, end)
-    bounds = extents.expressions([begin, end])
-    return build.emit(relax.op.arange(*bounds, dtype="int64"), name)
 
 
 def padding_mask(node: Node, build: Builder, mask: Value, columns: Any) -> Value:
@@ -196,7 +190,7 @@ def rotary_embedding(node: Node, build: Builder) -> Value:
             heads = int(extents.shape(x)[2]) // (2 * int(extents.shape(tables[0])[1]))  # type: ignore[arg-type]
         x = heads_apart(build, x, heads, node.name)
     if extents.rank(places) == 1:  # where the first token stands
-        each = steps(build, 0, extents.shape(x)[2], f"{node.name}.steps")
+        each = general.steps(build, 0, extents.shape(x)[2], f"{node.name}.steps")
         first = node.op("Unsqueeze.first", places, np.array([0]))
         places = node.op("Add.places", build.cast(first, "int64", f"{node.name}.first"), each)
     turned = turned_by_places(node, build, x, places, tables)

@@ -13,12 +13,11 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from tvm import relax
 
 from nybble.frontend import extents, general
-from nybble.frontend.build import Builder, Value, dtype_of
+from nybble.frontend.build import Builder, Value
 from nybble.frontend.extents import Refused
-from nybble.frontend.onnx_attention import heads_apart, heads_together, steps, turned_by_places
+from nybble.frontend.onnx_attention import heads_apart, heads_together, turned_by_places
 from nybble.frontend.onnx_node import Node
 
 
@@ -32,7 +31,9 @@ def group_query_attention(node: Node, build: Builder) -> Value:
     if node.attr("do_rotary", 0):
         places = node.input(9)
         if places is None:
-            places = node.op("Add.places", begin, steps(build, 0, length, f"{node.name}.steps"))
+            places = node.op(
+                "Add.places", begin, general.steps(build, 0, length, f"{node.name}.steps")
+            )
         tables = [node.input(7), node.input(8)]
         q, k = (turned_by_places(node, build, x, places, tables) for x in (q, k))
     keys, values = (
@@ -88,14 +89,14 @@ def _shifted(build: Builder, x: Value, by: Any, name: str) -> Value:
     """Integers plus an extent, which may be open."""
     if not isinstance(by, extents.Symbolic):
         return build.binary("add", x, int(by), name)
-    return build.binary("add", x, steps(build, by, by + 1, f"{name}.by"), name)
+    return build.binary("add", x, general.steps(build, by, by + 1, f"{name}.by"), name)
 
 
 def _appended(node: Node, build: Builder, past: Value, new: Value, begin: Value) -> Value:
     """The cache with the new keys or values in it."""
     if past is None:
         return new
-    batch, heads, length, _ = extents.shape(new)
+    batch, _, length, _ = extents.shape(new)
     room, total = extents.shape(past)[2], node.input(6)
     grows = isinstance(total, np.ndarray) and total.reshape(-1)[0] == room + length
     if not grows and isinstance(room, extents.Symbolic):
@@ -106,33 +107,16 @@ def _appended(node: Node, build: Builder, past: Value, new: Value, begin: Value)
     whole = build.concat([past, new], 2, f"{node.name}.cache") if grows else past
     if grows and batch == 1:
         return whole
-    places = node.op("Add.row", begin, steps(build, 0, length, f"{node.name}.new"))
-    index = _indices(node, build, places, [batch, heads, length])
-    kind = dtype_of(whole)
-    updated = relax.op.scatter_nd(whole, index, build.tensor(new, node.name, kind), "update")
-    return build.emit(updated, f"{node.name}.cache")
-
-
-def _indices(node: Node, build: Builder, places: Value, sizes: list[Any]) -> Value:
-    """(batch, head, place) of each new row, int64 (batch, heads, length, 3)."""
-    counted = [steps(build, 0, size, f"{node.name}.index") for size in sizes[:2]]
-    rows = node.op("Unsqueeze.row", places, np.array([1, 3]))
-    columns = [
-        node.op("Unsqueeze.axis", step, np.array([a for a in range(4) if a != axis]))
-        for axis, step in enumerate(counted)
-    ]
-    parts = [
-        general.broadcast(build, part, [*sizes, 1], f"{node.name}.places")
-        for part in (*columns, rows)
-    ]
-    return build.concat(parts, 3, f"{node.name}.indices")
+    places = node.op("Add.row", begin, general.steps(build, 0, length, f"{node.name}.new"))
+    rows = node.op("Unsqueeze.row", places, np.array([1]))
+    return general.written(build, whole, 2, rows, new, f"{node.name}.cache")
 
 
 def _mask(node: Node, build: Builder, begin: Value, length: Any, total: Any) -> Value:
     """0 where a new token may look, minus infinity elsewhere: (batch, 1, length, total)."""
-    rows = node.op("Add.rows", begin, steps(build, 0, length, f"{node.name}.rows"))
+    rows = node.op("Add.rows", begin, general.steps(build, 0, length, f"{node.name}.rows"))
     rows = node.op("Unsqueeze.rows", rows, np.array([1, 3]))
-    columns = steps(build, 0, total, f"{node.name}.columns")
+    columns = general.steps(build, 0, total, f"{node.name}.columns")
     seen = node.op("LessOrEqual.seen", columns, rows)
     window = node.attr("local_window_size", -1)
     if window > 0:
@@ -147,7 +131,7 @@ def _mixed(node: Node, build: Builder, qkv: list[Value], mask: Value) -> Value:
     batch, heads, length, size = extents.shape(q)
     shared = extents.shape(k)[1]
     scale, cap = float(node.attr("scale", 0.0)), float(node.attr("softcap", 0.0))
-    rows = [batch, shared, (heads // shared) * length, size]  # type: ignore[operator]
+    rows = [batch, shared, (heads // shared) * length, size]
     q = build.reshape(q, rows, f"{node.name}.shared")
     turned = build.transpose(k, (0, 1, 3, 2), f"{node.name}.keys")
     scores = general.matmul(build, q, turned, f"{node.name}.scores")
