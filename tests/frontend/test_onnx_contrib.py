@@ -76,7 +76,8 @@ def _given(operands: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(op: str, operands: dict[str, Any], attrs: dict[str, Any]) -> onnx.ModelProto:
-    outputs = ["y", "lengths"] if op.startswith("Embed") else ["y"]
+    kept = ["present"] if "past" in operands else ["keys", "values"] if "pk" in operands else []
+    outputs = ["y", "lengths"] if op.startswith("Embed") else ["y", *kept]
     node = helper.make_node(
         op,
         [name.strip() for name in operands],
