@@ -81,10 +81,12 @@ def _names(net: torch.nn.Module, count: int) -> list[str]:
         if kind.kind == inspect.Parameter.VAR_POSITIONAL:
             names += [f"{name}_{i}" for i in range(count - len(names))]
         names.append(name)
+    names += [f"input_{i}" for i in range(len(names), count)]  # too many; torch says so
     return names[:count]
 
 
 def _single(net: torch.nn.Module) -> int:
+    """How many arguments stand in front of ``*args``."""
     kinds = [p.kind for p in inspect.signature(net.forward).parameters.values()]
     rest = inspect.Parameter.VAR_POSITIONAL
     return kinds.index(rest) if rest in kinds else len(kinds)
