@@ -212,6 +212,8 @@ def turned_by_places(
     size = extents.shape(x)[3]
     half = int(extents.shape(tables[0])[1])  # type: ignore[arg-type]
     turning = 2 * half
+    if isinstance(size, int) and turning > size:
+        raise Refused(f"turns {turning} elements of heads of {size}")
     cos, sin = (
         node.op("Unsqueeze.table", node.op("Gather.angle", t, places), np.array([1]))
         for t in tables

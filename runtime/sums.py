@@ -22,9 +22,10 @@ def is_kept(extent: int | str, size: int, sizes: Mapping[str, int]) -> bool:
 
 
 def appended(ports: Sequence[Port]) -> set[str]:
-    """Sizes that the network only appends other sizes to, so that they may be 0.
+    """Sizes that the network only appends others to, so that they may be 0: a cache's.
 
     Args:
         ports: the outputs.
     """
-    return {name for port in ports for extent in port.shape for name in addends(extent)}
+    every = [extent for port in ports for extent in port.shape]
+    return {name for extent in every for name in addends(extent)}.difference(map(str, every))

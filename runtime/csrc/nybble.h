@@ -232,10 +232,15 @@ class Network {
       }
     }
     if (zeros.empty()) return zeros;
+    std::set<std::string> alone, appended;
     for (const Port& port : manifest().outputs) {
       for (const Extent& extent : port.shape) {
-        for (const std::string& name : detail::Addends(extent)) zeros.erase(name);
+        alone.insert(extent.name);
+        for (const std::string& name : detail::Addends(extent)) appended.insert(name);
       }
+    }
+    for (const std::string& name : appended) {
+      if (!alone.count(name)) zeros.erase(name);
     }
     return zeros;
   }

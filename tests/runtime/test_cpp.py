@@ -131,7 +131,8 @@ def test_cache_that_grows_from_nothing(folder: Path, tmp_path: Path) -> None:
     session = load(tmp_path / "cache.so")
     for n in (0, 2):
         past, mask = np.arange(4 * n, dtype=np.float32).reshape(n, 4), np.ones((n + 3, 1), "f4")
-        wanted = {"both": np.concatenate([past, X]), "kept": np.concatenate([past, X]) * mask}
+        both = np.concatenate([past, X])
+        wanted = {"both": both, "kept": both * mask, "new": -X}
         outputs, errors = run(folder / "run", tmp_path / "cache.so", [mask, past, X])
         assert errors == ""
         np.testing.assert_equal(outputs, wanted)
@@ -140,6 +141,10 @@ def test_cache_that_grows_from_nothing(folder: Path, tmp_path: Path) -> None:
             session(mask[1:], past, X)
         _, errors = run(folder / "run", tmp_path / "cache.so", [mask[1:], past, X])
         assert "'mask': expected float32 (n + m, 1)" in errors
+    with pytest.raises(ArtifactError, match="m is 0"):  # no new tokens: nothing to compute
+        session(mask[:2], past, X[:0])
+    _, errors = run(folder / "run", tmp_path / "cache.so", [mask[:2], past, X[:0]])
+    assert "is not empty with it" in errors
 
 
 @pytest.mark.parametrize(
