@@ -99,3 +99,63 @@ def filled(build: Builder, target: Sequence[Extent], value: Any, name: str) -> r
     single = np.asarray(value).reshape(())
     constant = graph.constant(single, dtype_of(single))
     return build.emit(relax.op.broadcast_to(constant, extents.expressions(target)), name)
+
+
+# ---------------------------------------------------------------- caches
+
+
+def steps(build: Builder, begin: Extent, end: Extent, name: str) -> Value:
+    """The whole numbers from begin to end, int64."""
+    if isinstance(begin, int) and isinstance(end, int):
+        return np.arange(begin, end)
+    bounds = extents.expressions([begin, end])
+    return build.emit(relax.op.arange(*bounds, dtype="int64"), name)
+
+
+def inside(build: Builder, places: Value, size: Extent, name: str) -> Value:
+    """Places along an axis; negative ones count from its end.
+
+    A kernel would write outside of its tensor at others: those are the first or the last place.
+    """
+    wide = build.cast(places, "int64", f"{name}.wide")
+    if not isinstance(wide, relax.Var):
+        wide = build.tensor(wide, name, "int64")
+    last = steps(build, size - 1, size, f"{name}.last")
+    length = steps(build, size, size + 1, f"{name}.length")
+    below = build.binary("less", wide, 0, f"{name}.negative")
+    wrapped = build.binary("add", wide, length, f"{name}.wrapped")
+    known = build.where(below, wrapped, wide, f"{name}.positive")
+    return build.binary("maximum", build.binary("minimum", known, last, f"{name}.least"), 0, name)
+
+
+def written(build: Builder, x: Value, axis: int, places: Value, new: Value, name: str) -> relax.Var:
+    """A tensor with new rows in place of those at some places along an axis.
+
+    Args:
+        build: the builder.
+        x: the tensor; its axes in front of ``axis`` are those of ``new``.
+        axis: that is written along.
+        places: integers that broadcast to the extents of ``new`` up to ``axis``.
+        new: the rows.
+        name: of the result.
+    """
+    lead = list(extents.shape(new)[: axis + 1])
+    known = inside(build, places, extents.shape(x)[axis], f"{name}.places")
+    known = build.reshape(known, [*[1] * (axis + 1 - extents.rank(known)), *extents.shape(known)],
+                          f"{name}.rows")  # fmt: skip
+    columns = [
+        build.reshape(steps(build, 0, size, f"{name}.{at}"), _along(at, axis + 1, size),
+                      f"{name}.column")
+        for at, size in enumerate(lead[:-1])
+    ]  # fmt: skip
+    parts = [
+        build.unsqueeze(broadcast(build, part, lead, f"{name}.every"), [axis + 1], f"{name}.place")
+        for part in (*columns, known)
+    ]
+    index = build.concat(parts, axis + 1, f"{name}.index") if len(parts) > 1 else parts[0]
+    operands = [build.tensor(v, name, dtype_of(v)) for v in (x, index, new)]
+    return build.emit(relax.op.scatter_nd(*operands, "update"), name)
+
+
+def _along(axis: int, rank: int, size: Extent) -> list[Extent]:
+    return [size if at == axis else 1 for at in range(rank)]

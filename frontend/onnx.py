@@ -18,6 +18,7 @@ from nybble.frontend.extents import Refused
 from nybble.frontend.onnx_node import Node
 from nybble.frontend.onnx_ops import CONVERTERS
 from nybble.frontend.onnx_quantized import QUANTIZED
+from nybble.frontend.open_sizes import Shapes
 from nybble.frontend.quantized import held_in
 from nybble.ir import graph
 
@@ -31,7 +32,7 @@ DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 def from_onnx(
-    source: str | Path | bytes | onnx.ModelProto, shapes: onnx_file.Shapes | None = None
+    source: str | Path | bytes | onnx.ModelProto, shapes: Shapes | None = None
 ) -> tvm.IRModule:
     """Imports a network, float or quantized.
 
@@ -271,7 +272,8 @@ class _Importer:
         others = {o.domain: o.version for o in self.source.model.opset_import}
         context.opset_imports = {**others, "": opset}
         try:
-            onnx.checker.check_node(proto, context)
+            if not _is_foreign(proto):
+                onnx.checker.check_node(proto, context)
         except onnx.checker.ValidationError as error:
             raise ImportModelError(f"{proto.op_type} '{name}': invalid ONNX: {error}") from error
         attrs = {a.name: _plain(helper.get_attribute_value(a)) for a in proto.attribute}
@@ -308,6 +310,11 @@ def _key(proto: onnx.NodeProto) -> str:
     """An operator's name, with its domain where that is not ONNX's own."""
     own = proto.domain in DEFAULT_DOMAINS
     return str(proto.op_type) if own else f"{proto.domain}.{proto.op_type}"
+
+
+def _is_foreign(proto: onnx.NodeProto) -> bool:
+    """Whether ONNX Runtime keeps an operator of its own under ONNX's name, unknown to ONNX."""
+    return proto.op_type in CONVERTERS and not onnx.defs.has(proto.op_type)
 
 
 def _plain(value: Any) -> Any:

@@ -44,12 +44,18 @@ def attend(node: Node, build: Builder, qkv: list[Value], masks: list[Value]) -> 
     return general.matmul(build, weights, v, f"{node.name}.mixed")
 
 
-def causal_mask(node: Node, rows: Any, columns: Any) -> Value:
-    """What keeps a position from seeing those behind it."""
-    if not isinstance(rows, int) or not isinstance(columns, int):
-        raise Refused("hides the future of an open length")
-    allowed = np.tril(np.ones((rows, columns), bool), columns - rows)
-    return np.where(allowed, np.float32(0), np.float32(node.attr("mask_filter_value", -10000.0)))
+def causal_mask(node: Node, build: Builder, rows: Any, columns: Any) -> Value:
+    """What keeps a position, one of the last ``rows``, from seeing those behind it."""
+    hidden = np.float32(node.attr("mask_filter_value", -10000.0))
+    if isinstance(rows, int) and isinstance(columns, int):
+        allowed = np.tril(np.ones((rows, columns), bool), columns - rows)
+        return np.where(allowed, np.float32(0), hidden)
+    own = general.steps(build, columns - rows, columns, f"{node.name}.own")
+    column = node.op("Unsqueeze.own", own, np.array([1]))
+    seen = node.op(
+        "LessOrEqual.seen", general.steps(build, 0, columns, f"{node.name}.every"), column
+    )
+    return build.where(seen, np.float32(0), hidden, f"{node.name}.future")
 
 
 def padding_mask(node: Node, build: Builder, mask: Value, columns: Any) -> Value:
@@ -89,7 +95,7 @@ def _refuse(node: Node, *operands: tuple[int, str]) -> None:
 def attention(node: Node, build: Builder) -> Value:
     """``Attention``: one product gives query, key and value."""
     x, weight, bias, mask = (node.input(i) for i in range(4))
-    _refuse(node, (4, "a past state"), (6, "a past length"))
+    _refuse(node, (6, "a past length"))
     heads, sizes = node.attrs["num_heads"], node.attr("qkv_hidden_sizes")
     width = int(extents.shape(weight)[1])  # type: ignore[arg-type]
     sizes = list(sizes) if sizes else [width // 3] * 3
@@ -100,24 +106,45 @@ def attention(node: Node, build: Builder) -> Value:
                     f"{node.name}.{part}")
         for part, span in zip("qkv", zip([0, *ends[:2]], ends, strict=True), strict=True)
     )  # fmt: skip
+    k, v = (
+        _behind(build, _half(node, build, i), new, f"{node.name}.cache")
+        for i, new in enumerate((k, v))
+    )
     masks = _masks(node, build, q, k, mask)
     if node.input(5) is not None:
         masks.append(node.input(5))
-    return heads_together(build, attend(node, build, [q, k, v], masks), node.name), None
+    present = None
+    if any(node.read[1:]):
+        parts = [build.unsqueeze(x, [0], f"{node.name}.half") for x in (k, v)]
+        present = build.concat(parts, 0, f"{node.name}.present")
+    return heads_together(build, attend(node, build, [q, k, v], masks), node.name), present
+
+
+def _half(node: Node, build: Builder, index: int) -> Value:
+    """The keys (0) or values (1) of a past state (2, batch, heads, length, size)."""
+    past = node.input(4)
+    if past is None:
+        return None
+    half = general.cut(build, past, {0: (index, index + 1)}, f"{node.name}.past")
+    return build.squeeze(half, [0], f"{node.name}.past")
+
+
+def _behind(build: Builder, past: Value, new: Value, name: str) -> Value:
+    return new if past is None else build.concat([past, new], 2, name)
 
 
 def _masks(node: Node, build: Builder, q: Value, k: Value, mask: Value) -> list[Value]:
     rows, columns = extents.shape(q)[2], extents.shape(k)[2]
     found = [padding_mask(node, build, mask, columns)]
     if node.attr("unidirectional", 0):
-        found.append(causal_mask(node, rows, columns))
+        found.append(causal_mask(node, build, rows, columns))
     return [m for m in found if m is not None]
 
 
 def multi_head_attention(node: Node, build: Builder) -> Value:
     """``MultiHeadAttention`` on projected query, key and value."""
     q, k, v, bias, mask, beside = (node.input(i) for i in range(6))
-    _refuse(node, (6, "a past key"), (7, "a past value"))
+    _refuse(node, (8, "a cache of fixed length"), (9, "a search by beams"))
     heads = node.attrs["num_heads"]
     parts = [q, k, v]
     if k is None:
@@ -143,50 +170,70 @@ def multi_head_attention(node: Node, build: Builder) -> Value:
             p if extents.rank(p) == 4 else heads_apart(build, p, heads, f"{node.name}.{i}")
             for i, p in enumerate(parts)
         ]
-    masks = _masks(node, build, parts[0], parts[1], mask)
+    k, v = (
+        _behind(build, node.input(6 + i), new, f"{node.name}.cache")
+        for i, new in enumerate(parts[1:])
+    )
+    masks = _masks(node, build, parts[0], k, mask)
     if beside is not None:
         masks.append(beside)
-    return heads_together(build, attend(node, build, parts, masks), node.name), None, None
-
-
-def group_query_attention(_node: Node, _build: Builder) -> Value:
-    """``GroupQueryAttention`` keeps a cache that grows from call to call."""
-    raise Refused("keeps a growing cache of keys and values; export the network without a cache")
+    mixed = attend(node, build, [parts[0], k, v], masks)
+    return heads_together(build, mixed, node.name), k, v
 
 
 def rotary_embedding(node: Node, build: Builder) -> Value:
     """Turns pairs of elements by angles of their position, with tables of cosines and sines."""
-    x, places, cosines, sines = node.inputs[:4]
+    x, places, *tables = node.inputs[:4]
     heads, packed = node.attr("num_heads", 0), extents.rank(x) == 3
     if packed:
         if not heads:
-            heads = int(extents.shape(x)[2]) // (2 * int(extents.shape(cosines)[1]))  # type: ignore[arg-type]
+            heads = int(extents.shape(x)[2]) // (2 * int(extents.shape(tables[0])[1]))  # type: ignore[arg-type]
         x = heads_apart(build, x, heads, node.name)
-    length, size = extents.shape(x)[2:]
-    turning = int(node.attr("rotary_embedding_dim", 0)) or int(size)  # type: ignore[arg-type]
-    half = turning // 2
-    if extents.rank(places) == 1:
-        table = [
-            node.op("Slice.table", t, np.array([0]), np.array([length])) for t in (cosines, sines)
-        ]
-        cos, sin = (node.op("Unsqueeze.table", t, np.array([0, 1])) for t in table)
-    else:
-        cos, sin = (
-            node.op("Unsqueeze.table", node.op("Gather.angle", t, places), np.array([1]))
-            for t in (cosines, sines)
-        )
+    if extents.rank(places) == 1:  # where the first token stands
+        each = general.steps(build, 0, extents.shape(x)[2], f"{node.name}.steps")
+        first = node.op("Unsqueeze.first", places, np.array([0]))
+        places = node.op("Add.places", build.cast(first, "int64", f"{node.name}.first"), each)
+    turned = turned_by_places(node, build, x, places, tables)
+    return heads_together(build, turned, node.name) if packed else turned
+
+
+def turned_by_places(
+    node: Node, build: Builder, x: Value, places: Value, tables: list[Value]
+) -> Value:
+    """Heads (batch, heads, length, size) turned by the angles of their tokens' places.
+
+    Args:
+        node: whose attributes say how much of a head is turned, and in which order.
+        build: the builder.
+        x: the heads.
+        places: int64 (batch or 1, length).
+        tables: cosines and sines (places, half of what is turned).
+    """
+    size = extents.shape(x)[3]
+    half = int(extents.shape(tables[0])[1])  # type: ignore[arg-type]
+    turning = 2 * half
+    if isinstance(size, int) and turning > size:
+        raise Refused(f"turns {turning} elements of heads of {size}")
+    cos, sin = (
+        node.op("Unsqueeze.table", node.op("Gather.angle", t, places), np.array([1]))
+        for t in tables
+    )
     head = general.cut(build, x, {3: (0, turning)}, f"{node.name}.turned")
     turned = _turned(node, build, head, (cos, sin), half)
     if turning != size:
         rest = general.cut(build, x, {3: (turning, size)}, f"{node.name}.rest")
         turned = build.concat([turned, rest], 3, f"{node.name}.whole")
-    return heads_together(build, turned, node.name) if packed else turned
+    return turned
+
+
+def _interleaved(node: Node) -> bool:
+    return bool(node.attr("interleaved", 0) or node.attr("rotary_interleaved", 0))
 
 
 def _turned(node: Node, build: Builder, x: Value, angle: tuple[Value, Value], half: int) -> Value:
     """(a, b) -> (a·cos - b·sin, a·sin + b·cos), of halves or of neighbours."""
     cos, sin = angle
-    if node.attr("interleaved", 0):
+    if _interleaved(node):
         first = general.take(build, x, np.arange(0, 2 * half, 2), 3, f"{node.name}.even")
         second = general.take(build, x, np.arange(1, 2 * half, 2), 3, f"{node.name}.odd")
     else:
@@ -195,7 +242,7 @@ def _turned(node: Node, build: Builder, x: Value, angle: tuple[Value, Value], ha
     a = node.op("Sub.a", node.op("Mul.ac", first, cos), node.op("Mul.bs", second, sin))
     b = node.op("Add.b", node.op("Mul.as", first, sin), node.op("Mul.bc", second, cos))
     joined = build.concat([a, b], 3, f"{node.name}.pairs")
-    if not node.attr("interleaved", 0):
+    if not _interleaved(node):
         return joined
     order = np.arange(2 * half).reshape(2, half).T.reshape(-1)
     return general.take(build, joined, order, 3, f"{node.name}.interleaved")

@@ -12,10 +12,10 @@ from nybble.frontend.build import Builder, Value
 from nybble.frontend.extents import Refused
 from nybble.frontend.onnx_attention import (
     attention,
-    group_query_attention,
     multi_head_attention,
     rotary_embedding,
 )
+from nybble.frontend.onnx_cache import group_query_attention
 from nybble.frontend.onnx_node import Node
 from nybble.frontend.onnx_reduce import normal, rms_normal
 

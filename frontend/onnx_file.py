@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from onnx import numpy_helper
 from tvm import relax
 
 from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
+from nybble.frontend import open_sizes
 from nybble.frontend.build import is_sound, not_finite
 from nybble.frontend.onnx_external import MAPPED, mapped
 
 OLDEST_OPSET = 7
 NO_VERSION = 1 << 31  # ONNX's checker takes numbers below
-BATCH = "batch"
 INPUTS = {
     onnx.TensorProto.FLOAT: "float32",
     **{onnx.TensorProto.DataType.Value(f"{kind}{bits}"): f"{kind.lower()}{max(bits, 8)}"
@@ -32,7 +32,6 @@ INPUTS = {
     onnx.TensorProto.DOUBLE: "float64",
 }  # fmt: skip
 """Types of inputs, and the dtypes in which callers hand them over: below 8 bits one in a byte."""
-Shapes = Mapping[str, Sequence[int | str | None]]
 _EQUATION = re.compile(rb"([A-Za-z, ]|->|[.]{3})*")
 
 
@@ -148,32 +147,35 @@ def array(tensor: onnx.TensorProto, source: Source, name: str) -> NDArray[Any]:
     return values
 
 
-def inputs(source: Source, shapes: Shapes | None) -> list[relax.Var]:
+def inputs(source: Source, shapes: open_sizes.Shapes | None) -> list[relax.Var]:
     """The model's inputs as Relax variables; a dynamic axis 0 is the shared symbolic batch.
 
     Args:
         source: the model.
-        shapes: extents by input name where the model leaves them open; None is the batch, a name
-            an extent that stays open: the same one wherever that name stands.
+        shapes: extents by input name (`nybble.frontend.open_sizes`) where the model leaves them
+            open; the same name is the same size wherever it stands.
 
     Raises:
         ImportModelError: no inputs, not float32, another dynamic axis, or contradicting shapes.
     """
-    given = dict(shapes or {})
     infos = [info for info in source.model.graph.input if info.name not in source.tensors]
     if not infos:
         raise ImportModelError("Model: it has no inputs, so there is nothing to run or quantize.")
-    unknown = given.keys() - {info.name for info in infos}
-    if unknown:
-        names = ", ".join(info.name for info in infos)
-        raise ImportModelError(f"shapes: no inputs {sorted(unknown)}; the model has {names}.")
+    given = open_sizes.by_input(shapes, [info.name for info in infos], "the model has")
+    chosen = {info.name: _sizes(info, given.get(info.name)) for info in infos}
+    open_sizes.check_sums(chosen)
     symbols: dict[str, Any] = {}
-    return [_input(info, given.get(info.name), symbols) for info in infos]
+    return [
+        relax.Var(info.name, relax.TensorType(
+            open_sizes.expressions(symbols, chosen[info.name]),
+            INPUTS[info.type.tensor_type.elem_type],
+        ))
+        for info in infos
+    ]  # fmt: skip
 
 
-def _input(
-    info: onnx.ValueInfoProto, given: Sequence[int | str | None] | None, symbols: dict[str, Any]
-) -> relax.Var:
+def _sizes(info: onnx.ValueInfoProto, given: open_sizes.Shape | None) -> open_sizes.Shape:
+    """The extents of an input, open ones by name; None is the batch."""
     kind = info.type.tensor_type
     if kind.elem_type not in INPUTS:
         known = type_name(kind.elem_type)
@@ -199,12 +201,7 @@ def _input(
         )
     if any(isinstance(size, int) and size <= 0 for size in sizes):
         raise ImportModelError(f"Input '{info.name}': an extent of {sizes} is not positive.")
-    extents = [
-        size if isinstance(size, int)
-        else symbols.setdefault(size or BATCH, tvm.tirx.Var(size or BATCH, "int64"))
-        for size in sizes
-    ]  # fmt: skip
-    return relax.Var(info.name, relax.TensorType(extents, INPUTS[kind.elem_type]))
+    return sizes
 
 
 def type_name(code: int) -> str:

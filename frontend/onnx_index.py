@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,35 @@ def _tensors(node: Node, build: Builder, count: int) -> list[Any]:
     return [build.tensor(v, node.name, dtype_of(v)) for v in node.inputs[:count]]
 
 
-def _positive(node: Node, build: Builder, indices: Value, size: Any) -> Value:
-    """Indices with negative ones counted from the end."""
-    if isinstance(indices, np.ndarray):
-        return np.where(indices < 0, indices + np.asarray(size), indices)
-    below = build.binary("less", indices, 0, f"{node.name}.negative")
-    wrapped = build.binary("add", indices, size, f"{node.name}.wrapped")
-    return build.where(below, wrapped, indices, f"{node.name}.positive")
+def _positive(node: Node, build: Builder, indices: Value, *sizes: Any) -> Value:
+    """Indices with negative ones counted from the end.
+
+    Args:
+        node: that reads them.
+        build: the builder.
+        indices: into one axis, or with a last axis of one index for each of several axes.
+        sizes: of these axes.
+    """
+    is_known = not isinstance(indices, relax.Var)
+    if is_known and (np.asarray(indices) >= 0).all():
+        return indices
+    is_open = any(isinstance(size, Symbolic) for size in sizes)
+    around = _as_tensor(node, build, sizes) if is_open else np.array(sizes, np.int64)
+    if is_known and not is_open:
+        return np.where(indices < 0, indices + around, indices)
+    places = build.cast(build.tensor(indices, node.name, "int64"), "int64", f"{node.name}.places")
+    below = build.binary("less", places, 0, f"{node.name}.negative")
+    wrapped = build.binary("add", places, around, f"{node.name}.wrapped")
+    return build.where(below, wrapped, places, f"{node.name}.positive")
+
+
+def _as_tensor(node: Node, build: Builder, sizes: Sequence[Any]) -> relax.Var:
+    """Extents as a tensor of the running network."""
+    ends = [extents.expressions([size, size + 1]) for size in sizes]
+    parts = [
+        build.emit(relax.op.arange(*bounds, dtype="int64"), f"{node.name}.size") for bounds in ends
+    ]
+    return parts[0] if len(parts) == 1 else build.concat(parts, 0, f"{node.name}.sizes")
 
 
 def _static(node: Node) -> list[int]:
@@ -51,18 +73,17 @@ def _static(node: Node) -> list[int]:
 
 
 def _gather_elements(node: Node, build: Builder) -> Value:
-    sizes = _static(node)
+    sizes = extents.shape(node.input(0))
     axis = node.attrs.get("axis", 0) % len(sizes)
-    indices = _positive(node, build, node.inputs[1], np.int64(sizes[axis]))
+    indices = _positive(node, build, node.inputs[1], sizes[axis])
     x, places = (build.tensor(v, node.name, dtype_of(v)) for v in (node.inputs[0], indices))
     return build.emit(relax.op.gather_elements(x, places, axis), node.name)
 
 
 def _gather_nd(node: Node, build: Builder) -> Value:
-    sizes, batch = _static(node), node.attrs.get("batch_dims", 0)
-    depth = extents.shape(node.inputs[1])[-1]
-    around: Any = np.array(sizes[batch : batch + int(depth)])  # type: ignore[arg-type]
-    indices = _positive(node, build, node.inputs[1], around)
+    sizes, batch = extents.shape(node.input(0)), node.attrs.get("batch_dims", 0)
+    depth = int(extents.shape(node.inputs[1])[-1])  # type: ignore[arg-type]
+    indices = _positive(node, build, node.inputs[1], *sizes[batch : batch + depth])
     x, places = (build.tensor(v, node.name, dtype_of(v)) for v in (node.inputs[0], indices))
     return build.emit(relax.op.gather_nd(x, places, batch), node.name)
 
@@ -70,17 +91,15 @@ def _gather_nd(node: Node, build: Builder) -> Value:
 def _scatter_elements(node: Node, build: Builder) -> Value:
     axis = node.attrs.get("axis", 0) % extents.rank(node.inputs[0])
     reduction = REDUCTIONS[node.attrs.get("reduction", "none")]
-    size = _static(node)[axis]
-    indices = _positive(node, build, node.inputs[1], np.int64(size))
+    indices = _positive(node, build, node.inputs[1], extents.shape(node.inputs[0])[axis])
     values = (node.inputs[0], indices, node.inputs[2])
     x, places, updates = (build.tensor(v, node.name, dtype_of(v)) for v in values)
     return build.emit(relax.op.scatter_elements(x, places, updates, axis, reduction), node.name)
 
 
 def _scatter_nd(node: Node, build: Builder) -> Value:
-    depth = extents.shape(node.inputs[1])[-1]
-    around: Any = np.array(_static(node)[: int(depth)])  # type: ignore[arg-type]
-    indices = _positive(node, build, node.inputs[1], around)
+    depth = int(extents.shape(node.inputs[1])[-1])  # type: ignore[arg-type]
+    indices = _positive(node, build, node.inputs[1], *extents.shape(node.inputs[0])[:depth])
     values = (node.inputs[0], indices, node.inputs[2])
     x, places, updates = (build.tensor(v, node.name, dtype_of(v)) for v in values)
     reduction = REDUCTIONS[node.attrs.get("reduction", "none")]
@@ -106,7 +125,7 @@ def _one_hot(node: Node, build: Builder) -> Value:
     indices = build.cast(node.inputs[0], "int64", f"{node.name}.indices")
     rank = extents.rank(indices) + 1
     axis = node.attrs.get("axis", -1) % rank
-    wrapped = _positive(node, build, indices, np.int64(count))
+    wrapped = _positive(node, build, indices, count)
     places = build.unsqueeze(wrapped, [axis], f"{node.name}.places")
     steps = np.arange(count).reshape([-1 if a == axis else 1 for a in range(rank)])
     hot = build.binary("equal", places, steps, f"{node.name}.hot")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from nybble.frontend.build import Builder, Value
 from nybble.frontend.onnx_contrib import CONTRIB
+from nybble.frontend.onnx_grid import GRID
 from nybble.frontend.onnx_index import INDEX
 from nybble.frontend.onnx_layers import LAYERS
 from nybble.frontend.onnx_math import MATH
@@ -19,6 +20,7 @@ from nybble.frontend.onnx_signal import SIGNAL
 Convert = Callable[[Node, Builder], Value]
 
 CONVERTERS: dict[str, Convert] = {
-    **MATH, **SHAPES, **INDEX, **REDUCE, **LAYERS, **RESIZE, **RECURRENT, **SIGNAL, **CONTRIB,
+    **MATH, **SHAPES, **INDEX, **REDUCE, **LAYERS, **RESIZE, **RECURRENT, **SIGNAL,
+    **GRID, **CONTRIB,
 }  # fmt: skip
 """Operators of other domains than ONNX's own have theirs in front: ``com.microsoft.Gelu``."""

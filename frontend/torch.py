@@ -23,6 +23,7 @@ from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
 from nybble.frontend import torch_quantized, torch_sizes
 from nybble.frontend.build import Builder, not_finite
 from nybble.frontend.extents import Refused
+from nybble.frontend.open_sizes import Shapes
 from nybble.frontend.torch_ops import CONVERTERS, DTYPES, FRESH, IN_PLACE
 from nybble.ir import graph
 
@@ -31,7 +32,7 @@ def from_torch(
     net: torch.nn.Module | ExportedProgram,
     example_inputs: Any,
     dynamic_batch: bool = True,
-    shapes: torch_sizes.Shapes | None = None,
+    shapes: Shapes | None = None,
 ) -> tvm.IRModule:
     """Imports a network, float or quantized by torch (PT2E).
 
@@ -190,6 +191,11 @@ class _Importer:
         output = next(node for node in self.graph.nodes if node.op == "output")
         specs = self.program.graph_signature.output_specs
         for node, spec in zip(output.args[0], specs, strict=True):
+            if spec.kind == OutputKind.USER_INPUT_MUTATION:
+                raise ImportModelError(
+                    f"Model: it writes into its input '{spec.target}'. Write into a copy and return"
+                    " that, as in cache = cache.index_copy(2, places, keys)."
+                )
             if spec.kind != OutputKind.USER_OUTPUT:
                 raise ImportModelError(
                     f"Model: it changes '{spec.target}' when it runs. Export it in eval mode."

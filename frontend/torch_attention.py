@@ -65,12 +65,16 @@ def attention(build: Builder, name: str, *operands: Any, **options: Any) -> Valu
     mask, dropout, is_causal = filled(others, (None, 0.0, False))
     if dropout:
         raise Refused("drops values at random; export the network in eval mode")
-    if options.get("enable_gqa"):
-        raise Refused("shares keys among heads (enable_gqa)")
-    rank = extents.rank(k)
+    rank, whole = extents.rank(k), extents.shape(q)
+    is_shared = bool(options.get("enable_gqa"))
     order = [*range(rank - 2), rank - 1, rank - 2]
     turned = build.transpose(k, order, f"{name}.keys")
+    together, columns = _together(q, k) if is_shared else [], extents.shape(k)[-2]
+    if is_shared:
+        q = build.reshape(q, [*together, whole[-1]], f"{name}.shared")
     scores = general.matmul(build, q, turned, f"{name}.scores")
+    if is_shared:
+        scores = build.reshape(scores, [*whole[:-1], columns], f"{name}.apart")
     scale = options.get("scale")
     size: Any = extents.shape(q)[-1]
     factor = 1 / sqrt(size) if scale is None else scale
@@ -79,10 +83,23 @@ def attention(build: Builder, name: str, *operands: Any, **options: Any) -> Valu
         mask = _causal(build, extents.shape(scores), name)
     if isinstance(mask, np.ndarray) and mask.dtype == bool:
         mask = np.where(mask, np.float32(0), np.float32(-np.inf))
+    if isinstance(mask, relax.Var) and dtype_of(mask) == "bool":
+        mask = build.where(mask, np.float32(0), np.float32(-np.inf), f"{name}.seen")
     if mask is not None:
         scores = build.binary("add", scores, mask, f"{name}.mask")
     weights = build.softmax(scores, -1, f"{name}.weights")
-    return general.matmul(build, weights, v, name)
+    if not is_shared:
+        return general.matmul(build, weights, v, name)
+    weights = build.reshape(weights, [*together, columns], f"{name}.together")
+    mixed = general.matmul(build, weights, v, f"{name}.mixed")
+    return build.reshape(mixed, [*whole[:-1], extents.shape(v)[-1]], f"{name}.result")
+
+
+def _together(q: Value, k: Value) -> list[Any]:
+    """(…, heads of k, rows) with the queries that share keys as rows of one head."""
+    *outer, heads, length, _ = extents.shape(q)
+    shared: Any = extents.shape(k)[-3]
+    return [*outer, shared, (heads // shared) * length]
 
 
 def _causal(build: Builder, sizes: Sequence[Any], name: str) -> Any:

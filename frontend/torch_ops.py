@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tvm import relax
 
-from nybble.frontend import extents, torch_attention, torch_layers, torch_math
+from nybble.frontend import extents, torch_attention, torch_index, torch_layers, torch_math
 from nybble.frontend.build import Builder, Value
 from nybble.frontend.extents import Refused
 
@@ -175,6 +175,7 @@ FRESH: set[Any] = {  # results that share memory with nothing
 
 CONVERTERS: dict[Any, Convert] = {
     **torch_attention.CONVERTERS,
+    **torch_index.CONVERTERS,
     **torch_math.CONVERTERS,
     aten._adaptive_avg_pool2d.default: torch_layers.adaptive_avg_pool,
     aten._batch_norm_no_update.default: torch_layers.batch_norm_legit,

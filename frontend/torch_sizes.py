@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
-import tvm
 from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from nybble.errors import ImportModelError
+from nybble.frontend import open_sizes
 from nybble.frontend.extents import Refused
+from nybble.frontend.open_sizes import BATCH, Shapes
 
-BATCH = "batch"
-Shapes = Mapping[str, Sequence[int | str | None]]
 Axes = dict[int, str]
 """Axes that stay open, each with its name; the same name is the same size."""
 
@@ -29,16 +30,20 @@ class Asked:
     Attributes:
         examples: the inputs to trace with.
         open_axes: of each input.
+        single: how many inputs have an argument of their own; those behind are ``*args``.
     """
 
     examples: tuple[torch.Tensor, ...]
     open_axes: tuple[Axes, ...]
+    single: int
 
-    def dynamic_shapes(self) -> tuple[dict[int, Any], ...] | None:
+    def dynamic_shapes(self) -> tuple[Any, ...] | None:
         """As torch.export takes it."""
         if not any(self.open_axes):
             return None
-        return tuple(dict.fromkeys(axes, Dim.AUTO) for axes in self.open_axes)
+        every = [dict.fromkeys(axes, Dim.AUTO) for axes in self.open_axes]
+        rest = [tuple(every[self.single :])] if every[self.single :] else []
+        return (*every[: self.single], *rest)
 
 
 def asked(
@@ -50,23 +55,62 @@ def asked(
         net: whose ``forward`` takes the examples.
         examples: one for each input.
         dynamic_batch: whether axis 0 stays open where ``shapes`` does not say.
-        shapes: by the argument's name: an extent, None for the batch, a name for what stays open.
+        shapes: by the argument's name (`nybble.frontend.open_sizes`); those of ``*past`` are called
+            ``past_0``, ``past_1`` …
 
     Raises:
         ImportModelError: the shapes do not fit the network or the examples.
     """
-    names = [*inspect.signature(net.forward).parameters][: len(examples)]
-    unknown = shapes.keys() - set(names)
-    if unknown:
-        raise ImportModelError(f"shapes: no inputs {sorted(unknown)}; forward takes {names}.")
+    names = _names(net, len(examples))
+    given = open_sizes.by_input(shapes, names, "forward takes")
+    open_sizes.check_sums(given)
     axes = [
-        _axes(name, example, shapes[name]) if name in shapes
+        _axes(name, example, given[name]) if name in given
         else ({0: BATCH} if dynamic_batch and example.ndim else {})
-        for name, example in zip(names, examples, strict=False)
+        for name, example in zip(names, examples, strict=True)
     ]  # fmt: skip
-    axes += [{0: BATCH} if dynamic_batch and e.ndim else {} for e in examples[len(names) :]]
+    _check_totals(names, examples, axes)
     grown = [_two(e) if a.get(0) == BATCH else e for e, a in zip(examples, axes, strict=True)]
-    return Asked(tuple(grown), tuple(axes))
+    return Asked(tuple(grown), tuple(axes), _single(net))
+
+
+def _names(net: torch.nn.Module, count: int) -> list[str]:
+    """What the inputs are called."""
+    names: list[str] = []
+    for name, kind in inspect.signature(net.forward).parameters.items():
+        if kind.kind == inspect.Parameter.VAR_POSITIONAL:
+            names += [f"{name}_{i}" for i in range(count - len(names))]
+        names.append(name)
+    names += [f"input_{i}" for i in range(len(names), count)]  # too many; torch says so
+    return names[:count]
+
+
+def _single(net: torch.nn.Module) -> int:
+    """How many arguments stand in front of ``*args``."""
+    kinds = [p.kind for p in inspect.signature(net.forward).parameters.values()]
+    rest = inspect.Parameter.VAR_POSITIONAL
+    return kinds.index(rest) if rest in kinds else len(kinds)
+
+
+def _check_totals(
+    names: Sequence[str], examples: Sequence[torch.Tensor], axes: Sequence[Axes]
+) -> None:
+    """Refuses examples that break the sums that were asked for, or whose names differ in size."""
+    sizes: dict[str, int] = {}
+    every = [
+        (name, extent, open_sizes.addends(asked_))
+        for name, example, open_ in zip(names, examples, axes, strict=True)
+        for extent, asked_ in ((example.shape[axis], asked_) for axis, asked_ in open_.items())
+    ]
+    for _, extent, parts in every:
+        if len(parts) == 1:
+            sizes.setdefault(parts[0], extent)
+    for name, extent, parts in every:
+        if len(parts) > 1 and sum(sizes[part] for part in parts) != extent:
+            raise ImportModelError(
+                f"Input '{name}': its example has an extent of {extent} where {' + '.join(parts)} "
+                f"is asked for, and the examples have {sizes}."
+            )
 
 
 def _axes(name: str, example: torch.Tensor, shape: Sequence[int | str | None]) -> Axes:
@@ -102,7 +146,7 @@ class Sizes:
 
     def open(self, size: torch.SymInt, name: str) -> None:
         """Gives a size its name; one that has a name already keeps it."""
-        variable = self.named.setdefault(name, tvm.tirx.Var(name, "int64"))
+        variable = open_sizes.total(self.named, name)
         self.symbols.setdefault(size.node.expr, variable)
 
     def extents(self, fake: torch.Tensor) -> list[Any]:
@@ -116,9 +160,15 @@ class Sizes:
     def _extent(self, size: Any) -> Any:
         if is_concrete_int(size):
             return int(size)
-        if size.node.expr not in self.symbols:
+        addends = size.node.expr.args if _is_sum(size.node.expr) else [size.node.expr]
+        if not all(addend in self.symbols for addend in addends):
             raise Refused(f"an extent is {size}")
-        return self.symbols[size.node.expr]
+        return reduce(add, [self.symbols[addend] for addend in addends])
+
+
+def _is_sum(expr: Any) -> bool:
+    """Whether a size is the sum of other open sizes, as a mask's is that of past and new tokens."""
+    return bool(expr.is_Add and all(part.is_Symbol for part in expr.args))
 
 
 def named(program: ExportedProgram, open_axes: Sequence[Axes] | None) -> Sizes:
@@ -145,6 +195,8 @@ def named(program: ExportedProgram, open_axes: Sequence[Axes] | None) -> Sizes:
             for axis, name in axes.items():
                 _check(program, node, axis, name)
         for axis, name in sorted(axes.items()):
+            if _is_sum(shape[axis].node.expr):
+                continue
             if not shape[axis].node.expr.is_Symbol:
                 raise ImportModelError(
                     f"Input '{node.name}': the network works for multiples only: axis {axis} is "
@@ -160,7 +212,7 @@ def _check(program: ExportedProgram, node: Node, axis: int, name: str) -> None:
     what = ("a batch of", "batches") if name == BATCH else (f"a {name} of", f"a {name}")
     if is_concrete_int(size):
         allowed = f"{what[0]} {size}"
-    elif size.node.expr in program.range_constraints:
+    elif len(open_sizes.addends(name)) == 1 and size.node.expr in program.range_constraints:
         bounds = program.range_constraints[size.node.expr]
         # 2 is where torch's ranges begin anyway; the network itself asks for less or more
         if bounds.upper.is_Integer or bounds.lower > 2:

@@ -47,7 +47,8 @@ def load_onnx(source: Any, shapes: Shapes | None = None) -> Model:
         source: a path, the bytes of a model, or a ``ModelProto``; external data is found beside
             the file.
         shapes: shapes of inputs whose extents the file leaves open; None marks the batch, a name
-            (``"height"``) an extent that stays open.
+            (``"height"``) an extent that stays open, ``"past + length"`` a sum of such extents. Keys
+            are names of inputs or patterns (``"past_key_values.*"``).
 
     Returns:
         The network; a `QuantizedModel`, ready for `compile`, where the file holds quantized
@@ -70,8 +71,8 @@ def load_torch(
         net: ``nn.Module``, ``ExportedProgram`` or ``fx.GraphModule``.
         example_inputs: a tensor or a tuple of tensors, used for tracing.
         dynamic_batch: let the first axis of every input vary.
-        shapes: what else stays open, by the names of ``forward``'s arguments: None marks the batch,
-            a name (``"height"``) an extent that stays open. An ``ExportedProgram`` says it itself.
+        shapes: what else stays open, as for `load_onnx`, by the names of ``forward``'s arguments
+            (those of ``*past`` are ``past_0`` …). An ``ExportedProgram`` says it itself.
 
     Raises:
         ImportModelError: the network cannot be traced, or holds NaN.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nybble.errors import ArtifactError
+from nybble.runtime import sums
 from nybble.runtime.manifest import Port
 from nybble.runtime.parameters import ALIGNMENT
 
@@ -67,7 +69,12 @@ def bind(ports: Sequence[Port], values: tuple[Any, ...]) -> list[NDArray[Any]]:
             f"{len(values)} array(s) given; the network has {len(ports)} input(s): {_list(ports)}."
         )
     extents: dict[str, int] = {}
-    return [_checked(port, value, extents) for port, value in zip(ports, values, strict=True)]
+    arrays = [_checked(port, value, extents) for port, value in zip(ports, values, strict=True)]
+    for port, array in zip(ports, arrays, strict=True):
+        for want, have in zip(port.shape, array.shape, strict=True):
+            if not sums.is_kept(want, have, extents):
+                raise _misfit(port, array, extents)
+    return arrays
 
 
 def _by_name(ports: Sequence[Port], given: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -85,17 +92,23 @@ def _checked(port: Port, value: Any, extents: dict[str, int]) -> NDArray[Any]:
             f"Input '{port.name}': expected {port}, got {array.dtype}. "
             f"Nothing is cast silently; pass array.astype('{port.dtype}') if that is meant."
         )
-    known = f" with {extents}" if extents else ""
+    before = dict(extents)
     fits = array.ndim == len(port.shape) and all(
         have == (extents.setdefault(want, have) if isinstance(want, str) else want)
         for want, have in zip(port.shape, array.shape, strict=True)
+        if not sums.addends(want)
     )
     if not fits:
-        raise ArtifactError(
-            f"Input '{port.name}': expected shape {_extents(port.shape)}{known}, "
-            f"got {_extents(array.shape)}."
-        )
+        raise _misfit(port, array, before)
     return aligned(array)
+
+
+def _misfit(port: Port, array: NDArray[Any], extents: Mapping[str, int]) -> ArtifactError:
+    known = f" with {extents}" if extents else ""
+    return ArtifactError(
+        f"Input '{port.name}': expected shape {_extents(port.shape)}{known}, "
+        f"got {_extents(array.shape)}."
+    )
 
 
 def _as_array(port: Port, value: Any) -> NDArray[Any]:
@@ -110,6 +123,22 @@ def _as_array(port: Port, value: Any) -> NDArray[Any]:
         raise ArtifactError(f"Input '{port.name}': not readable as an array: {error}") from error
     kind = type(value).__name__
     raise ArtifactError(f"Input '{port.name}': expected an array of {port}, got a {kind}.")
+
+
+def emptied(
+    inputs: Sequence[Port], outputs: Sequence[Port], arrays: Sequence[NDArray[Any]]
+) -> set[str]:
+    """The open sizes that are 0 and leave nothing to compute.
+
+    An empty cache that the network appends to is not among them: it runs as it is.
+    """
+    shapes = zip(inputs, arrays, strict=True)
+    return {
+        str(name)
+        for port, array in shapes
+        for name, extent in zip(port.shape, array.shape, strict=True)
+        if extent == 0
+    } - sums.appended(outputs)
 
 
 def nothing(
@@ -132,13 +161,7 @@ def nothing(
     Raises:
         ArtifactError: an output has elements all the same, or an extent is computed from a 0.
     """
-    shapes = zip(inputs, arrays, strict=True)
-    zeros = {
-        name
-        for port, array in shapes
-        for name, extent in zip(port.shape, array.shape, strict=True)
-        if extent == 0
-    }
+    zeros = emptied(inputs, outputs, arrays)
     for port in outputs:
         computed = [w for w in port.shape if isinstance(w, str) and w not in zeros]
         words = {word for extent in computed for word in re.findall(r"\w+", extent)}
@@ -147,7 +170,12 @@ def nothing(
                 f"An input has no elements ({', '.join(map(str, zeros))} is 0), but output "
                 f"'{port.name}' {port} is not empty with it, or not sure to be."
             )
-    stand_ins = [np.zeros([extent or 1 for extent in x.shape], x.dtype) for x in arrays]
+    stand_ins = [
+        np.zeros(
+            [1 if w in zeros else n for w, n in zip(port.shape, x.shape, strict=True)], x.dtype
+        )
+        for port, x in zip(inputs, arrays, strict=True)
+    ]
     return [
         np.empty(
             [0 if w in zeros else n for w, n in zip(port.shape, y.shape, strict=True)], y.dtype
@@ -161,6 +189,8 @@ def aligned(array: NDArray[Any]) -> NDArray[Any]:
 
     DLPack hands over no read-only memory, so those are copied as well.
     """
+    if not array.size:
+        return _compact(array.shape, array.dtype)
     fit = array.flags.c_contiguous and array.flags.writeable
     if fit and _address(array) % ALIGNMENT == 0:
         return array
@@ -169,6 +199,12 @@ def aligned(array: NDArray[Any]) -> NDArray[Any]:
     copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     np.copyto(copy, array)
     return copy
+
+
+def _compact(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """An array without elements whose strides are its shape's, as kernels ask; NumPy's are 0."""
+    strides = [prod(shape[axis + 1 :]) * dtype.itemsize for axis in range(len(shape))]
+    return np.lib.stride_tricks.as_strided(np.empty(ALIGNMENT, dtype), shape, strides)
 
 
 def _address(array: NDArray[Any]) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nybble.errors import ArtifactError
 from nybble.runtime import engine, gpu, host
-from nybble.runtime.arrays import Binder, nothing
+from nybble.runtime.arrays import Binder, emptied, nothing
 from nybble.runtime.instruments import Observer, Stopwatch, Tracker, called
 from nybble.runtime.manifest import Layer, Manifest, read_all
 
@@ -123,7 +123,7 @@ class Session:
             ArtifactError: the inputs do not fit the manifest, or one is empty and an output is not.
         """
         arrays = self._bind(inputs)
-        if all(array.size for array in arrays):
+        if self._computes(arrays):
             results = self._results(arrays)
         else:
             ends = self.manifest.inputs, self.manifest.outputs
@@ -201,13 +201,19 @@ class Session:
             times.append(time.perf_counter() - start)
         return Benchmark(tuple(times), self.threads)
 
+    def _computes(self, arrays: list[NDArray[Any]]) -> bool:
+        """Whether there is anything to compute; an empty cache does not keep a network from it."""
+        if all(array.size for array in arrays):
+            return True
+        return not emptied(self.manifest.inputs, self.manifest.outputs, arrays)
+
     def _results(self, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
         with self._turns:
             return self._arrays(self._run(self._memory.take(arrays)))
 
     def _tensors(self, inputs: tuple[Any, ...]) -> list[Any]:
         arrays = self._bind(inputs)
-        if not all(array.size for array in arrays):
+        if not self._computes(arrays):
             raise ArtifactError("An input has no elements, so there is nothing to run.")
         return self._memory.take(arrays)
 

@@ -78,8 +78,7 @@ class Network {
   // One tensor per output, from one per input, both in the manifest's order.
   std::vector<Tensor> Run(const std::vector<Tensor>& inputs) const {
     const std::vector<Tensor> bound = Bind(inputs);
-    const auto is_empty = [](const Tensor& x) { return x.numel() == 0; };
-    return std::any_of(bound.begin(), bound.end(), is_empty) ? Nothing(bound) : Call(bound);
+    return Emptied(bound).empty() ? Call(bound) : Nothing(bound);
   }
 
   // The same by name.
@@ -169,6 +168,9 @@ class Network {
     for (size_t i = 0; i < ports.size(); ++i) {
       Check(ports[i], inputs[i], known);
       bound.push_back(inputs[i]);
+    }
+    for (size_t i = 0; i < ports.size(); ++i) {
+      CheckSums(ports[i], inputs[i], known);
       if (inputs[i].IsAligned(detail::kCacheLine)) continue;
       bound[i] = Empty(ports[i].dtype, {inputs[i].shape().begin(), inputs[i].shape().end()});
       std::memcpy(bound[i].data_ptr(), inputs[i].data_ptr(), detail::Bytes(bound[i]));
@@ -182,12 +184,25 @@ class Network {
                 tensor.device().device_type == kDLCPU && shape.size() == port.shape.size();
     for (size_t i = 0; fits && i < port.shape.size(); ++i) {
       const Extent& want = port.shape[i];
+      if (!detail::Addends(want).empty()) continue;  // CheckSums, once all sizes are known
       fits = (want.name.empty() ? want.size : known.emplace(want.name, shape[i]).first->second) ==
              shape[i];
     }
-    if (fits) return;
-    throw Error("input '" + port.name + "': expected " + port.dtype + " " + Show(port.shape) +
-                ", contiguous in this machine's memory, got " + Show(tensor));
+    if (!fits) throw Misfit(port, tensor);
+  }
+
+  static void CheckSums(const Port& port, const Tensor& tensor, const Extents& known) {
+    for (size_t i = 0; i < port.shape.size(); ++i) {
+      const std::vector<std::string> names = detail::Addends(port.shape[i]);
+      int64_t rest = names.empty() ? 0 : tensor.shape()[i];
+      for (const std::string& name : names) rest -= known.count(name) ? known.at(name) : rest + 1;
+      if (rest) throw Misfit(port, tensor);
+    }
+  }
+
+  static Error Misfit(const Port& port, const Tensor& tensor) {
+    return Error("input '" + port.name + "': expected " + port.dtype + " " + Show(port.shape) +
+                 ", contiguous in this machine's memory, got " + Show(tensor));
   }
 
   std::vector<Tensor> Call(const std::vector<Tensor>& bound) const {
@@ -207,17 +222,38 @@ class Network {
     return {several.begin(), several.end()};
   }
 
+  // The open sizes that are 0 and leave nothing to compute; a past that the network appends to is
+  // not among them.
+  std::set<std::string> Emptied(const std::vector<Tensor>& inputs) const {
+    std::set<std::string> zeros;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      for (size_t k = 0; k < inputs[i].shape().size(); ++k) {
+        if (!inputs[i].shape()[k]) zeros.insert(manifest().inputs[i].shape[k].name);
+      }
+    }
+    if (zeros.empty()) return zeros;
+    std::set<std::string> alone, appended;
+    for (const Port& port : manifest().outputs) {
+      for (const Extent& extent : port.shape) {
+        alone.insert(extent.name);
+        for (const std::string& name : detail::Addends(extent)) appended.insert(name);
+      }
+    }
+    for (const std::string& name : appended) {
+      if (!alone.count(name)) zeros.erase(name);
+    }
+    return zeros;
+  }
+
   // The outputs for inputs without elements: they have none either. Kernels are not made for loops
   // that never turn, so the network runs with 1 in place of each 0; that tells the other extents.
   std::vector<Tensor> Nothing(const std::vector<Tensor>& inputs) const {
-    std::set<std::string> zeros;
+    const std::set<std::string> zeros = Emptied(inputs);
     std::vector<Tensor> stand_ins, outputs;
     for (size_t i = 0; i < inputs.size(); ++i) {
       std::vector<int64_t> shape(inputs[i].shape().begin(), inputs[i].shape().end());
       for (size_t k = 0; k < shape.size(); ++k) {
-        if (shape[k]) continue;
-        zeros.insert(manifest().inputs[i].shape[k].name);
-        shape[k] = 1;
+        if (zeros.count(manifest().inputs[i].shape[k].name)) shape[k] = 1;
       }
       stand_ins.push_back(Empty(manifest().inputs[i].dtype, shape));
       std::memset(stand_ins[i].data_ptr(), 0, detail::Bytes(stand_ins[i]));

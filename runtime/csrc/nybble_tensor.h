@@ -5,6 +5,7 @@
 #include <tvm/ffi/container/tensor.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -62,6 +63,27 @@ struct Mapped {
 };
 
 inline DLDataType Type(const std::string& name) { return ffi::StringToDLDataType(name); }
+
+// The names of "past + length", which a network makes of an empty past too; else none.
+inline std::vector<std::string> Addends(const Extent& extent) {
+  std::vector<std::string> names(1);
+  for (size_t i = 0; i < extent.name.size(); ++i) {
+    const char c = extent.name[i];
+    if (std::isalnum(static_cast<unsigned char>(c)) || c == '_') {
+      names.back() += c;
+    } else if (extent.name.compare(i, 3, " + ") == 0) {
+      names.emplace_back();
+      i += 2;
+    } else {
+      return {};
+    }
+  }
+  const auto is_number = [](const std::string& name) {
+    return name.empty() || std::isdigit(static_cast<unsigned char>(name[0]));
+  };
+  const bool are_names = std::none_of(names.begin(), names.end(), is_number);
+  return names.size() > 1 && are_names ? names : std::vector<std::string>{};
+}
 
 inline size_t Bytes(const Tensor& tensor) {
   return ffi::GetDataSize(tensor.numel(), tensor.dtype());

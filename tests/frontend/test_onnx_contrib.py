@@ -16,6 +16,12 @@ from tests.frontend.onnx_models import values
 
 W = 8  # width of a token
 ROPE = {"cos_cache": np.cos(values(6, 2)), "sin_cache": np.sin(values(6, 2))}
+WIDE = {"cos_cache": np.cos(values(8, 8)), "sin_cache": np.sin(values(8, 8))}
+GROUPED = {  # a past of 4, of which the second sequence holds 2
+    "x": values(2, 1, 64), "k": values(2, 1, 32, seed=1), "v": values(2, 1, 32, seed=2),
+    "pk": values(2, 2, 4, 16, seed=3), "pv": values(2, 2, 4, 16, seed=4),
+    "last": np.array([4, 2], np.int32), "total": np.array(5, np.int32),
+}  # fmt: skip
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], np.int32)
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -45,20 +51,42 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
                          **ROPE}, {}),
     ("RotaryEmbedding", {"x": values(2, 5, 12), "ids": np.zeros(1, np.int64), **ROPE},
      {"interleaved": 1}),
+    ("RotaryEmbedding", {"x": values(2, 5, 12), "ids": np.ones(1, np.int64), **ROPE}, {}),
+    ("Attention", {"x": values(2, 1, W), "w": values(W, 3 * W, seed=1), "b": values(3 * W),
+                   "mask": MASK, "past": values(2, 2, 2, 4, 4)},
+     {"num_heads": 2, "unidirectional": 1}),
+    ("MultiHeadAttention", {"x": values(2, 2, W), "k": values(2, 2, W, seed=1),
+                            "v": values(2, 2, W, seed=2), " ": None, "mask": MASK, "  ": None,
+                            "pk": values(2, 2, 3, 4), "pv": values(2, 2, 3, 4)},
+     {"num_heads": 2, "unidirectional": 1}),
+    ("GroupQueryAttention", GROUPED,
+     {"num_heads": 4, "kv_num_heads": 2, "local_window_size": 3, "softcap": 2.0}),
+    ("GroupQueryAttention", {**GROUPED, **WIDE},
+     {"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1, "scale": 0.3}),
     ("EmbedLayerNormalization",
      {"ids": np.array([[1, 2, 3], [4, 5, 0]], np.int32), "seg": np.array([[0, 0, 1]] * 2, np.int32),
       "w": values(6, W), "p": values(4, W, seed=1), "s": values(2, W, seed=2),
       "g": values(W, seed=3), "b": values(W, seed=4)}, {}),
 ]  # fmt: skip
-CONSTANT = {"w", "b", "g", "p", "bias", "cos_cache", "sin_cache"}
+CONSTANT = {"w", "b", "g", "p", "bias", "cos_cache", "sin_cache", "total"}
+
+
+def _given(operands: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in operands.items() if k not in CONSTANT and v is not None}
 
 
 def _model(op: str, operands: dict[str, Any], attrs: dict[str, Any]) -> onnx.ModelProto:
-    outputs = ["y", "lengths"] if op.startswith("Embed") else ["y"]
+    kept = ["present"] if "past" in operands else ["keys", "values"] if "pk" in operands else []
+    outputs = ["y", "lengths"] if op.startswith("Embed") else ["y", *kept]
     node = helper.make_node(
-        op, list(operands), outputs, name="the_node", domain="com.microsoft", **attrs
+        op,
+        [name.strip() for name in operands],
+        outputs,
+        name="the_node",
+        domain="com.microsoft",
+        **attrs,
     )
-    given = {k: v for k, v in operands.items() if k not in CONSTANT}
+    given = _given(operands)
     kinds = {k: helper.np_dtype_to_tensor_dtype(v.dtype) for k, v in given.items()}
     graph = helper.make_graph(
         [node], "test",
@@ -73,7 +101,7 @@ def _model(op: str, operands: dict[str, Any], attrs: dict[str, Any]) -> onnx.Mod
 @pytest.mark.parametrize(("op", "operands", "attrs"), CASES)
 def test_as_onnx_runtime(op: str, operands: dict[str, Any], attrs: dict[str, Any]) -> None:
     model = _model(op, operands, attrs)
-    feeds = {k: v for k, v in operands.items() if k not in CONSTANT}
+    feeds = _given(operands)
     (wanted,) = onnxruntime.InferenceSession(model.SerializeToString()).run(["y"], feeds)
     (got,) = interpreter.run(from_onnx(model), feeds)
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-5)

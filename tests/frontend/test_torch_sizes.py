@@ -113,7 +113,7 @@ def test_causal_attention_of_an_open_length() -> None:
     [
         (lambda x: x.reshape(-1, 3 * 8, 6), OPEN, "Write it for any size"),
         (lambda x: x if x.shape[2] < 20 else 2 * x, OPEN, "a height from 2 to 19 only"),
-        (torch.relu, {"y": OPEN["x"]}, r"no inputs \['y'\]; forward takes \['x'\]"),
+        (torch.relu, {"y": OPEN["x"]}, r"no inputs \['y'\]; forward takes x"),
         (torch.relu, {"x": (None, 3, "height")}, r"its example has the shape \(2, 3, 8, 6\)"),
         (torch.relu, {"x": (None, 4, 8, 6)}, "its example has the shape"),
     ],

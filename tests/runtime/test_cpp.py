@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nybble.errors import ArtifactError
 from nybble.runtime import artifact, bundle, engine, host
 from nybble.runtime.manifest import Device
 from nybble.runtime.session import load
-from tests.runtime.tiny import tiny_executable, tiny_manifest, tiny_outside, tiny_pair
+from tests.runtime.tiny import tiny_cache, tiny_executable, tiny_manifest, tiny_outside, tiny_pair
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 W = np.arange(1, 5, dtype=np.float32)
@@ -121,6 +122,29 @@ def test_several_inputs_outputs_and_shapes(folder: Path, tmp_path: Path) -> None
         assert isinstance(both, dict)
         for name, array in both.items():
             np.testing.assert_array_equal(outputs[name], array)
+
+
+def test_cache_that_grows_from_nothing(folder: Path, tmp_path: Path) -> None:
+    """Sizes that are sums are checked; an empty past is computed with, not answered by nothing."""
+    executable, manifest = tiny_cache()
+    artifact.export(executable, manifest, tmp_path / "cache.so")
+    session = load(tmp_path / "cache.so")
+    for n in (0, 2):
+        past, mask = np.arange(4 * n, dtype=np.float32).reshape(n, 4), np.ones((n + 3, 1), "f4")
+        both = np.concatenate([past, X])
+        wanted = {"both": both, "kept": both * mask, "new": -X}
+        outputs, errors = run(folder / "run", tmp_path / "cache.so", [mask, past, X])
+        assert errors == ""
+        np.testing.assert_equal(outputs, wanted)
+        np.testing.assert_equal(session(mask, past, X), wanted)
+        with pytest.raises(ArtifactError, match=rf"'mask': expected shape .n \+ m, 1. .*'n': {n}"):
+            session(mask[1:], past, X)
+        _, errors = run(folder / "run", tmp_path / "cache.so", [mask[1:], past, X])
+        assert "'mask': expected float32 (n + m, 1)" in errors
+    with pytest.raises(ArtifactError, match="m is 0"):  # no new tokens: nothing to compute
+        session(mask[:2], past, X[:0])
+    _, errors = run(folder / "run", tmp_path / "cache.so", [mask[:2], past, X[:0]])
+    assert "is not empty with it" in errors
 
 
 @pytest.mark.parametrize(

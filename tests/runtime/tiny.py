@@ -99,3 +99,26 @@ def tiny_executable(weights: int = 4, outputs: int = 1, arch: str = "", factor: 
         builder.emit_func_output(results[0] if outputs == 1 else tvm.relax.Tuple(results))
     target = tvm.target.Target({"kind": "llvm", "mtriple": f"{arch or host.arch()}-linux-gnu"})
     return tvm.compile(builder.get(), target)
+
+
+def tiny_cache() -> tuple[Any, Manifest]:
+    """``past`` (n, 4) with ``x`` (m, 4) behind it, what ``mask`` (n + m) keeps of both; ``-x``."""
+    n, m = tvm.tirx.Var("n", "int64"), tvm.tirx.Var("m", "int64")
+    shapes = {"mask": [n + m, 1], "past": [n, 4], "x": [m, 4]}
+    params = {k: tvm.relax.Var(k, tvm.relax.TensorType(v, "float32")) for k, v in shapes.items()}
+    builder = tvm.relax.BlockBuilder()
+    with builder.function("main", list(params.values())):
+        with builder.dataflow():
+            both = builder.emit_output(tvm.relax.op.concat([params["past"], params["x"]], 0))
+            kept = builder.emit_output(tvm.relax.op.multiply(both, params["mask"]))
+            new = builder.emit_output(tvm.relax.op.negative(params["x"]))
+        builder.emit_func_output(tvm.relax.Tuple([both, kept, new]))
+    target = tvm.target.Target({"kind": "llvm", "mtriple": f"{host.arch()}-linux-gnu"})
+    manifest = tiny_manifest(
+        inputs=(Port("mask", ("n + m", 1), "float32"), Port("past", ("n", 4), "float32"),
+                Port("x", ("m", 4), "float32")),
+        outputs=(Port("both", ("n + m", 4), "float32"), Port("kept", ("n + m", 4), "float32"),
+                 Port("new", ("m", 4), "float32")),
+        layers=(),
+    )  # fmt: skip
+    return tvm.compile(builder.get(), target), manifest
