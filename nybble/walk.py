@@ -47,8 +47,8 @@ def load_onnx(source: Any, shapes: Shapes | None = None) -> Model:
         source: a path, the bytes of a model, or a ``ModelProto``; external data is found beside
             the file.
         shapes: shapes of inputs whose extents the file leaves open; None marks the batch, a name
-            (``"height"``) an extent that stays open, ``"past + length"`` a sum of such extents. Keys
-            are names of inputs or patterns (``"past_key_values.*"``).
+            (``"height"``) an extent that stays open, ``"past + length"`` a sum of such extents.
+            Keys are names of inputs or patterns (``"past_key_values.*"``).
 
     Returns:
         The network; a `QuantizedModel`, ready for `compile`, where the file holds quantized

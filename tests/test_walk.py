@@ -61,8 +61,8 @@ def quantized_network(name: str, source: str) -> nybble.QuantizedModel:
 @pytest.mark.whole
 @pytest.mark.skipif(len(host.cpus()) < 2, reason="needs two CPUs")
 def test_two_threads_share_the_work(tmp_path: Path) -> None:
-    x = torch.from_numpy(models.images(1, (64, 64, 64), seed=9))
-    layer = nybble.load_torch(nn.Conv2d(64, 128, 3), (x,))  # large enough for two
+    x = models.images(1, (64, 64, 64), seed=9)
+    layer = nybble.load_torch(nn.Conv2d(64, 128, 3), (torch.from_numpy(x),))  # enough for two
     path = nybble.compile(nybble.quantize(layer, [x])).save(tmp_path / "layer.so")
     caller: dict[int, float] = {}
     others: dict[int, float] = {}

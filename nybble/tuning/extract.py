@@ -140,4 +140,4 @@ def as_stored(values: Array, spec: TensorSpec) -> Array:
         return numerics.pack(values, spec.dtype)
     if spec.form == "planes":
         return numerics.to_planes(values, spec.dtype)
-    return np.ascontiguousarray(values)
+    return np.asarray(values, order="C")  # unlike ascontiguousarray it leaves a scalar one

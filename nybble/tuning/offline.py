@@ -163,7 +163,7 @@ class _Writer:
 
     def _described(self, task: Task, reference: dict[str, Any]) -> dict[str, Any]:
         operands = self._operands[task.key]
-        expected = np.ascontiguousarray(operands.expected)
+        expected = np.asarray(operands.expected, order="C")
         described = {
             "threads": task.threads, "reference": reference,
             "inputs": self._store("x", operands.inputs),

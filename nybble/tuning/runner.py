@@ -30,9 +30,7 @@ Side = Callable[[int], float]
 
 def garbage(like: NDArray[Any]) -> NDArray[Any]:
     """An array of bytes that no kernel is expected to write."""
-    filled = np.empty_like(like)
-    filled.view(np.uint8)[...] = GARBAGE
-    return filled
+    return np.full(like.nbytes, GARBAGE, np.uint8).view(like.dtype).reshape(like.shape)
 
 
 @dataclass
