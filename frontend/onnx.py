@@ -15,6 +15,7 @@ from nybble.errors import ImportModelError, UnsupportedNode, UnsupportedOpError
 from nybble.frontend import extents, onnx_bodies, onnx_dynamic, onnx_file, onnx_node, onnx_quantized
 from nybble.frontend.build import Builder, dtype_of
 from nybble.frontend.extents import Refused
+from nybble.frontend.onnx_file import DEFAULT_DOMAINS
 from nybble.frontend.onnx_node import Node
 from nybble.frontend.onnx_ops import CONVERTERS
 from nybble.frontend.onnx_quantized import QUANTIZED
@@ -28,7 +29,6 @@ MISTAKES = (
 )  # fmt: skip
 """What converters run into where a node's operands or attributes break ONNX's rules."""
 RECIPE = "nybble.recipe"  # as `nybble.export` writes it
-DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 def from_onnx(

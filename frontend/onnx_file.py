@@ -22,6 +22,7 @@ from nybble.frontend.build import is_sound, not_finite
 from nybble.frontend.onnx_external import MAPPED, mapped
 
 OLDEST_OPSET = 7
+DEFAULT_DOMAINS = ("", "ai.onnx")
 NO_VERSION = 1 << 31  # ONNX's checker takes numbers below
 INPUTS = {
     onnx.TensorProto.FLOAT: "float32",
@@ -49,7 +50,7 @@ class Source:
     @property
     def opset(self) -> int:
         """The version of the default operator set."""
-        versions = [o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")]
+        versions = [o.version for o in self.model.opset_import if o.domain in DEFAULT_DOMAINS]
         return max(versions, default=0)
 
     def property(self, key: str) -> str:
@@ -62,14 +63,20 @@ def read(source: str | Path | bytes | onnx.ModelProto) -> Source:
     """Parses a model and checks that it is one.
 
     Raises:
-        ImportModelError: no such file, not ONNX, truncated, no graph, or an opset before 7.
+        ImportModelError: nothing that can be read so, no such file, not ONNX, truncated, no graph,
+            an opset before 7 or none.
     """
     if isinstance(source, onnx.ModelProto):
         parsed = Source(source, None)
     elif isinstance(source, bytes):
         parsed = Source(_parse(source, "the given bytes"), None)
-    else:
+    elif isinstance(source, str | Path):
         parsed = Source(_parse(_file(Path(source)), f"'{source}'"), Path(source).parent)
+    else:
+        raise ImportModelError(
+            "load_onnx takes a path, the bytes of a file or an onnx.ModelProto, not "
+            f"{type(source).__name__}."
+        )
     model = parsed.model
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise ImportModelError(
@@ -79,6 +86,12 @@ def read(source: str | Path | bytes | onnx.ModelProto) -> Source:
     versions = [model.ir_version, *(o.version for o in model.opset_import)]
     if not all(0 <= version < NO_VERSION for version in versions):
         raise ImportModelError(f"Model: no version of ONNX is among {versions}; it is damaged.")
+    if not any(o.domain in DEFAULT_DOMAINS for o in model.opset_import):
+        used = ", ".join(sorted(o.domain for o in model.opset_import)) or "none at all"
+        raise ImportModelError(
+            f"Model: of operator sets it uses {used}, not ONNX's own; training graphs and "
+            "functions by themselves are no networks. Export the network for inference."
+        )
     if parsed.opset < OLDEST_OPSET:
         raise ImportModelError(
             f"Model: it uses opset {parsed.opset}; the oldest supported one is {OLDEST_OPSET}. "

@@ -15,6 +15,7 @@ from tvm import relax
 
 from nybble.frontend import extents
 from nybble.frontend.extents import Refused
+from nybble.frontend.onnx_file import DEFAULT_DOMAINS
 from nybble.frontend.stored import Stored
 
 Array = NDArray[Any]
@@ -110,7 +111,7 @@ def fold(node: Node) -> list[Any]:
     values = [value for value in inputs if value is not None]
     if any(value.dtype == object for value in values):
         return [_settled(_symbolic(node))]
-    if op in SIDE_EFFECTS or node.proto.domain not in ("", "ai.onnx"):
+    if op in SIDE_EFFECTS or node.proto.domain not in DEFAULT_DOMAINS:
         raise Refused("cannot be evaluated at import")
     from onnx import reference  # noqa: PLC0415  # costs half a second, few models need it
 

@@ -40,6 +40,12 @@ def test_not_onnx(data: bytes) -> None:
         from_onnx(data)
 
 
+@pytest.mark.parametrize("source", [None, 3, bytearray(b"x")])
+def test_no_source(source: Any) -> None:
+    with pytest.raises(ImportModelError, match=f"not {type(source).__name__}"):
+        from_onnx(source)
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ImportModelError, match=r"gone\.onnx': cannot be read \(No such file"):
         from_onnx(tmp_path / "gone.onnx")
@@ -198,6 +204,14 @@ def test_constant_output() -> None:
 def test_opset_too_old(opset: int) -> None:
     proto = model([node("Relu", "x")], opset=opset)
     with pytest.raises(ImportModelError, match=f"opset {opset}; the oldest"):
+        from_onnx(proto)
+
+
+def test_no_operator_set_of_onnx() -> None:
+    proto = model([node("Relu", "x")])
+    del proto.opset_import[:]
+    proto.opset_import.add(domain="ai.onnx.preview.training", version=1)
+    with pytest.raises(ImportModelError, match=r"uses ai\.onnx\.preview\.training, not ONNX"):
         from_onnx(proto)
 
 
