@@ -56,6 +56,28 @@ def _positive(node: Node, build: Builder, indices: Value, *sizes: Any) -> Value:
     return build.where(below, wrapped, places, f"{node.name}.positive")
 
 
+def _inside(node: Node, build: Builder, indices: Value, *sizes: Any) -> Value:
+    """Indices as `_positive` gives them, and none outside.
+
+    A kernel would read and write beside its tensors there. Computed ones are taken for the first
+    or the last place.
+
+    Raises:
+        Refused: known ones lie outside.
+    """
+    places = _positive(node, build, indices, *sizes)
+    is_open = any(isinstance(size, Symbolic) for size in sizes)
+    if not isinstance(places, relax.Var) and not is_open:
+        if ((np.asarray(places) < 0) | (np.asarray(places) >= np.array(sizes))).any():
+            raise Refused(f"has indices outside of the extents {list(sizes)}")
+        return places
+    ends = _as_tensor(node, build, sizes) if is_open else np.array(sizes, np.int64)
+    last = build.binary("subtract", ends, 1, f"{node.name}.last")
+    wide = build.cast(build.tensor(places, node.name, dtype_of(places)), "int64", node.name)
+    least = build.binary("minimum", wide, last, f"{node.name}.least")
+    return build.binary("maximum", least, 0, f"{node.name}.inside")
+
+
 def _as_tensor(node: Node, build: Builder, sizes: Sequence[Any]) -> relax.Var:
     """Extents as a tensor of the running network."""
     ends = [extents.expressions([size, size + 1]) for size in sizes]
@@ -75,7 +97,7 @@ def _static(node: Node) -> list[int]:
 def _gather_elements(node: Node, build: Builder) -> Value:
     sizes = extents.shape(node.input(0))
     axis = node.attrs.get("axis", 0) % len(sizes)
-    indices = _positive(node, build, node.inputs[1], sizes[axis])
+    indices = _inside(node, build, node.inputs[1], sizes[axis])
     x, places = (build.tensor(v, node.name, dtype_of(v)) for v in (node.inputs[0], indices))
     return build.emit(relax.op.gather_elements(x, places, axis), node.name)
 
@@ -83,7 +105,7 @@ def _gather_elements(node: Node, build: Builder) -> Value:
 def _gather_nd(node: Node, build: Builder) -> Value:
     sizes, batch = extents.shape(node.input(0)), node.attrs.get("batch_dims", 0)
     depth = int(extents.shape(node.inputs[1])[-1])  # type: ignore[arg-type]
-    indices = _positive(node, build, node.inputs[1], *sizes[batch : batch + depth])
+    indices = _inside(node, build, node.inputs[1], *sizes[batch : batch + depth])
     x, places = (build.tensor(v, node.name, dtype_of(v)) for v in (node.inputs[0], indices))
     return build.emit(relax.op.gather_nd(x, places, batch), node.name)
 
@@ -91,7 +113,7 @@ def _gather_nd(node: Node, build: Builder) -> Value:
 def _scatter_elements(node: Node, build: Builder) -> Value:
     axis = node.attrs.get("axis", 0) % extents.rank(node.inputs[0])
     reduction = REDUCTIONS[node.attrs.get("reduction", "none")]
-    indices = _positive(node, build, node.inputs[1], extents.shape(node.inputs[0])[axis])
+    indices = _inside(node, build, node.inputs[1], extents.shape(node.inputs[0])[axis])
     values = (node.inputs[0], indices, node.inputs[2])
     x, places, updates = (build.tensor(v, node.name, dtype_of(v)) for v in values)
     return build.emit(relax.op.scatter_elements(x, places, updates, axis, reduction), node.name)
@@ -99,7 +121,7 @@ def _scatter_elements(node: Node, build: Builder) -> Value:
 
 def _scatter_nd(node: Node, build: Builder) -> Value:
     depth = int(extents.shape(node.inputs[1])[-1])  # type: ignore[arg-type]
-    indices = _positive(node, build, node.inputs[1], *extents.shape(node.inputs[0])[:depth])
+    indices = _inside(node, build, node.inputs[1], *extents.shape(node.inputs[0])[:depth])
     values = (node.inputs[0], indices, node.inputs[2])
     x, places, updates = (build.tensor(v, node.name, dtype_of(v)) for v in values)
     reduction = REDUCTIONS[node.attrs.get("reduction", "none")]

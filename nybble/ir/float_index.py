@@ -129,6 +129,13 @@ def take(x: Array, indices: Array, *, axis: int | None, mode: str) -> Array:
     return np.take(x, indices, axis=axis, mode="wrap" if mode == "wrap" else "clip")
 
 
+def gather_elements(x: Array, at: Array, *, axis: int) -> Array:
+    """The elements at indices along an axis; the other extents may be less than those of x."""
+    corner = [slice(None) if a == axis % at.ndim else slice(n) for a, n in enumerate(at.shape)]
+    wrapped = np.where(at < 0, at + x.shape[axis], at)
+    return np.take_along_axis(x[tuple(corner)], wrapped, axis=axis)
+
+
 def arange(start: Any, end: Any, step: Any, *, dtype: Any) -> Array:
     """Evenly spaced values, the end left out."""
     return np.arange(start, end, step, dtype=str(dtype))
@@ -137,9 +144,7 @@ def arange(start: Any, end: Any, step: Any, *, dtype: Any) -> Array:
 OPS: dict[str, Law] = {
     "relax.strided_slice": strided_slice,
     "relax.take": take,
-    "relax.gather_elements": lambda x, at, *, axis: np.take_along_axis(
-        x, np.where(at < 0, at + x.shape[axis], at), axis=axis
-    ),
+    "relax.gather_elements": gather_elements,
     "relax.gather_nd": gather_nd,
     "relax.scatter_elements": scatter_elements,
     "relax.scatter_nd": scatter_nd,
