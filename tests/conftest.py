@@ -9,6 +9,7 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import nybble.ir as _ir  # before anything imports torch: TVM then comes without it
 from nybble import known
@@ -20,6 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FASHION = "/usr/share/datasets/fashion-mnist"
 
 assert _ir.tvm  # the import above is for its order
+
+# A busy machine may stop a test for as long as it likes.
+settings.register_profile("nybble", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("nybble")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -49,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("NYBBLE_DEBUG", raising=False)
     nan = values(4, 3, 3, 3)
     nan[1, 2] = np.nan
-    unknown = (node("Det", "h", "e"), node("Bernoulli", "e", "f"), node("GridSample", "f h", "g"))
+    unknown = (node("Det", "h", "e"), node("Bernoulli", "e", "f"), node("Multinomial", "f", "g"))
     files = {
         "good.onnx": network(),
         "cut.onnx": network()[:-40],
@@ -92,7 +92,7 @@ REFUSED = {
     "missing": (COMPILE.format("gone.onnx", "x.npy"), "gone.onnx"),
     "unknown_ops": (
         COMPILE.format("unknown.onnx", "x.npy"),
-        "3 node(s)|Det 'the_Det_e': |Bernoulli 'the_Bernoulli_f': |GridSample 'the_GridSample_g': ",
+        "3 node(s)|Det 'the_Det_e': |Bernoulli 'the_Bernoulli_f': |Multinomial 'the_Multinomial_g'",
     ),
     "nan_in_weights": (
         COMPILE.format("nan.onnx", "x.npy"),

@@ -111,7 +111,7 @@ def test_hawqs_own_optima(name: str) -> None:
 
 
 @pytest.mark.parametrize("solver", ["ilp", "iqp"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     layers=st.integers(1, 7),

@@ -169,7 +169,6 @@ def runnable() -> list[tuple[Kernel, Case, CpuTarget]]:
 @given(st.data())
 @settings(
     max_examples=150,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -156,4 +156,4 @@ def test_bad_arguments_are_told(tmp_path: Path, changed: dict[str, Any], reason:
 
 def test_records_that_cannot_be_written_are_told_first(tmp_path: Path) -> None:
     with pytest.raises(NybbleError, match="Cannot write the records"):
-        tune(None, tmp_path / "no" / "net.jsonl")  # type: ignore[arg-type]
+        tune(network()[0], tmp_path / "no" / "net.jsonl")

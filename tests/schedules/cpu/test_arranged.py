@@ -140,7 +140,7 @@ def test_refuses_what_needs_no_order_and_what_none_helps() -> None:
     assert "vpmaddubsw" in str(kernel.supports(case.problem(), resolve("x86-64-v4")))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(2, 70), st.sampled_from([1, 2, 3]), st.integers(1, 3), st.sampled_from([1, 2]),
     st.integers(0, 99),

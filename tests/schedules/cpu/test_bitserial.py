@@ -110,7 +110,7 @@ def small_layers(draw: st.DrawFn) -> Case:
     )  # fmt: skip
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, suppress_health_check=list(HealthCheck))
 @given(small_layers())
 def test_small_layers(case: Case) -> None:
     kernel, target = family("avx2", case)

@@ -81,7 +81,7 @@ def test_refuses_in_words() -> None:
     assert "needs avx2" in str(kernel.supports(CASES["dw 3x3"].problem(), resolve("x86-64")))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.integers(1, 9), st.integers(1, 3))
 def test_slots_hold_the_weights(data: Any, kh: int, kw: int) -> None:
     weights = drawn(data, kh, kw)
@@ -95,7 +95,7 @@ def test_slots_hold_the_weights(data: Any, kh: int, kw: int) -> None:
     assert not total[:, kh].any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2))
 def test_pairs_of_16_bits_hold_the_weights(
     data: Any, kh: int, kw: int, stride: int, dilation: int

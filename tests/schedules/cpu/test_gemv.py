@@ -89,7 +89,7 @@ def test_the_batch_is_chosen_at_run_time() -> None:
         np.testing.assert_array_equal(got, other.law(arrays))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     m=st.integers(1, 8), k=st.integers(1, 600), o=st.integers(1, 70), bits=st.integers(2, 8),
     x=st.sampled_from(["uint8", "int8", "uint4"]), operands=st.sampled_from(["random", "high"]),

@@ -61,7 +61,7 @@ def test_weights_that_never_fit_have_no_window() -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 20), st.sampled_from([1, 15, 255]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_splitting_keeps_the_sum_and_makes_windows_safe(
     seed: int, flush: int, steps: int, most: int
 ) -> None:

@@ -163,7 +163,7 @@ def small_layers(draw: st.DrawFn) -> Case:
     )  # fmt: skip
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(small_layers())
 def test_small_layers(case: Case) -> None:
     if case.dtypes[1] == "int32":

@@ -106,7 +106,7 @@ def test_every_batch_and_thread(batch: int) -> None:
     check_exact(mod, resolve("x86-64-v3"), None, *arrays)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(
         st.tuples(st.integers(-(2**31), 2**31 - 1), st.integers(1, 62)), min_size=16, max_size=20

@@ -43,7 +43,7 @@ def rounded(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.rint(x.astype(np.float32).astype(np.float64) * scale).astype(np.int64)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32), ratio=st.floats(-11, 1), weight=st.integers(1, 127),
     bounds=st.sampled_from([(0, 15), (-8, 7), (0, 255), (-128, 127), (-1, 1)]),

@@ -55,7 +55,7 @@ def test_every_tile_and_epilogue(o: int, tile: str, epilogue: str) -> None:
     running.check(kernel, case, target, Knobs({"tile": tile}))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(
     st.integers(1, 300), st.integers(1, 150), st.sampled_from(("int8", "uint8", "int4", "uint1"))
 )

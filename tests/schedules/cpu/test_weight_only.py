@@ -132,7 +132,7 @@ def test_zeros_denormals_and_values_without_a_scale(isa: str, rows: int) -> None
             np.testing.assert_array_equal(got, case.law(arrays), err_msg=str(value))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     m=st.integers(1, 10), k=st.integers(1, 300), o=st.integers(1, 70), group=st.integers(1, 140),
     bits=st.integers(2, 8), sign=st.sampled_from(["", "u"]),

@@ -223,7 +223,7 @@ def reach(x: str) -> tuple[Any, Any]:
 @given(
     st.integers(0, 2**32), st.integers(2, 5), st.sampled_from(["uint1", "uint4", "int4", "int6"])
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_windows_and_pairs_are_safe(seed: int, bits: int, x: str) -> None:
     rng = np.random.default_rng(seed)
     case = low(layer(int(rng.integers(32, 400)), 9, 6, 6), f"int{bits} {x} {x}")
