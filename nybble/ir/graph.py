@@ -120,8 +120,10 @@ def constant(values: Any, dtype: str | None = None) -> tvm.ir.GenericConst:
         tensor = tvm.runtime.empty(array.shape, dtype)
         _ffi_api.TVMTensorCopyFromBytes(tensor, _address(packed), packed.nbytes)
         return relax.const(tensor, dtype)
-    array = np.array(values, dtype, order="C")  # ascontiguousarray would turn () into (1,)
-    return relax.const(array, str(array.dtype))
+    array = np.asarray(values, dtype, order="C")  # ascontiguousarray would turn () into (1,)
+    tensor = tvm.runtime.empty(array.shape, str(array.dtype))  # from an array TVM copies twice
+    _ffi_api.TVMTensorCopyFromBytes(tensor, _address(array), array.nbytes)
+    return relax.const(tensor, str(array.dtype))
 
 
 def numpy_of(expr: Any) -> NDArray[Any]:
