@@ -14,9 +14,9 @@ import pytest
 from nybble.errors import NybbleError
 from nybble.executors import choose
 from nybble.executors.cluster import RayCluster
-from nybble.executors.interface import each, gathered
 from nybble.executors.local import Processes
 from tests.executors import calls
+from tests.executors.answers import assert_two_workers_answer_and_fail
 
 
 @pytest.mark.parametrize("name", ["0", "-1", "many", "rays", "ray//host"])
@@ -49,16 +49,7 @@ def cluster() -> Iterator[Any]:
 def test_two_nodes_do_again_what_a_killed_worker_had(cluster: Any, tmp_path: Path) -> None:
     ray = RayCluster(cluster.address)
     try:
-        assert ray.workers == 2
-        assert list(gathered(ray, calls.double, [(i,) for i in range(8)])) == list(range(0, 16, 2))
-        with pytest.raises(ValueError, match="seven is no even number"):
-            list(each(ray, calls.refuse, [(0,)]))
-        ((_, done),) = each(ray, calls.die, [(0,)])
-        assert done.failure is not None
-        assert (done.failure.kind, "SIGSEGV" in done.failure.detail) == ("crash", True)
-        slept = ray.submit(calls.sleep, (60.0,), limit=3).result()
-        assert slept.failure is not None
-        assert slept.failure.kind == "hang"
+        assert_two_workers_answer_and_fail(ray)
 
         marks = [tmp_path / str(i) for i in range(4)]
         futures = [ray.submit(calls.wait_marked, (mark, 4.0)) for mark in marks]

@@ -9,8 +9,9 @@ import pytest
 import nybble
 from nybble import Measure
 from nybble.executors import choose
-from nybble.executors.interface import each, gathered
+from nybble.executors.interface import gathered
 from tests.executors import calls
+from tests.executors.answers import assert_two_workers_answer_and_fail
 from tests.executors.ray_head import client_server
 from tests.sensitivity.nets import images, model
 
@@ -26,16 +27,7 @@ def address() -> Iterator[str]:
 def test_calls_come_back_fail_and_are_dropped(address: str) -> None:
     ray = choose.executor(address)
     try:
-        assert ray.workers == 2
-        assert list(gathered(ray, calls.double, [(i,) for i in range(8)])) == list(range(0, 16, 2))
-        with pytest.raises(ValueError, match="seven is no even number"):
-            list(each(ray, calls.refuse, [(0,)]))
-        ((_, done),) = each(ray, calls.die, [(0,)])
-        assert done.failure is not None
-        assert (done.failure.kind, "SIGSEGV" in done.failure.detail) == ("crash", True)
-        slept = ray.submit(calls.sleep, (60.0,), limit=3).result()
-        assert slept.failure is not None
-        assert slept.failure.kind == "hang"
+        assert_two_workers_answer_and_fail(ray)
         shared = ray.share(b"12345")
         assert list(gathered(ray, calls.length_of, [(shared,), (shared,)])) == [5, 5]
         waiting = [ray.submit(calls.sleep, (300.0,)) for _ in range(3)]
